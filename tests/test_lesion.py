@@ -16,6 +16,8 @@ model = copier()
 x = torch.tensor([[3.0, 0.0], [0.0, 5.0], [2.0, 0.0], [4.0, 1.0]])
 y = torch.tensor([0, 1, 0, 0])
 
+data = digits("test")
+
 
 @torch.no_grad()
 def hook_loop(model, module, groups, data, fill=0.0):
@@ -58,7 +60,6 @@ def test_copier():
 
 
 def test_hook_loop():
-    data = digits("test")
     net = cnn(size=8, channels=(8, 8, 8), dense=16).double()
     network = trace(net, data.x)
     for layer, module in [("0", net[1]), ("2", net[3]), ("9", net[10])]:

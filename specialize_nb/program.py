@@ -85,13 +85,15 @@ class Program:
         return (site, *kept)
 
     def repeat(self, name: str, value: Any, times: int) -> Any:
-        """The value of node `name` for a batch in which every example comes `times` over, the batch as a whole in turn."""
+        """The value of node `name` for a batch repeated `times` over."""
         known = self.nodes[name].meta["val"]
-        if isinstance(known, torch.SymInt):
+        if not isinstance(known, Tensor):
+            if not _is_free(known):
+                return value
             expression, (size,) = known.node.expr, known.node.expr.free_symbols
             batch = next(iter(sympy.solveset(expression - value, size)))
             return int(expression.subs(size, batch * times))
-        if value.ndim == 0 or isinstance(known.shape[0], int):
+        if value.ndim == 0 or not _is_free(known.shape[0]):
             return value
         return value.repeat(times, *[1] * (value.ndim - 1))
 
@@ -123,13 +125,18 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         if node.op == "call_module":
             module.graph.erase_node(node)
     module.recompile()
-    free = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if any(isinstance(node.meta["val"].shape[0], int) for node in free):
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if not all(_is_free(node.meta["val"].shape[0]) for node in inputs):
         raise ValueError(
             f"the code of {type(model).__name__} fixes the batch size at {example[0].shape[0]}: "
             "compute shapes from `x.shape`, not from constants"
         )
     return Program(module)
+
+
+def _is_free(size: int | torch.SymInt) -> bool:
+    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def _functionalize(graph: fx.Graph) -> bool:
@@ -140,9 +147,9 @@ def _functionalize(graph: fx.Graph) -> bool:
         packet, overload = str(node.target).removeprefix("aten.").rsplit(".", 1)
         pure = getattr(getattr(torch.ops.aten, packet.removesuffix("_"), None), overload, None)
         target = node.args[0]
-        if pure is None or not packet.endswith("_") or not _owns_its_memory(target):
+        read_later = any(user > node for user in target.users)
+        if pure is None or not packet.endswith("_") or read_later or not _owns_its_memory(target):
             return False
-        target.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: _after(node, user))
         node.target = pure
     return True
 
@@ -159,7 +166,3 @@ def _may_alias(node: fx.Node) -> bool:
     if schema is None or schema.name.removeprefix("aten::") in _MAY_ALIAS:
         return True
     return not schema.is_mutable and any(value.alias_info is not None for value in schema.returns)
-
-
-def _after(node: fx.Node, user: fx.Node) -> bool:
-    return user is not node and user > node

@@ -1,0 +1,227 @@
+"""What no other tool checks about the notebooks: run by `make check` and CI. Prints every fault, one a line.
+
+Each rule is a function that yields the faults of one notebook; `main` says which rules there are.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import builtins
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 40  # of an export cell, blank ones not counted
+MAX_NAMES = 12  # public names of a module
+MAX_WORDS = 15  # of the sentence under the title
+MAX_OUTPUT = 1_000_000  # bytes stored in a notebook
+MAX_FIGURE = 100_000  # bytes of one picture
+PATHS = r"(?<![\w.:/])/(?:home|root|work|tmp|Users|private|opt|usr|var|mnt)/|[A-Z]:\\\\"
+TRACES = r"site-packages|ipykernel_|ipython-input-"
+ADDRESS = r"\b0x[0-9a-f]{8,}\b"
+
+
+@dataclass
+class Notebook:
+    path: Path
+
+    @cached_property
+    def cells(self) -> list[dict]:
+        return json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    def code(self) -> Iterator[tuple[dict, str, ast.Module]]:
+        """Code cells: the cell, its source, its syntax tree (an empty one for shell lines and magics)."""
+        for cell in self.cells:
+            if cell["cell_type"] == "code":
+                source = "".join(cell["source"])
+                try:
+                    tree = ast.parse(source)
+                except SyntaxError:
+                    tree = ast.Module([], [])
+                yield cell, source, tree
+
+    def prose(self) -> Iterator[str]:
+        """Markdown cells without what is fenced or commented out in them."""
+        for cell in self.cells:
+            if cell["cell_type"] == "markdown":
+                yield re.sub(r"^(`{3,}).*?^\1|<!--.*?-->", "", "".join(cell["source"]), flags=re.M | re.S)
+
+    def module(self) -> str | None:
+        """The module this notebook exports."""
+        found = [re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M) for _, source, _ in self.code()]
+        return next((match[1] for match in found if match), None)
+
+
+def is_export(source: str) -> bool:
+    return re.search(r"^#\|\s*export", source, re.M) is not None
+
+
+def where(cell: dict) -> str:
+    return f"cell {cell.get('id', '?')} ({''.join(cell['source']).strip().splitlines()[0][:50]!r})"
+
+
+def title(notebook: Notebook) -> Iterator[str]:
+    """The title is the module's name; the sentence under it is short."""
+    first = "".join(notebook.cells[0]["source"]) if notebook.cells else ""
+    heading = re.match(r"# (.+)", first)
+    if not heading:
+        yield "the first cell is no `# title`"
+    elif (module := notebook.module()) and heading[1] != module:
+        yield f"the title is {heading[1]!r} and the module {module!r}: they must be the same"
+    summary = re.search(r"^> (.+)", first, re.M)
+    if not summary:
+        yield "no `> sentence` under the title says what it is for"
+    elif len(summary[1].split()) > MAX_WORDS:
+        yield f"the sentence under the title has {len(summary[1].split())} words; {MAX_WORDS} at most"
+
+
+def export_cells(notebook: Notebook) -> Iterator[str]:
+    """Export cells are short, imports have cells of their own, nothing exports from inside."""
+    for cell, source, tree in notebook.code():
+        lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
+        if is_export(source) and len(lines) > MAX_LINES:
+            yield f"{where(cell)} exports {len(lines)} lines; {MAX_LINES} at most: a helper is missing"
+        imports = sum(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body)
+        if 0 < imports < len(tree.body):
+            yield f"{where(cell)} mixes imports with other code; give imports a cell of their own"
+        if "nbdev_export" in source:
+            yield f"{where(cell)} calls nbdev_export; `make export` does"
+
+
+def texts(output: dict) -> Iterator[tuple[str, str]]:
+    """(MIME type, text) of all that one output stores."""
+    for kind, value in {**output.get("data", {}), "stream": output.get("text", "")}.items():
+        yield kind, "".join(value) if isinstance(value, str | list) else json.dumps(value)
+
+
+def output_faults(output: dict) -> Iterator[str]:
+    if output["output_type"] == "error":
+        yield f"stores an error: {output.get('ename')}"
+    if output.get("name") == "stderr":
+        yield f"stores what was written to stderr: {''.join(output['text'])[:80]!r}"
+    elif found := re.search(r"\w+Warning: .*", "".join(output.get("text", ""))):
+        yield f"stores a warning: {found[0][:80]!r}"
+    for kind, text in texts(output):
+        if kind in ("image/png", "image/jpeg"):
+            size = len(base64.b64decode(text))
+            if size > MAX_FIGURE:
+                yield f"stores a picture of {size:,} bytes; {MAX_FIGURE:,} at most"
+        elif found := re.search(f"{PATHS}|{TRACES}|{ADDRESS}", text):
+            yield f"stores {text[max(0, found.start() - 20) : found.end() + 20]!r}"
+
+
+def outputs(notebook: Notebook) -> Iterator[str]:
+    """What cells show is stored, and holds no error, warning, path of one machine, or address of one run."""
+    code = [cell for cell in notebook.code() if cell[1].strip()]
+    for cell, source, tree in code:
+        last = tree.body[-1] if tree.body else None
+        shows = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call | ast.Constant | ast.Await)
+        if shows and not cell["outputs"] and not source.rstrip().endswith(";"):
+            yield f"{where(cell)} ends with a value, and none is stored: run `make notebooks`"
+        for output in cell["outputs"]:
+            yield from (f"{where(cell)} {fault}" for fault in output_faults(output))
+    total = sum(len(text) for cell, _, _ in code for output in cell["outputs"] for _, text in texts(output))
+    if total > MAX_OUTPUT:
+        yield f"{total:,} bytes of output are stored; {MAX_OUTPUT:,} at most"
+    if code and not code[-1][0]["outputs"]:
+        yield f"the last cell shows nothing: {where(code[-1][0])}"
+
+
+def public_names(notebook: Notebook) -> Iterator[str]:
+    """A module has few public names."""
+    if module := notebook.module():
+        names = importlib.import_module(f"specialize_nb.{module}").__all__
+        if len(names) > MAX_NAMES:
+            yield f"{module} has {len(names)} public names; {MAX_NAMES} at most"
+
+
+def words(tree: ast.AST) -> Iterator[str]:
+    """Every identifier in a piece of code: names, attributes, arguments, imports, and strings that are one."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "asname", "module", "value"):
+            value = getattr(node, field, None)
+            if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
+                yield from value.split(".")
+
+
+class Package:
+    """What the names in the prose can refer to."""
+
+    def __init__(self):
+        self.modules: dict[str, ModuleType] = {"specialize_nb": importlib.import_module("specialize_nb")}
+        self.words = set(dir(builtins))
+        for path in sorted((ROOT / "specialize_nb").glob("*.py")):
+            self.words |= set(words(ast.parse(path.read_text(encoding="utf-8")))) | {path.stem}
+            if not path.stem.startswith("_"):
+                self.modules[path.stem] = importlib.import_module(f"specialize_nb.{path.stem}")
+        self.public = {
+            name: getattr(module, name) for module in self.modules.values() for name in getattr(module, "__all__", ())
+        }
+
+    def knows(self, name: str, local: set[str]) -> bool:
+        """Can `name`, dotted or not, be found in the package, or in the code of the notebook?"""
+        first, *rest = name.removeprefix("specialize_nb.").split(".")
+        owner = self.public.get(first) or (None if first in local else self.modules.get(first))
+        if rest and owner is not None:
+            return rest == ["py"] or has(owner, rest[0])
+        return all(part in self.words or part in local for part in (first, *rest))
+
+
+def has(owner: Any, name: str) -> bool:
+    """Is `name` an attribute of a module, class or function, or a field of a dataclass?"""
+    fields = [vars(base).get("__annotations__", {}) for base in owner.__mro__] if inspect.isclass(owner) else []
+    return hasattr(owner, name) or any(name in one for one in fields)
+
+
+def names_in_prose(notebook: Notebook, package: Package) -> Iterator[str]:
+    """Every name in backticks exists: in the package, or in the code of the notebook itself."""
+    local = {word for _, _, tree in notebook.code() for word in words(tree)}
+    for text in notebook.prose():
+        for quoted in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+            match = re.fullmatch(r"\.?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(.*\))?", quoted)
+            if match and not package.knows(match[1], local):
+                yield f"`{quoted}` in the prose is no name of the package or of this notebook"
+
+
+def sidebar(paths: list[Path]) -> Iterator[str]:
+    """The sidebar names every notebook, and none that is not there."""
+    text = (ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8")
+    listed, there = (
+        set(re.findall(r"[\w/]+\.ipynb", text)),
+        {path.relative_to(ROOT / "nbs").as_posix() for path in paths},
+    )
+    yield from (f"nbs/sidebar.yml: {name} is missing from it" for name in sorted(there - listed))
+    yield from (f"nbs/sidebar.yml: there is no {name}" for name in sorted(listed - there))
+
+
+def main() -> int:
+    paths = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()))
+    package, faults, exported = Package(), list(sidebar(paths)), {}
+    for notebook in map(Notebook, paths):
+        rules = [title(notebook), export_cells(notebook), outputs(notebook), public_names(notebook)]
+        for rule in [*rules, names_in_prose(notebook, package)]:
+            faults += [f"{notebook.name}: {fault}" for fault in rule]
+        if module := notebook.module():
+            if module in exported:
+                faults.append(f"{notebook.name}: {exported[module]} exports {module!r} already")
+            exported[module] = notebook.name
+    print("\n".join(faults) or f"{len(paths)} notebooks, nothing to say against them")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.data import batches, digits
-from specialize_nb.lesion import _ablate, lesion_table, scores_node
+from specialize_nb.lesion import _ablate, _one_thread_each, lesion_table, scores_node
 from specialize_nb.testing import copier, raises, test_near, unchanged
 from specialize_nb.train import cnn, fit, mlp
 from specialize_nb.units import trace
@@ -117,6 +117,15 @@ def test_invariance():
     assert np.array_equal(table.measures["loss"], threaded.measures["loss"])
     small = lesion_table(net, batches(data, batch_size=32), network, "1", groups[::-1])
     test_near(small.measures["loss"][::-1], table.measures["loss"], rtol=1e-5)
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    with _one_thread_each(2):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before + 1
+    torch.set_num_threads(before)
 
 
 def test_bad_input():

@@ -9,7 +9,7 @@ specialized*."""
 # %% auto #0
 __all__ = ['Finding', 'Exhibit', 'Audit', 'audit']
 
-# %% ../nbs/14_audit.ipynb #a29f8c46
+# %% ../nbs/14_audit.ipynb #a7886d60
 import html
 import os
 import platform
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -124,7 +123,7 @@ def _verdicts(findings: Sequence[Finding], alpha: float) -> pd.DataFrame:
     names = [(important & coherent, "specialized"), (important, "important"), (coherent, "coherent")]
     return frame.assign(verdict=np.select(*zip(*names, strict=True), default="neither"))
 
-# %% ../nbs/14_audit.ipynb #276cc364
+# %% ../nbs/14_audit.ipynb #27290e60
 def _in_words(audit: "Audit") -> str:
     """The verdict in plain sentences."""
     rows = audit.verdicts()
@@ -134,8 +133,8 @@ def _in_words(audit: "Audit") -> str:
     )
     verdict = (
         f"{told} locally specialized: important and coherent beyond random groups of the same size, "
-        f"at a false discovery rate of {audit.alpha:.0%} for each. Important only: {n['important']}. Coherent only: {n['coherent']}. "
-        f"Neither: {n['neither']}."
+        f"at a false discovery rate of {audit.alpha:.0%} for each. "
+        f"Important only: {n['important']}. Coherent only: {n['coherent']}. Neither: {n['neither']}."
     )
     return " ".join([verdict, *_doubts(audit, rows)])
 

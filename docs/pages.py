@@ -3,7 +3,8 @@
 What changes on the way:
 - export cells become entries of the reference, with the source folded under them; hidden cells go;
 - `#|` options become cell tags; callouts, `@fig-`, `@eq-` and `@sec-` become MyST; names of the package become links;
-- nbs/sidebar.yml becomes the table of contents, and the page `names` lists every public name.
+- nbs/sidebar.yml becomes the table of contents, the page `names` lists every public name;
+- CONTRIBUTING.md and CHANGELOG.md come along.
 Nothing is imported or run: all is read from the notebooks.
 """
 
@@ -21,7 +22,8 @@ from reference import Entry, entries
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
-CALLOUTS = {"note": "note", "tip": "tip", "warning": "warning", "important": "important", "caution": "caution"}
+ALONG = ("CONTRIBUTING.md", "CHANGELOG.md")
+CALLOUTS = ("note", "tip", "warning", "important", "caution")
 EXPORTS = {"export", "exports", "exporti"}
 ROLES = {"fig": "numref", "tbl": "numref", "eq": "eq", "sec": "ref"}
 
@@ -85,6 +87,7 @@ def myst(text: str) -> str:
     text = re.sub(r"^\$\$\s*\{#(eq-[\w-]+)\}[ \t]*$", r"$$ (\1)", text, flags=re.M)
     text = outside_code(text, lambda part: re.sub(r"\[?@(fig|tbl|eq|sec)-([\w-]*\w)\]?", reference, part))
     text = outside_code(text, lambda part: re.sub(r"\]\(([\w/.]*?)(\w+)\.ipynb", link, part))
+    text = outside_code(text, lambda part: re.sub(rf"\]\(((?:\.\./)*)\.\./({'|'.join(ALONG)})", r"](\1\2", part))
     return callouts(text)
 
 
@@ -98,10 +101,10 @@ def link(match: re.Match) -> str:
 
 def callouts(text: str) -> str:
     """`::: {.callout-note title="..."}` as an admonition; a heading on its first line is its title, too."""
-    pattern = r"^(:{3,})\s*\{\.callout-(\w+)([^}\n]*)\}\s*\n(.*?)^\1[ \t]*$"
+    pattern = rf"^(:{{3,}})\s*\{{\.callout-({'|'.join(CALLOUTS)})([^}}\n]*)\}}\s*\n(.*?)^\1[ \t]*$"
 
     def admonition(match: re.Match) -> str:
-        kind, title, body = CALLOUTS[match[2]], re.search(r'title="([^"]*)"', match[3]), match[4]
+        kind, title, body = match[2], re.search(r'title="([^"]*)"', match[3]), match[4]
         heading = re.match(r"\s*#+ (.+)\n", body)
         body = body[heading.end() :] if heading else body
         name = title[1] if title else heading[1] if heading else kind.capitalize()
@@ -216,7 +219,8 @@ def contents(pages: list[Page]) -> str:
         if isinstance(part, dict):
             listed = "\n".join(docnames[name] for name in part["contents"])
             trees.append(f"```{{toctree}}\n:hidden:\n:caption: {part['section']}\n\n{listed}\n```")
-    return "\n\n".join([*trees, "```{toctree}\n:hidden:\n:caption: Reference\n\nnames\n```"])
+    last = "\n".join(["names", *(Path(name).stem for name in ALONG)])
+    return "\n\n".join([*trees, f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{last}\n```"])
 
 
 def all_names(pages: list[Page]) -> str:
@@ -246,6 +250,8 @@ def main(target: str) -> None:
         kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
         path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
     (out / "names.md").write_text(all_names(pages), encoding="utf-8")
+    for name in ALONG:
+        shutil.copy(ROOT / name, out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ shows. Groups drawn at random are measured in the same way, and the statistics c
 # %% auto #0
 __all__ = ['Coherence', 'coherence']
 
-# %% ../nbs/11_coherence.ipynb #c66ba039
+# %% ../nbs/11_coherence.ipynb #f9aa9a85
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from .lesion import scores_node
 from .partition import Partition
 from .stats import Evidence, bootstrap_weights, effect_size
 from .units import Network, record, trace
-from .visualize import group_weights, input_range, unit_scales, visualize
+from .visualize import _spread, group_weights, input_range, unit_scales, visualize
 
 # %% ../nbs/11_coherence.ipynb #42cd595a
 def _standardized(answers: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ def _on_real_data(
         found[name] = rows, _image_effects(rows, measure(different, weights)[place])
     return found
 
-# %% ../nbs/11_coherence.ipynb #977cf11a
+# %% ../nbs/11_coherence.ipynb #457b81d9
 def _correlation_of(recorded: np.ndarray, subject: _Subject) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(groups, weights) -> (n_groups, n_boot); bootstrap draws in single precision."""
     answers = _standardized(recorded)
@@ -190,8 +190,7 @@ def _correlation_of(recorded: np.ndarray, subject: _Subject) -> Callable[[np.nda
 
 def _information_of(recorded: np.ndarray, subject: _Subject) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(groups, weights) -> (n_groups, n_boot), so many groups at a time as memory allows."""
-    answers = np.abs(recorded).astype(np.float64)
-    scale = np.where(np.ptp(recorded, axis=0) > 0, answers.std(0), 0.0)
+    answers, scale = np.abs(recorded).astype(np.float64), _spread(recorded)
 
     def measure(groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
         size = max(1, _MOST_NUMBERS // (subject.n_bins * max(weights.size // len(answers), len(answers))))

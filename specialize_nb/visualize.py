@@ -83,7 +83,7 @@ def _waking_objective(layer: str, weights: Tensor, unit_dim: int = 1) -> Objecti
 def _before(layer: str) -> str:
     return f"{layer}, before its activation"
 
-# %% ../nbs/10_visualize.ipynb #448cc532
+# %% ../nbs/10_visualize.ipynb #9d2761d0
 def unit_scales(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -95,9 +95,12 @@ def unit_scales(
 
     Raises: `KeyError` for a layer the network does not have.
     """
-    answers = record(model, data, network, layers=layers, at="site")
-    varies = {name: np.ptp(a, axis=0) > 0 for name, a in answers.items()}
-    return {name: np.where(varies[name], a.std(0, dtype=np.float64), 0.0) for name, a in answers.items()}
+    return {name: _spread(a) for name, a in record(model, data, network, layers=layers, at="site").items()}
+
+
+def _spread(answers: np.ndarray) -> np.ndarray:
+    """(n_units,) standard deviation of (n_images, n_units) answers; exactly 0 where all are the same."""
+    return np.where(np.ptp(answers, axis=0) > 0, answers.std(0, dtype=np.float64), 0.0)
 
 # %% ../nbs/10_visualize.ipynb #d6792f8f
 def input_range(
@@ -204,7 +207,7 @@ def _montage(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int
     ax.set_axis_off()
     return ax
 
-# %% ../nbs/10_visualize.ipynb #b5f3fa2b
+# %% ../nbs/10_visualize.ipynb #58bf3489
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Visualization:
     """One picture a group, made to excite it."""
@@ -212,7 +215,7 @@ class Visualization:
     layers: tuple[str, ...]  # Layer of each group
     units: tuple[np.ndarray, ...]  # Units of each group
     images: np.ndarray  # (n_groups, ...) float32, in the range of the data
-    course: np.ndarray  # (n_groups, steps + 1) response before each step and at the end, in standard deviations
+    course: np.ndarray  # (n_groups, steps + 1) response before each step (to the image as shaken) and at the end
     logits: np.ndarray  # (n_groups, n_classes) the network's scores of each picture; no columns if it has no classes
     low: np.ndarray  # (n_channels,) smallest value a picture may have
     high: np.ndarray  # (n_channels,) largest
@@ -482,7 +485,7 @@ class TopImages:
     def __repr__(self) -> str:
         return f"TopImages({self.index.shape[1]} examples for each of {len(self.layers)} groups)"
 
-# %% ../nbs/10_visualize.ipynb #a5725bcc
+# %% ../nbs/10_visualize.ipynb #1fa97621
 def top_images(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -501,7 +504,7 @@ def top_images(
     network = trace(model, data.example) if network is None else network
     layers, units = zip(*_parse(network, groups), strict=True)
     answers = record(model, data, network, layers=list(dict.fromkeys(layers)), at="site")
-    scales = {name: np.where(np.ptp(a, axis=0) > 0, a.std(0, dtype=np.float64), 0.0) for name, a in answers.items()}
+    scales = {name: _spread(a) for name, a in answers.items()}
     weights = _weights_of(list(zip(layers, units, strict=True)), scales)
     response = np.stack([np.abs(answers[name]) @ row for name, row in zip(layers, weights, strict=True)])
     index = np.argsort(-response, axis=1, kind="stable")[:, :n]

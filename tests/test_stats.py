@@ -293,7 +293,7 @@ def test_dependence():
 
 def test_irwin_hall():
     test_near([irwin_hall(mean, 5) for mean in (0.5, 0.1, 0.3)], [0.5, 2.6041666666666667e-4, 0.0619791666666667])
-    test_near([irwin_hall(mean, 3) for mean in (-0.1, 0, 1, 1.7)], [0, 0, 1, 1])
+    test_near([irwin_hall(mean, n) for n in (2, 3) for mean in (-1.1, 0, 1, 2.1)], [0, 0, 1, 1] * 2)
     test_near([irwin_hall(x, 1) for x in (0.2, 0.9)], [0.2, 0.9])
     draws = np.random.default_rng(10).random((20000, 8)).mean(1)
     assert abs(np.mean(draws <= 0.4) - irwin_hall(0.4, 8)) < 3.5 * np.sqrt(0.15 / len(draws))
@@ -358,13 +358,14 @@ def test_bootstrap_weights():
 def test_coverage():
     rng, n, n_controls, true_effect = np.random.default_rng(13), 200, 40, 6.0
     weights = bootstrap_weights(n, 300) / n
-    held = []
+    held, effects = [], []
     for _ in range(400):
         damage = rng.gamma(2, 0.04, 1 + n_controls)
         damage[0] = damage[1:].mean() + true_effect * damage[1:].std(ddof=1)
         image = damage + 0.8 * rng.standard_normal((n, 1 + n_controls)) + rng.standard_normal((n, 1))
         seen, again = image.mean(0), weights @ image
-        sd = effect_size(seen[:1], seen[1:, None])[1]
+        _, sd, effect = effect_size(seen[:1], seen[1:, None])
+        effects.append(effect[0])
         truth = (damage[0] - damage[1:].mean()) / sd[0]
         replicates = [effect_size(again[:, 0], again[:, 1:].T, scale=s)[2] for s in (sd[0], None)]
         held.append([low <= truth <= high for low, high in (np.quantile(r, [0.025, 0.975]) for r in replicates)])
@@ -372,7 +373,8 @@ def test_coverage():
         np.mean(held, 0), ["observed spread", "spread measured anew"], name="coverage of 95% intervals"
     )
     assert abs(coverage["observed spread"] - 0.95) < 0.04 and coverage["spread measured anew"] < 0.9
-    coverage.to_frame()
+    assert np.mean(effects) < 0.95 * true_effect
+    pd.concat([coverage, pd.Series({"mean effect, of a true one of 6": np.mean(effects)})]).to_frame("value")
 
     def covered(rng, truth, sample, n=200, studies=400):
         """How often the 95% interval of a mean difference holds its truth."""
@@ -485,6 +487,10 @@ def test_undefined():
     assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
     enough = toy_evidence(draws={name: d[:19] for name, d in evidence.draws.items()})
     assert "undecided" not in enough.verdict
+    for level, n in ((0.95, 19), (0.9, 9), (0.8, 4)):  # the smallest p-value equals the level: it passes
+        one = {"loss": np.arange(n)[:, None]}
+        just = Evidence(keys=evidence.keys[:1], outcomes=["loss"], value={"loss": [99.0]}, draws=one, level=level)
+        assert f"p_fwer <= {1 - level:.3g}: 1 of 1 in loss" in just.verdict
     undefined.verdict, few.verdict
 
 
@@ -531,7 +537,9 @@ def test_plot():
     test_near(filled[:, 0], np.flatnonzero(p <= 0.05))
     plt.close(fig)
     html = toy_evidence(keys={"layer": ["<b>"] * 6, "cluster": range(6), "n_units": [3] * 6})._repr_html_()
-    assert "<td><b>" not in html and "&lt;b&gt;" in html and html.count("<tr") == 9
+    assert (
+        "<td><b>" not in html and "&lt;b&gt;" in html and html.count("<tr") == 9 and "p_fwer &lt;= 0.05: 1 of 6" in html
+    )
 
 
 def test_refused():

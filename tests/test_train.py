@@ -53,6 +53,7 @@ def test_networks():
     assert kinds(cnn()) == "CrCr|Cr|FLrL" and kinds(cnn(channels=(8,), size=1)) == "CrFLrL"
     blocks = ["CrbDCrb|"] * 2 + ["CrbDCrbDCrb|"] * 3
     assert kinds(vgg()) == "".join(blocks) + "DFLrBDL" and kinds(vgg(dropout=False)) == kinds(vgg()).replace("D", "")
+    assert [m.p for m in mlp((4, 3, 3, 2), dropout=0.25) if isinstance(m, nn.Dropout)] == [0.25, 0.25]
     assert [m.p for m in vgg() if isinstance(m, nn.Dropout)] == [0.3] + [0.4] * 7 + [0.5] * 2
     assert [m.out_channels for m in vgg(width=2, depth=11) if isinstance(m, nn.Conv2d)] == [2, 4, 8, 8, 16, 16, 16, 16]
     assert [sum(isinstance(m, nn.Conv2d) for m in vgg(depth=d, width=1)) for d in (11, 13, 16, 19)] == [8, 10, 13, 16]
@@ -117,8 +118,12 @@ def test_accuracy():
     test_near(found, accuracy_score(shifted.y, planted.model(planted.x.double()).argmax(1)))
     assert 0.1 < found < 0.5
     test_near(_evaluate(model, batches((x, y), batch_size=3))[0], functional.cross_entropy(model(x), y))
+    half_asleep = nn.Sequential(copier(), nn.Dropout()).eval()
+    half_asleep[1].train()  # one part is enough to spoil the answer
     with raises(ValueError, match="in training mode.*call `model.eval\\(\\)`"):
-        accuracy(nn.Sequential(copier(), nn.Dropout().train()), (x, y))
+        accuracy(half_asleep, (x, y))
+    with raises(ValueError, match="output for 2 examples is \\(1, 2\\): expected \\(batch, classes\\)"):
+        accuracy(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))).eval(), (x[:, :1], y))
     with raises(ValueError, match="output for 2 examples is \\(2,\\): expected \\(batch, classes\\)") as caught:
         accuracy(nn.Flatten(0).eval(), (torch.rand(4, 1), y))
     with raises(ValueError, match="example 1 has the label 2, but the model scores 2 classes"):
@@ -144,16 +149,16 @@ def test_steps():
 
 def test_fit_against_a_plain_loop():
     data = digits("train")
-    x, y = data.x[:200], data.y[:200]
+    x, y = data.x[:190], data.y[:190]  # steps of 48, 48, 47 and 47
     model, plain = mlp((64, 16, 10), seed=5), mlp((64, 16, 10), seed=5)
     training = fit(model, (x, y), epochs=3, lr=0.01, batch_size=50, l1=1e-3, l2=1e-2, seed=7)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
     generator, losses = torch.Generator().manual_seed(7), []
     for epoch in range(3):
         losses.append(0.0)
-        for rows in torch.randperm(200, generator=generator).split(50):
+        for rows in torch.randperm(190, generator=generator).tensor_split(4):
             loss = functional.cross_entropy(plain(x[rows]), y[rows])
-            losses[epoch] += float(loss.detach()) / 4
+            losses[epoch] += float(loss.detach()) * len(rows) / 190
             weights = torch.cat([plain[1].weight.flatten(), plain[3].weight.flatten()])
             optimizer.zero_grad()
             (loss + 1e-3 * weights.abs().sum() + 1e-2 * (weights**2).sum()).backward()
@@ -161,7 +166,7 @@ def test_fit_against_a_plain_loop():
     for own, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert not torch.equal(own, dict(mlp((64, 16, 10), seed=5).named_parameters())["1.weight"])
         test_near(own, other, rtol=1e-4, atol=1e-6)
-    test_near(training.history["train_loss"], losses, rtol=1e-5)
+    test_near(training.history["train_loss"], losses, rtol=1e-6)
     assert not model.training and all(p.grad is None for p in model.parameters())
     training.history
 
@@ -217,7 +222,18 @@ def test_early_stopping():
     for (name, own), (_, other) in zip(model.state_dict().items(), shorter.state_dict().items(), strict=True):
         assert torch.equal(own, other), name
     assert not model.training
+    table = training.to_frame()
+    table["epoch"] = 0
+    assert training.history["epoch"].tolist() == list(range(1, best + 5))  # a copy was changed, the result was not
+    assert (
+        f"{best + 4} epochs, weights of epoch {best}: train loss" in repr(training)
+        and "valid_accuracy" in training._repr_html_()
+    )
     ax = training.plot()
+    assert ax.lines[-1].get_xdata()[0] == best and [line.get_label() for line in ax.lines[:2]] == [
+        "train_loss",
+        "valid_loss",
+    ]
 
 
 def test_references():

@@ -115,6 +115,17 @@ def test_waking_objective():
     gradient
 
 
+def test_unit_scales():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)).eval().requires_grad_(False)
+    model[0].weight.copy_(torch.tensor([3.0, 0.0]).view(2, 1, 1, 1))
+    x = torch.randn(30, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    with unchanged(model):
+        scales = unit_scales(model, (x, torch.arange(30) % 2), trace(model, x))
+    answers = torch.tanh(3 * x.double() + float(model[0].bias[0])).mean((1, 2, 3))
+    test_near(scales["0"], [answers.std(correction=0), 0], rtol=1e-5)
+    scales
+
+
 def test_input_range():
     x = torch.tensor([[[0.0, 2.0]], [[-1.0, 1.0]]]).view(2, 1, 1, 2).repeat(1, 2, 1, 1)
     x[:, 1] *= 10

@@ -28,6 +28,7 @@ MAX_OUTPUT = 1_000_000  # bytes stored in a notebook
 MAX_FIGURE = 100_000  # bytes of one picture
 PATHS = r"(?<![\w.:/])/(?:home|root|work|tmp|Users|private|opt|usr|var|mnt)/|[A-Z]:\\\\"
 TRACES = r"site-packages|ipykernel_|ipython-input-"
+SHELL = {"make", "pip", "git", "python3"}  # commands, which prose may name as it likes
 ADDRESS = r"\b0x[0-9a-f]{8,}\b"
 
 
@@ -163,7 +164,7 @@ class Package:
 
     def __init__(self):
         self.modules: dict[str, ModuleType] = {"specialize_nb": importlib.import_module("specialize_nb")}
-        self.words = set(dir(builtins))
+        self.words = SHELL | set(dir(builtins))
         for path in sorted((ROOT / "specialize_nb").glob("*.py")):
             self.words |= set(words(ast.parse(path.read_text(encoding="utf-8")))) | {path.stem}
             if not path.stem.startswith("_"):

@@ -1,0 +1,182 @@
+"""How notebooks become pages: quarto's markdown as MyST, export cells as entries of the reference."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = load("reference")
+pages = load("pages")
+
+CODE = '''
+@dataclass
+class _Base:
+    size: int  # Units, at least 1
+
+    def halved(self) -> "Thing":
+        """Half of it."""
+
+
+class Thing(_Base, Known):
+    """What it is.
+
+    Raises: `ValueError`
+    Source: someone
+    """
+
+    name: str | None = None  # With | and 2 * 3 * 4
+    _hidden: int = 0
+
+    @property
+    def area(self) -> float:
+        """How large?"""
+
+    @classmethod
+    def make(
+        cls,
+        a: int,  # First
+        *rest: float,  # Others
+        scale: tuple = (
+            1.0,
+            2.0,
+        ),  # Of `a`
+        **more,
+    ) -> Thing:  # The thing
+        """Make one."""
+
+
+def plain(x: int, y: str = "a") -> None:
+    """Answers
+    a question. And more.
+
+    Details.
+    """
+
+
+def _helper():
+    pass
+'''
+
+
+@pytest.fixture
+def entries():
+    return {one.name: one for one in reference.entries([CODE], "pkg.toy")[0]}
+
+
+def test_public_names_are_entries(entries):
+    assert list(entries) == ["Thing", "plain"]
+    assert entries["Thing"].names == ["Thing", "Thing.halved", "Thing.area", "Thing.make"]
+    assert entries["plain"].sentence == "Answers a question. And more."
+
+
+def test_a_function_without_docments_has_types_in_its_signature(entries):
+    text = entries["plain"].markdown({})
+    assert "{py:function} plain(x: int, y: str='a')\n:module: pkg.toy" in text
+    assert "Details." in text and "| Parameter" not in text
+
+
+def test_a_class_has_a_table_of_fields_and_its_methods(entries):
+    text = entries["Thing"].markdown({"Known": "pkg.other.Known", "Thing": "pkg.toy.Thing"})
+    assert "{py:class} Thing\n" in text and "{py:obj}`~pkg.other.Known`" in text
+    assert "| `size` | `int` | Units, at least 1 |" in text  # of a private base
+    assert "| `name` | `str \\| None` | With \\| and 2 \\* 3 \\* 4 |" in text
+    assert "_hidden" not in text and "_Base" not in text
+    assert "\n\n**Raises** `ValueError`\n\n**Source** someone\n" in text
+    assert "{py:method} halved() -> Thing\n" in text
+    assert "{py:property} area\n:module: pkg.toy\n:type: float\n" in text
+    assert "{py:method} make(a, *rest, scale=(1.0, 2.0), **more) -> Thing\n:module: pkg.toy\n:classmethod:\n" in text
+    rows = ["`a` | `int` | First", "`rest` | `float` | Others", "`scale` | `tuple` | Of `a`", "`more` |  | "]
+    assert all(f"| {row} |" in text for row in rows)
+    assert "| `returns` | {py:obj}`Thing <pkg.toy.Thing>` | The thing |" in text
+
+
+@pytest.mark.parametrize(
+    ("quarto", "myst"),
+    [
+        ("## A b {#sec-a}\n\ntext", "(sec-a)=\n## A b\n\ntext"),
+        ("$$\nx\n$$ {#eq-a}\n\ntext", "$$\nx\n$$ (eq-a)\n\ntext"),
+        ("see @fig-a, @eq-b-c. And [@sec-d]", "see {numref}`fig-a`, {eq}`eq-b-c`. And {ref}`sec-d`"),
+        ("`@fig-a` and\n\n```\n@fig-b\n```\n\n@fig-c", "`@fig-a` and\n\n```\n@fig-b\n```\n\n{numref}`fig-c`"),
+        ("me@fig.org [a](05_partition.ipynb#x)", "me@fig.org [a](partition.ipynb#x)"),
+        ("[a](tutorials/01_one.ipynb) `[a](05_b.ipynb)`", "[a](tutorials/one.ipynb) `[a](05_b.ipynb)`"),
+        ("[a](../CONTRIBUTING.md), [b](../../CHANGELOG.md)", "[a](CONTRIBUTING.md), [b](../CHANGELOG.md)"),
+        ("::: {.callout-tip}\n## T\n\nb\n:::\n\nc", ":::{admonition} T\n:class: tip\n\nb\n:::\n\nc"),
+        ('::: {.callout-note title="T"}\nb\n:::', ":::{admonition} T\n:class: note\n\nb\n:::"),
+        ("::: {.callout-warning}\nb\n:::", ":::{admonition} Warning\n:class: warning\n\nb\n:::"),
+    ],
+)
+def test_markdown(quarto, myst):
+    assert pages.myst(quarto) == myst
+
+
+def cell(source, kind="code", **more):
+    return dict(cell_type=kind, id=source[:40], metadata={}, source=source) | more
+
+
+def page(tmp_path, monkeypatch, *cells):
+    monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path)
+    path = tmp_path / "03_toy.ipynb"
+    cells = [one | (dict(outputs=[], execution_count=None) if one["cell_type"] == "code" else {}) for one in cells]
+    path.write_text(json.dumps(dict(cells=cells)))
+    return pages.read(path)
+
+
+def test_a_page(tmp_path, monkeypatch):
+    made = page(
+        tmp_path,
+        monkeypatch,
+        cell("# toy\n\n> What it\n> is for", "markdown"),
+        cell("#| default_exp toy"),
+        cell("#| export\nimport os\nfrom a import (\n    b,\n)"),
+        cell("#| hide\nimport secret"),
+        cell("#| export\nThe module.", "markdown"),
+        cell("#| export\ndef f(x: int):\n    'What?'"),
+        cell("#| export\n_TABLE = {}\n\n\ndef _g():\n    pass"),
+        cell("## About `f`\n\nCall `f()`, then `f` or `specialize_nb.toy.f`.", "markdown"),
+        cell("#| test f\nf(1)", outputs=["kept"]),
+        cell("## More\n\n`f` again", "markdown"),
+        cell('#| label: fig-a\n#| fig-cap: "See @fig-a"\n#| echo: false\nplot()'),
+        cell("#| include: false\nunseen()"),
+    )
+    assert (made.module, made.title, made.summary, made.docname) == (
+        "specialize_nb.toy",
+        "toy",
+        "What it is for",
+        "toy",
+    )
+    title, module, entry, source, about, lesson, more, figure = pages.convert(made, pages.Linker([made]))
+    assert title["source"] == "# toy\n\n{.lead}\nWhat it\nis for"
+    assert module["source"] == "The module."
+    assert "{py:function} f(x: int)" in entry["source"]
+    assert source["source"].endswith("'What?'\n\n\n_TABLE = {}\n\n\ndef _g():\n    pass")
+    assert source["metadata"]["mystnb"]["code_prompt_show"] == "Source of f, _TABLE, _g"
+    link = "{py:obj}`f() <specialize_nb.toy.f>`"
+    assert about["source"] == f"## About `f`\n\nCall {link}, then `f` or `specialize_nb.toy.f`."  # the first mention
+    assert lesson["source"] == "f(1)" and lesson["metadata"]["tags"] == []
+    assert more["source"] == "## More\n\n{py:obj}`f <specialize_nb.toy.f>` again"
+    assert figure["source"] == "plot()" and figure["metadata"]["tags"] == ["remove-input"]
+    assert figure["metadata"]["mystnb"]["figure"] == dict(caption="See {numref}`fig-a`", name="fig-a")
+
+
+def test_contents_follow_the_sidebar(tmp_path, monkeypatch):
+    made = page(tmp_path, monkeypatch, cell("# toy", "markdown"))
+    sidebar = (
+        "website:\n  sidebar:\n    contents:\n      - section: Rooms\n        contents:\n          - 03_toy.ipynb\n"
+    )
+    (tmp_path / "sidebar.yml").write_text(sidebar)
+    assert ":caption: Rooms\n\ntoy\n```" in pages.contents([made])
+    (tmp_path / "sidebar.yml").write_text(sidebar.replace("03_toy", "04_gone"))
+    with pytest.raises(KeyError, match="04_gone"):
+        pages.contents([made])

@@ -11,6 +11,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One BLAS thread a process: two processes of two threads each are slower than two of one.
 export OMP_NUM_THREADS := 1
+# Notebooks that show the command line call it by its name; bars of progress are not for keeping.
+NOTEBOOKS := PATH="$(CURDIR)/.venv/bin:$$PATH" TQDM_DISABLE=1 $(BIN)/nbdev-test --n-workers 2
 
 .PHONY: run test docs lab bench export notebooks check clean
 
@@ -19,7 +21,7 @@ run: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest -n 2
-	TQDM_DISABLE=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	$(NOTEBOOKS) --timing
 
 docs: .venv/ready
 	rm -rf _docs
@@ -29,7 +31,7 @@ docs: .venv/ready
 	@echo "The site: $(CURDIR)/_docs/index.html"
 
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/jupyter lab nbs
 
 bench: .venv/ready
 	$(BIN)/python bench/harness.py
@@ -39,7 +41,7 @@ export: .venv/ready
 	$(BIN)/python tools/readme.py
 
 notebooks: .venv/ready
-	TQDM_DISABLE=1 $(BIN)/nbdev-test --n-workers 2 --save
+	$(NOTEBOOKS) --save
 	$(BIN)/nbdev-clean
 
 check: .venv/ready

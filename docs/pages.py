@@ -247,7 +247,8 @@ def main(target: str) -> None:
             cells.append(markdown_cell(contents(pages)))
         path = out / f"{page.docname}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+        language = dict(name="python", pygments_lexer="ipython3")  # knows `!shell` lines
+        kernel = dict(kernelspec=dict(name="python3", display_name="python3"), language_info=language)
         path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
     (out / "names.md").write_text(all_names(pages), encoding="utf-8")
     for name in ALONG:

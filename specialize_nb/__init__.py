@@ -1,7 +1,24 @@
-"""Which groups of units in a neural network are locally specialized?
+"""Find the locally specialized groups of units in a PyTorch network, with evidence a statistician would sign
 
-The rooms are modules of the same name as their notebooks; what most people need is here.
-"""
+Modules:
+
+- `specialize_nb.audit`: Which groups of units in a network are locally specialized?
+- `specialize_nb.cli`: Audits from the shell, without writing Python.
+- `specialize_nb.coherence`: Do the units of a group answer to the same thing?
+- `specialize_nb.controls`: Random groups to compare a sub-cluster with.
+- `specialize_nb.data`: Labelled images, and any other data, as batches that can be read again
+- `specialize_nb.extract`: Writes the test cells of notebooks to `tests/test_<module>.py`, so that pytest needs no notebook machinery.
+- `specialize_nb.graph`: The units of a network as the nodes of a weighted graph.
+- `specialize_nb.importance`: Does a group of units matter more than random units do?
+- `specialize_nb.lesion`: What a network does without a group of its units.
+- `specialize_nb.partition`: Cut the units of a network into clusters that hold together.
+- `specialize_nb.report`: One page that tells people who were not there what was found.
+- `specialize_nb.stats`: Is a group of units more than chance would make it?
+- `specialize_nb.testing`: Strict comparisons, and small networks whose truth is known
+- `specialize_nb.train`: Reference networks, and the training that makes them the same every time
+- `specialize_nb.units`: The units of a network, and which of them feed which.
+- `specialize_nb.visualize`: What a group of units asks to see, as pictures.
+- `specialize_nb.wiring`: Follows units through a traced program, operation by operation: which weights join which units."""
 
 from specialize_nb.audit import Audit, audit
 from specialize_nb.coherence import Coherence, coherence

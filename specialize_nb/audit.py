@@ -155,12 +155,12 @@ def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
             doubts.append(f"The graph of {finding.name} falls apart into {finding.partition.n_components} components.")
     return doubts
 
-# %% ../nbs/14_audit.ipynb #30d575be
+# %% ../nbs/14_audit.ipynb #45b4643c
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Audit:
-    """Which groups of units of one model are locally specialized, and all the evidence for it."""
+class _Record:
+    """Everything an audit keeps."""
 
-    model: str  # Class of the model
+    model: str  # Class of the model, or the name it was given
     data: str  # What it was judged on, in words
     layers: pd.DataFrame  # `Network.to_frame()`
     unknown: tuple[str, ...]  # Operations that could not be followed
@@ -171,6 +171,11 @@ class Audit:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     seconds: Mapping[str, float]  # How long each stage took
+
+# %% ../nbs/14_audit.ipynb #ab730979
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Audit(_Record):
+    """Which groups of units of one model are locally specialized, and all the evidence for it."""
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding, kind of evidence, outcome and sub-cluster."""
@@ -338,34 +343,63 @@ def _chosen(verdicts: pd.DataFrame, finding: Finding, n: int) -> list[tuple[str,
     )
     return list(rows[["layer", "cluster"]].head(n).itertuples(index=False, name=None))
 
-# %% ../nbs/14_audit.ipynb #abae5162
-def _exhibits(
+# %% ../nbs/14_audit.ipynb #b350dcea
+def _shelf(
     model: nn.Module, data: Batches, network: Network, finding: Finding, chosen: list[tuple[str, int]], seed: int
 ) -> list[Exhibit]:
-    n_random = 3
+    """The exhibits of one finding, in the order of `chosen`."""
+    n_random, where = 3, (finding.graph, finding.scope)
     controls = draw_controls(finding.partition, n_controls=n_random, layers=network.hidden, seed=seed)
     wanted = [(i, sub) for i, sub in enumerate(controls.subclusters) if (sub.layer, sub.cluster) in chosen]
+    wanted.sort(key=lambda one: chosen.index((one[1].layer, one[1].cluster)))
     groups = [(sub.layer, np.flatnonzero(group)) for i, sub in wanted for group in controls.groups(i)]
-    if not groups:
-        return []
     made = visualize(model, data, groups, network=network, seed=seed)
     real = top_images(model, data, [sub for _, sub in wanted], n=min(6, data.n), network=network)
     shelf = []
     for place, (_, sub) in enumerate(wanted):
-        first = place * (1 + n_random)
-        shelf.append(
-            Exhibit(
-                graph=finding.graph,
-                scope=finding.scope,
-                layer=sub.layer,
-                cluster=int(sub.cluster),
-                units=tuple(sub.units.tolist()),
-                image=made.image(first),
-                controls=np.stack([made.image(first + 1 + j) for j in range(n_random)]),
-                real=np.stack([real.image(place, j) for j in range(real.index.shape[1])]),
-            )
-        )
-    return sorted(shelf, key=lambda exhibit: chosen.index((exhibit.layer, exhibit.cluster)))
+        image, *others = (made.image(place * (1 + n_random) + j) for j in range(1 + n_random))
+        seen = [real.image(place, j) for j in range(real.index.shape[1])]
+        pictures = dict(image=image, controls=np.stack(others), real=np.stack(seen))
+        keys = dict(zip(("graph", "scope"), where, strict=True), layer=sub.layer, cluster=int(sub.cluster))
+        shelf.append(Exhibit(**keys, units=tuple(sub.units.tolist()), **pictures))
+    return shelf
+
+# %% ../nbs/14_audit.ipynb #5f47deae
+def _exhibits(
+    model: nn.Module,
+    data: Batches,
+    network: Network,
+    findings: Sequence[Finding],
+    verdicts: pd.DataFrame,
+    n: int,
+    seed: int,
+) -> tuple[Exhibit, ...]:
+    shelves = []
+    for finding in findings:
+        if chosen := _chosen(verdicts, finding, n):
+            shelves += _shelf(model, data, network, finding, chosen, seed)
+    return tuple(shelves)
+
+# %% ../nbs/14_audit.ipynb #f99a7234
+def _judge(
+    model: nn.Module,
+    data: Batches,
+    network: Network,
+    graph: str,
+    scope: str,
+    partition: Partition,
+    numbers: dict[str, int],
+    n_jobs: int | None,
+    seed: int,
+    progress: bool,
+    seconds: dict[str, float],
+) -> Finding:
+    shared = dict(network=network, seed=seed, progress=progress)
+    with _timed(seconds, "importance"):
+        hurt = importance(model, data, partition, n_controls=numbers["n_controls"], n_jobs=n_jobs, **shared)
+    with _timed(seconds, "coherence"):
+        agree = coherence(model, data, partition, **numbers, **shared)
+    return Finding(graph=graph, scope=scope, partition=partition, importance=hurt, coherence=agree)
 
 # %% ../nbs/14_audit.ipynb #57fc7daa
 def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, float]:
@@ -374,7 +408,32 @@ def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, fl
     intact = lesion_table(model, data, network, layer, none).intact
     return {"loss": float(intact["loss"].mean()), "accuracy": float(intact["correct"].mean()), "n_examples": data.n}
 
-# %% ../nbs/14_audit.ipynb #6282bf5a
+# %% ../nbs/14_audit.ipynb #23240b8f
+def _record(
+    model: nn.Module,
+    data: Batches,
+    network: Network,
+    findings: tuple[Finding, ...],
+    exhibits: tuple[Exhibit, ...],
+    alpha: float,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+) -> Audit:
+    return Audit(
+        model=type(model).__name__,
+        data=repr(data),
+        layers=network.to_frame(),
+        unknown=tuple(unknown.op for unknown in network.unknown),
+        findings=findings,
+        exhibits=exhibits,
+        alpha=alpha,
+        baseline=_baseline(model, data, network),
+        settings=settings,
+        versions=_versions(),
+        seconds=seconds,
+    )
+
+# %% ../nbs/14_audit.ipynb #b16d010d
 def audit(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -405,30 +464,12 @@ def audit(
     with _timed(seconds, "partition"):
         built = _graphs(model, find, network, graphs)
         partitions = {(g, s): p for g in graphs for s, p in _partitions(built[g], network, k, scopes, seed).items()}
-    findings = []
-    for (graph, scope), partition in tqdm(partitions.items(), desc="audit", disable=not progress):
-        shared = dict(network=network, seed=seed, progress=progress)
-        with _timed(seconds, "importance"):
-            hurt = importance(model, data, partition, n_controls=n_controls, n_jobs=n_jobs, **shared)
-        with _timed(seconds, "coherence"):
-            agree = coherence(model, data, partition, n_controls=n_controls, n_visual=n_visual, **shared)
-        findings.append(Finding(graph=graph, scope=scope, partition=partition, importance=hurt, coherence=agree))
-    verdicts, exhibits = _verdicts(findings, alpha), []
-    with _timed(seconds, "pictures"):
-        for finding in findings:
-            chosen = _chosen(verdicts, finding, n_exhibits)
-            exhibits += _exhibits(model, data, network, finding, chosen, seed)
-    options = dict(k=k, graphs=list(graphs), scopes=list(scopes), n_controls=n_controls, n_visual=n_visual, seed=seed)
-    return Audit(
-        model=type(model).__name__,
-        data=repr(data),
-        layers=network.to_frame(),
-        unknown=tuple(unknown.op for unknown in network.unknown),
-        findings=tuple(findings),
-        exhibits=tuple(exhibits),
-        alpha=alpha,
-        baseline=_baseline(model, data, network),
-        settings=options,
-        versions=_versions(),
-        seconds=seconds,
+    numbers = dict(n_controls=n_controls, n_visual=n_visual)
+    findings = tuple(
+        _judge(model, data, network, graph, scope, partition, numbers, n_jobs, seed, progress, seconds)
+        for (graph, scope), partition in tqdm(partitions.items(), desc="audit", disable=not progress)
     )
+    with _timed(seconds, "pictures"):
+        exhibits = _exhibits(model, data, network, findings, _verdicts(findings, alpha), n_exhibits, seed)
+    options = dict(k=k, graphs=list(graphs), scopes=list(scopes), **numbers, n_exhibits=n_exhibits, seed=seed)
+    return _record(model, data, network, findings, exhibits, alpha, options, seconds)

@@ -202,7 +202,7 @@ def _read_weights(path: Path) -> Mapping[str, torch.Tensor]:
         raise _UserError(f"{path.as_posix()!r} holds a {type(state).__name__}, not the weights of a model: {advice}")
     return state
 
-# %% ../nbs/16_cli.ipynb #dbb49377
+# %% ../nbs/16_cli.ipynb #ef91c9dd
 def _load_weights(model: nn.Module, path: Path) -> None:
     """Put weights from a file into the model."""
     found, wanted = _read_weights(path), model.state_dict()
@@ -213,8 +213,8 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             wrong.append(f"{key!r} of shape {tuple(found[key].shape)} for {tuple(wanted[key].shape)}")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        message = f"weights of {path.as_posix()!r} are not those of {type(model).__name__}: the file has {'; '.join(wrong[:3])}{more}"
-        raise _UserError(message)
+        what = f"weights of {path.as_posix()!r} are not those of {type(model).__name__}"
+        raise _UserError(f"{what}: the file has {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(found)
 
 # %% ../nbs/16_cli.ipynb #b7fd128e
@@ -450,7 +450,7 @@ def _check_out(out: Path, names: Sequence[str]) -> None:
         if folder.exists() and not (folder / "audit.npz").exists():
             raise _UserError(f"{folder.as_posix()!r} exists and is no saved audit: choose another --out")
 
-# %% ../nbs/16_cli.ipynb #ff8ddd76
+# %% ../nbs/16_cli.ipynb #1e61d29b
 def _finish(audits: Sequence[Audit], out: Path) -> None:
     """Save, report, and say what was found."""
     for one in audits:
@@ -458,7 +458,7 @@ def _finish(audits: Sequence[Audit], out: Path) -> None:
     path = write_report(audits, out / "index.html")
     width = min(shutil.get_terminal_size().columns, 100)
     for one in audits:
-        print(textwrap.fill(f"{one.model}: {one.verdict}", width, break_long_words=False, break_on_hyphens=False))
+        print(textwrap.fill(one.verdict, width, break_long_words=False, break_on_hyphens=False))
         print()
     print(f"report: {path.resolve()}", flush=True)
 
@@ -495,7 +495,7 @@ def _audit(options: argparse.Namespace) -> None:
         result = audit(model, data, **chosen, n_jobs=jobs, seed=options.seed, progress=_progress())
     _finish([dataclasses.replace(result, model=title, data=words)], out)
 
-# %% ../nbs/16_cli.ipynb #e781b891
+# %% ../nbs/16_cli.ipynb #00f3f21a
 def _demo_networks(seed: int) -> dict[str, nn.Module]:
     return {"MLP": mlp((64, 64, 64, 64, 10), seed=seed), "CNN": cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed)}
 
@@ -507,7 +507,7 @@ def _demo(options: argparse.Namespace) -> None:
     _check_out(out, list(networks))
     with _threads(options.jobs) as jobs:
         for name, model in networks.items():
-            fit(model, train, epochs=20, seed=options.seed, progress=_progress())
+            fit(model, train, epochs=40, seed=options.seed, progress=_progress())
             right = f"{accuracy(model, test):.0%} of {len(test.y)} digits it has not seen right"
             print(f"{name}: trained, gets {right}; auditing", flush=True)
             result = audit(model, test, find=train, n_jobs=jobs, seed=options.seed, progress=_progress())

@@ -5,8 +5,11 @@ A plain module, not a notebook: mechanism without a story. The units notebook sh
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -110,7 +113,7 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Program:
     example = tuple(x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).contiguous() for x in example)
     shapes = tuple({0: torch.export.Dim.AUTO} for _ in example)
     try:
-        with torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
             if not _functionalize(program.graph):
                 program = program.run_decompositions({})
@@ -132,6 +135,18 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Program:
             "compute shapes from `x.shape`, not from constants"
         )
     return Program(module)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch logs and prints while it exports from the screen: what matters of it is in the error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _is_free(size: int | torch.SymInt) -> bool:

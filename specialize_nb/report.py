@@ -59,7 +59,7 @@ def _tag(
     start = name + "".join(f' {key}="{_escape(value)}"' for key, value in known.items())
     return _Html(f"<{start}>" if name in ("img", "meta") else f"<{start}>{_join(parts)}</{name}>")
 
-# %% ../nbs/15_report.ipynb #75cd199d
+# %% ../nbs/15_report.ipynb #49b76752
 def _number(value: float, digits: int = 3) -> str:
     """A measurement with a few significant digits."""
     if not math.isfinite(value):
@@ -73,7 +73,7 @@ def _number(value: float, digits: int = 3) -> str:
 
 def _effect(value: float) -> str:
     """Standard deviations, with a sign and one decimal."""
-    return f"{value:+.1f}".replace("-", "−") if math.isfinite(value) else _number(value)
+    return f"{round(value, 1) or 0:+.1f}".replace("-", "−") if math.isfinite(value) else _number(value)
 
 
 def _probability(value: float) -> str:
@@ -112,13 +112,18 @@ _VERDICTS = {  # Verdict -> mark, in words
 def _badge(verdict: str) -> _Html:
     return _tag("span", f"{_VERDICTS[verdict][0]} {verdict}".strip(), class_=f"badge {verdict}")
 
-# %% ../nbs/15_report.ipynb #8eeef222
+# %% ../nbs/15_report.ipynb #b0cf6ff9
 def _colour(cluster: int) -> str:
     return f"--c:hsl({(40 + cluster * 137.508) % 360:.0f} 62% {(72, 64)[cluster % 2]}%)"
 
 
 def _chip(cluster: int) -> _Html:
     return _tag("span", cluster, class_="chip", style=_colour(cluster))
+
+
+def _subcluster(cluster: int, layer: Any) -> _Html:
+    """The name of a sub-cluster."""
+    return _join([_chip(cluster), _tag("small", " of "), layer])
 
 # %% ../nbs/15_report.ipynb #24131e5e
 _STYLE_COLOURS = """
@@ -257,7 +262,7 @@ def _segment(cluster: int, n_units: int, verdict: str | None) -> _Html:
     style = f"{_colour(cluster)};flex-grow:{n_units}"
     return _tag("span", cluster, mark, class_=f"segment {verdict or 'untested'}", style=style, title=says)
 
-# %% ../nbs/15_report.ipynb #be49c1fb
+# %% ../nbs/15_report.ipynb #3e851045
 def _strip(layer: str, labels: np.ndarray, verdicts: Mapping[int, str]) -> _Html:
     """One layer: its name, and its clusters side by side."""
     clusters, sizes = np.unique(labels, return_counts=True)
@@ -265,7 +270,7 @@ def _strip(layer: str, labels: np.ndarray, verdicts: Mapping[int, str]) -> _Html
     found = [(int(clusters[i]), int(sizes[i]), verdicts.get(int(clusters[i]))) for i in order]
     says = "; ".join(_says(*one) for one in found)
     bar = _tag("span", *(_segment(*one) for one in found), class_="bar", role="img", aria_label=f"{layer}: {says}")
-    name = _tag("span", layer, _tag("small", f" {len(labels)} units"), class_="strip-name")
+    name = _tag("span", _tag("small", "layer "), layer, _tag("small", f" · {len(labels)} units"), class_="strip-name")
     return _tag("div", name, bar, class_="strip")
 
 # %% ../nbs/15_report.ipynb #5a9ae98e
@@ -375,11 +380,11 @@ def _column(evidence: Evidence, rows: pd.DataFrame, name: str, alpha: float) -> 
         )
     return _axis(scale, f"{name}: {_outcome(evidence.outcomes[0])}"), cells
 
-# %% ../nbs/15_report.ipynb #a7299988
+# %% ../nbs/15_report.ipynb #755fefd2
 _OUTCOMES = {
     "cross_entropy": "loss added by a lesion",
     "accuracy": "accuracy lost to a lesion",
-    "correlation": "mean correlation between its units",
+    "correlation": "correlation of its units",
     "class_information": "class information",
     "visual_score": "visualisation score",
     "visual_entropy": "decisiveness of the output on its visualisation",
@@ -389,11 +394,11 @@ _OUTCOMES = {
 def _outcome(name: str) -> str:
     return _OUTCOMES.get(name, name.replace("_", " "))
 
-# %% ../nbs/15_report.ipynb #7e0e6e5f
+# %% ../nbs/15_report.ipynb #82542b8e
 def _evidence(finding: Finding, verdicts: pd.DataFrame, alpha: float) -> _Html:
     """Every tested sub-cluster of one finding, its two kinds of evidence side by side."""
     rows = _verdicts_of(finding, verdicts)
-    names = [[_join([_chip(row.cluster), " ", row.layer]), row.n_units] for row in rows.itertuples()]
+    names = [[_subcluster(row.cluster, row.layer), row.n_units] for row in rows.itertuples()]
     head, cells = [("sub-cluster", "text"), ("units", "number")], [names]
     for name in ("importance", "coherence"):
         axis, found = _column(getattr(finding, name), rows, name, alpha)
@@ -408,7 +413,7 @@ def _with_interval(effect: float, low: float, high: float) -> _Html:
     ends = "" if math.isnan(low) else f" {_effect(low)} to {_effect(high)}"
     return _join([_effect(effect), _tag("small", ends)])
 
-# %% ../nbs/15_report.ipynb #c22b3327
+# %% ../nbs/15_report.ipynb #9c50734a
 def _short_list(audit: Audit, verdicts: pd.DataFrame, links: Mapping[tuple, str]) -> _Html:
     """The specialized sub-clusters; `links` lead from (graph, scope, layer, cluster) to pictures."""
     rows = verdicts[verdicts["verdict"] == "specialized"].sort_values(
@@ -420,7 +425,7 @@ def _short_list(audit: Audit, verdicts: pd.DataFrame, links: Mapping[tuple, str]
     for row in rows.itertuples():
         link = links.get((row.graph, row.scope, row.layer, row.cluster))
         name = _tag("a", row.layer, href=f"#{link}") if link else row.layer
-        cells = [_join([_chip(row.cluster), " ", name]), f"{row.graph}, {row.scope}", row.n_units, _number(row.damage)]
+        cells = [_subcluster(row.cluster, name), f"{row.graph}, {row.scope}", row.n_units, _number(row.damage)]
         cells += [
             _with_interval(row.importance_effect, row.importance_ci_low, row.importance_ci_high),
             _probability(row.importance_q),
@@ -431,7 +436,7 @@ def _short_list(audit: Audit, verdicts: pd.DataFrame, links: Mapping[tuple, str]
         ]
         body.append(cells)
     measure = _outcome(audit.findings[0].importance.outcomes[0])
-    head = [("cluster, layer", "text"), ("found by", "text"), ("units", "number"), (measure, "number")]
+    head = [("sub-cluster", "text"), ("found by", "text"), ("units", "number"), (measure, "number")]
     head += [
         ("importance: effect, interval", "number"),
         ("q", "number"),
@@ -469,13 +474,13 @@ def _row_of(pictures: np.ndarray, title: str, alt: str) -> _Html:
     images = [_image(picture, f"{alt} {i}", "small") for i, picture in enumerate(pictures, 1)]
     return _tag("div", _tag("h5", title), _tag("div", *images, class_="row-of"))
 
-# %% ../nbs/15_report.ipynb #8ef8839e
+# %% ../nbs/15_report.ipynb #e94d7a4f
 def _exhibit(exhibit: Exhibit, verdict: str, anchor: str) -> _Html:
     """What one group asks to see, beside what random groups ask to see, and real images."""
     group = f"cluster {exhibit.cluster} of {exhibit.layer} ({exhibit.graph}, {exhibit.scope})"
-    words = f" {exhibit.graph}, {exhibit.scope} · {len(exhibit.units)} units "
+    words = f" · {exhibit.graph}, {exhibit.scope} · {len(exhibit.units)} units "
     head = _tag(
-        "figcaption", _chip(exhibit.cluster), " ", _tag("strong", exhibit.layer), _tag("small", words), _badge(verdict)
+        "figcaption", _subcluster(exhibit.cluster, _tag("strong", exhibit.layer)), _tag("small", words), _badge(verdict)
     )
     own = _image(exhibit.image, f"Image that excites {group} most", "large")
     others = _row_of(exhibit.controls, "random groups of as many units", "Image that excites random group, number")
@@ -517,7 +522,7 @@ def _facts(pairs: Mapping[str, Any], class_: str = "facts") -> _Html:
     """Names and what they stand for."""
     return _tag("dl", *(_tag("div", _tag("dt", key), _tag("dd", value)) for key, value in pairs.items()), class_=class_)
 
-# %% ../nbs/15_report.ipynb #9d6b4ba8
+# %% ../nbs/15_report.ipynb #957dc095
 def _untested(audit: Audit) -> _Html:
     """What was not tested and why, once for both kinds of evidence where they agree."""
     parts = []
@@ -529,10 +534,7 @@ def _untested(audit: Audit) -> _Html:
         return _tag("p", "Every sub-cluster of every hidden layer was tested.")
     keys = ["partition", "layer", "cluster", "n_units", "reason"]
     rows = frame.groupby(keys, sort=False)["evidence"].agg(" and ".join).reset_index()
-    body = [
-        [_join([_chip(r.cluster), " ", r.layer]), r.partition, r.n_units, r.evidence, r.reason]
-        for r in rows.itertuples()
-    ]
+    body = [[_subcluster(r.cluster, r.layer), r.partition, r.n_units, r.evidence, r.reason] for r in rows.itertuples()]
     head = [
         ("sub-cluster", "text"),
         ("found by", "text"),
@@ -719,20 +721,22 @@ def _section(audit: Audit, anchor: str, words: bool) -> _Html:
     found += [_tag("section", _tag("h3", title), part, id=f"{anchor}-{name}") for name, (title, part) in parts.items()]
     return _tag("article", *found, id=anchor)
 
-# %% ../nbs/15_report.ipynb #a32cd944
+# %% ../nbs/15_report.ipynb #1f3c6fbe
 _PICTURES = _tag(
     "p",
-    "On the left the image that was made to excite the units of a group most; beside it images made the same "
-    "way for random groups of as many units of the layer, and the real images that excite the group most.",
+    "On the left the image that was made to excite the units of a group most; beside it images made the "
+    "same way for random groups of as many units of the layer, and the real images that excite the group "
+    "most.",
 )
 _EVIDENCE = _tag(
     "p",
-    "Each line is one sub-cluster. Thin line: the whole range of its random groups; bar: the middle half of "
-    "them; dot: the sub-cluster, filled where its q passes; line through the dot: its bootstrap interval. The "
-    "scale counts standard deviations of the random groups, and is squeezed far from zero.",
+    "Each line is one sub-cluster. Thin line: the whole range of its random groups; bar: the middle half "
+    "of them; dot: the sub-cluster, filled where its q passes; line through the dot: its bootstrap "
+    "interval. The scale counts standard deviations of the random groups, and is squeezed far from zero. "
+    "Where a measure does not exist, such as the correlation of a single unit, the line says so.",
 )
 
-# %% ../nbs/15_report.ipynb #7d1f7394
+# %% ../nbs/15_report.ipynb #e790e4f7
 def _summary(audits: Sequence[Audit]) -> _Html:
     """The networks side by side."""
     rows = []
@@ -743,7 +747,7 @@ def _summary(audits: Sequence[Audit]) -> _Html:
         rows.append([name, one.data, f"{one.baseline['accuracy']:.1%}", len(verdicts), *counts])
     head = [("network", "text"), ("judged on", "text"), ("accuracy", "number"), ("sub-clusters", "number")]
     head += [(name, "number") for name in ("specialized", "important only", "coherent only", "neither")]
-    words = [_tag("p", _tag("strong", one.model), ": ", one.verdict, class_="verdict") for one in audits]
+    words = [_tag("p", one.verdict, class_="verdict") for one in audits]
     return _tag("section", _table(head, rows, f"{len(audits)} networks"), *words, id="summary")
 
 # %% ../nbs/15_report.ipynb #baefe858

@@ -385,17 +385,18 @@ def test_local_planted():
 
 def test_local_neighbours():
     rng = np.random.default_rng(0)
-    matrix = random_blocks(rng.integers(0, 3, 120), 1, 0.2)
+    matrix = random_blocks(rng.integers(0, 3, 120), 1, 0.7)
     place = np.repeat(range(4), 30)
     apart = abs(np.subtract.outer(place, place))
     near = (apart == 1) | (apart == 3)
     graph = graph_of(matrix * near, (30,) * 4)
-    found = local_partition(graph, 3)
+    found, whole = local_partition(graph, 3), spectral_partition(graph, 3)
     for layer, neighbours in ((0, (0, 1, 3)), (1, (0, 1, 2)), (2, (1, 2, 3)), (3, (0, 2, 3))):
         part = np.isin(place, neighbours)
         peer = SpectralClustering(3, affinity="precomputed", assign_labels="kmeans", n_init=25, random_state=0)
         labels = peer.fit_predict((matrix * near)[part][:, part])[place[part] == layer]
         test_near(adjusted_rand_score(found.labels[f"layer{layer}"], labels), 1)
+        assert adjusted_rand_score(whole.labels[f"layer{layer}"], labels) < 0.9
     found
 
 

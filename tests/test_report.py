@@ -153,7 +153,7 @@ def test_text_stays_text():
 def test_numbers():
     numbers = [0.0, 0.12345, -3.21987, 12345.6, 2e-5, float("nan"), -float("inf")]
     assert [_number(n) for n in numbers] == ["0", "0.123", "−3.22", "12,346", "2.00e-05", "–", "−∞"]
-    assert [_effect(n) for n in (3.14, -2.0, float("nan"), float("inf"))] == ["+3.1", "−2.0", "–", "∞"]
+    assert [_effect(n) for n in (3.14, -2, -0.04, float("nan"), float("inf"))] == ["+3.1", "−2.0", "+0.0", "–", "∞"]
     assert [_probability(p) for p in (0.0004, 0.0123, 0.5, float("nan"))] == ["<0.001", "0.012", "0.50", "–"]
     [_number(n) for n in numbers]
 

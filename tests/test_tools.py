@@ -88,7 +88,9 @@ def test_export_cells(tmp_path, source, fault):
 @pytest.mark.parametrize(
     ("cell", "fault"),
     [
-        (code("x"), "none is stored"),
+        (code("x"), "none of it is stored"),
+        (code("!make"), "none of it is stored"),
+        (code("f(x)", shown()), None),
         (code("x;"), "the last cell shows nothing"),
         (code("x", shown()), None),
         (code("x", shown("/home/someone/x")), "stores '/home"),
@@ -122,7 +124,7 @@ def package():
         ("`Planted.labels` and `Planted.count()`, which tuples have", None),
         ("`Planted.colour`", "`Planted.colour`"),
         ("`testing.no_such_name`", "`testing.no_such_name`"),
-        ("`here` is in the notebook, `there` is not", "`there`"),
+        ("`here` is in the notebook, `nowhere_at_all` is not", "`nowhere_at_all`"),
         ("`n_modules=3`, `a + b`, `make test`, `nbs/x.ipynb`, ```no_such_name```", None),
         ("```\nno_such_name `no_such_name`\n```", None),
         ("<!-- `no_such_name` -->", None),

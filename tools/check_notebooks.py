@@ -131,8 +131,9 @@ def outputs(notebook: Notebook) -> Iterator[str]:
     for cell, source, tree in code:
         last = tree.body[-1] if tree.body else None
         shows = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call | ast.Constant | ast.Await)
-        if shows and not cell["outputs"] and not source.rstrip().endswith(";"):
-            yield f"{where(cell)} ends with a value, and none is stored: run `make notebooks`"
+        shows = (shows and not source.rstrip().endswith(";")) or source.startswith("!")
+        if shows and not cell["outputs"]:
+            yield f"{where(cell)} shows something, and none of it is stored: run `make notebooks`"
         for output in cell["outputs"]:
             yield from (f"{where(cell)} {fault}" for fault in output_faults(output))
     total = sum(len(text) for cell, _, _ in code for output in cell["outputs"] for _, text in texts(output))

@@ -9,7 +9,7 @@ exit status 2."""
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/16_cli.ipynb #4623f1e4
+# %% ../nbs/16_cli.ipynb #f32307b9
 import argparse
 import dataclasses
 import difflib
@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import os
 import pickle
+import random
 import re
 import shutil
 import sys
@@ -30,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -154,9 +156,24 @@ def _factory(given: str, what: str) -> tuple[str, Any]:
 def _is_own(value: Any, module: ModuleType) -> bool:
     return callable(value) and getattr(value, "__module__", None) == module.__name__
 
-# %% ../nbs/16_cli.ipynb #6fb29494
-def _call(given: str, factory: Any, seed: int) -> Any:
-    """What a factory returns, the same for every run with the same seed."""
+# %% ../nbs/16_cli.ipynb #aa897d3b
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The user's code meets the same random numbers in every run; afterwards all generators are as before."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+
+# %% ../nbs/16_cli.ipynb #bb042b48
+def _call(given: str, factory: Any) -> Any:
+    """What a factory returns."""
     if not callable(factory):
         raise _UserError(f"{given!r} is a {type(factory).__name__}, not a function that can be called")
     try:
@@ -165,15 +182,15 @@ def _call(given: str, factory: Any, seed: int) -> Any:
         needed = []  # written in C: calling it will tell
     if needed:
         raise _UserError(f"{given!r} needs arguments ({', '.join(needed)}): wrap it in a function without any")
-    with torch.random.fork_rng(devices=[]), _user_code(f"calling {given!r}"):
-        torch.manual_seed(seed)
+    with _user_code(f"calling {given!r}"):
         return factory()
 
-# %% ../nbs/16_cli.ipynb #04ac017e
+# %% ../nbs/16_cli.ipynb #98d58891
 def _model(given: str, weights: str | None, device: str, seed: int) -> tuple[str, nn.Module]:
     """The network to audit, in eval mode, and the name of its factory."""
-    name, factory = _factory(given, "the model")
-    model = factory if isinstance(factory, nn.Module) else _call(given, factory, seed)
+    with _seeded(seed):
+        name, factory = _factory(given, "the model")
+        model = factory if isinstance(factory, nn.Module) else _call(given, factory)
     if not isinstance(model, nn.Module):
         raise _UserError(
             f"{given!r} returned a {type(model).__name__}, not a torch.nn.Module: return the network itself"
@@ -217,7 +234,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise _UserError(f"{what}: the file has {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(found)
 
-# %% ../nbs/16_cli.ipynb #b7fd128e
+# %% ../nbs/16_cli.ipynb #2e8bd809
 _DATA = {"digits": "", "mnist": "MNIST", "fashion": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
@@ -245,7 +262,8 @@ def _data(options: argparse.Namespace) -> tuple[str, Batches]:
 
 def _own_data(given: str, seed: int) -> Batches:
     """The data that a function of the user's returns."""
-    found = _call(given, _factory(given, "the data")[1], seed)
+    with _seeded(seed):
+        found = _call(given, _factory(given, "the data")[1])
     try:
         return batches(found)
     except (TypeError, ValueError) as error:
@@ -347,30 +365,26 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
     add("--jobs", type=_whole(1), metavar="N", help="lesions computed at once (default: one a processor)")
     add("--traceback", action="store_true", help="show where in the code a mistake was noticed")
 
-# %% ../nbs/16_cli.ipynb #a5d137aa
+# %% ../nbs/16_cli.ipynb #e93fd75f
 def _parser() -> argparse.ArgumentParser:
     """The whole command line."""
     about = "Which groups of units of a PyTorch network are locally specialized? Finds and tests them."
     parser = _Parser("specialize-nb", description=about, epilog=_EXAMPLES, formatter_class=_layout)
     parser.add_argument("--version", action="version", version=f"specialize-nb {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="audit two small networks on digits: start here", description=_DEMO, **_usage("demo")
-    )
+    says = "audit two small networks on digits: start here"
+    demo = commands.add_parser("demo", help=says, description=_DEMO, **_usage("demo"))
     _common(demo, "report")
+    usage = _usage("audit MODEL --data DATA")
     own = commands.add_parser(
-        "audit",
-        help="audit a network of your own",
-        description=_AUDIT,
-        epilog=_EXAMPLES,
-        **_usage("audit MODEL --data DATA"),
+        "audit", help="audit a network of your own", description=_AUDIT, epilog=_EXAMPLES, **usage
     )
-    _audit_options(own)
+    for add_options in (_network_options, _data_options, _search_options):
+        add_options(own)
     _common(own, "audit-FACTORY")
     says = "write the report of saved audits again"
-    again = commands.add_parser(
-        "report", help=says, description=f"{says.capitalize()}.", **_usage("report DIR [DIR ...]")
-    )
+    usage = _usage("report DIR [DIR ...]")
+    again = commands.add_parser("report", help=says, description=f"{says.capitalize()}.", **usage)
     again.add_argument("audits", nargs="+", metavar="DIR", help="a saved audit, or a folder that holds some")
     again.add_argument("--out", metavar="FILE.html", default="report.html", help="file to write (default: report.html)")
     again.add_argument("--traceback", action="store_true", help="show where in the code a mistake was noticed")
@@ -382,57 +396,37 @@ def _parser() -> argparse.ArgumentParser:
 def _usage(words: str) -> dict[str, Any]:
     return dict(usage=f"specialize-nb {words} [options]", formatter_class=_layout)
 
-# %% ../nbs/16_cli.ipynb #9394b385
-def _audit_options(parser: argparse.ArgumentParser) -> None:
+# %% ../nbs/16_cli.ipynb #93edbc91
+def _network_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the network").add_argument
     add("model", metavar="MODEL", help="FILE.py:FACTORY or package.module:FACTORY")
     add("--weights", metavar="FILE", help="its state dict, as kept by torch.save")
     add("--device", default="cpu", help="where to compute: cpu, cuda, ... (default: cpu)")
     add("--name", help="what the report calls it (default: its class)")
+
+# %% ../nbs/16_cli.ipynb #7d38403a
+def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the data it is judged on").add_argument
-    add(
-        "--data",
-        required=True,
-        help="digits, mnist, fashion, cifar10, a folder of images with a folder for each class, or FILE.py:FACTORY",
-    )
+    says = "digits, mnist, fashion, cifar10, a folder of images with a folder for each class, or FILE.py:FACTORY"
+    add("--data", required=True, help=says)
     add("--split", choices=("test", "train"), default="test", help="part of a named data set (default: test)")
     add("--root", metavar="DIR", default="data", help="where torchvision keeps named data sets (default: data)")
     add("--download", action="store_true", help="fetch a named data set into --root if it is not there")
     add("--size", type=_whole(1), metavar="PIXELS", help="side that images of a folder are scaled to, as squares")
     add("--examples", type=_whole(1), metavar="N", help="use N examples, evenly spaced (default: all)")
+
+# %% ../nbs/16_cli.ipynb #9e9e9b7f
+def _search_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to look for, and how hard").add_argument
+    number = dict(type=_whole(1), metavar="N")
     add("--k", type=_whole(2), metavar="N", help="clusters to look for (default: 8)")
-    add(
-        "--graphs",
-        nargs="+",
-        metavar="GRAPH",
-        choices=("weights", "activations"),
-        help="what joins units: weights, activations (default: both)",
-    )
-    add(
-        "--scopes",
-        nargs="+",
-        metavar="SCOPE",
-        choices=("global", "local"),
-        help="clusters through all layers (global), of each layer (local) (default: both)",
-    )
-    add(
-        "--controls",
-        type=_whole(1),
-        metavar="N",
-        dest="n_controls",
-        help="random groups for each sub-cluster (default: 199)",
-    )
-    add(
-        "--visual", type=_whole(1), metavar="N", dest="n_visual", help="random groups that are visualised (default: 49)"
-    )
-    add(
-        "--exhibits",
-        type=_whole(0),
-        metavar="N",
-        dest="n_exhibits",
-        help="pictures kept for each partition (default: 3)",
-    )
+    says = "what joins units: weights, activations (default: both)"
+    add("--graphs", nargs="+", metavar="GRAPH", choices=("weights", "activations"), help=says)
+    says = "clusters through all layers: global; of each layer: local (default: both)"
+    add("--scopes", nargs="+", metavar="SCOPE", choices=("global", "local"), help=says)
+    add("--controls", **number, dest="n_controls", help="random groups for each sub-cluster (default: 199)")
+    add("--visual", **number, dest="n_visual", help="random groups that are visualised (default: 49)")
+    add("--exhibits", **number, dest="n_exhibits", help="pictures kept for each partition (default: 3)")
     add("--alpha", type=float, metavar="RATE", help="false discovery rate of the verdicts (default: 0.05)")
 
 # %% ../nbs/16_cli.ipynb #df072b78
@@ -478,7 +472,7 @@ def _threads(jobs: int | None) -> Iterator[int]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/16_cli.ipynb #6a0ba845
+# %% ../nbs/16_cli.ipynb #6fb88da9
 def _audit(options: argparse.Namespace) -> None:
     """`specialize-nb audit`."""
     name, model = _model(options.model, options.weights, options.device, options.seed)
@@ -493,9 +487,11 @@ def _audit(options: argparse.Namespace) -> None:
     chosen = {key: value for key, value in chosen.items() if value is not None}
     with _threads(options.jobs) as jobs:
         result = audit(model, data, **chosen, n_jobs=jobs, seed=options.seed, progress=_progress())
-    _finish([dataclasses.replace(result, model=title, data=words)], out)
+    _finish(
+        [dataclasses.replace(result, model=title, data=f"{words}; half found activation clusters, half judged")], out
+    )
 
-# %% ../nbs/16_cli.ipynb #00f3f21a
+# %% ../nbs/16_cli.ipynb #38f127d4
 def _demo_networks(seed: int) -> dict[str, nn.Module]:
     return {"MLP": mlp((64, 64, 64, 64, 10), seed=seed), "CNN": cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed)}
 
@@ -511,7 +507,11 @@ def _demo(options: argparse.Namespace) -> None:
             right = f"{accuracy(model, test):.0%} of {len(test.y)} digits it has not seen right"
             print(f"{name}: trained, gets {right}; auditing", flush=True)
             result = audit(model, test, find=train, n_jobs=jobs, seed=options.seed, progress=_progress())
-            found.append(dataclasses.replace(result, model=name, data="digits, test split"))
+            found.append(
+                dataclasses.replace(
+                    result, model=name, data="digits, test split; activation clusters found in the train split"
+                )
+            )
     print()
     _finish(found, out)
 

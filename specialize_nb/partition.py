@@ -335,11 +335,11 @@ def _smallest(graph: UnitGraph, k: int, max_iter: int | None) -> _Eigen:
     vectors = np.where(large, walk(vectors) / np.where(large, values, 1), vectors)
     return _Eigen(np.r_[0, 1 - values], np.c_[trivial, vectors], residual)
 
-# %% ../nbs/05_partition.ipynb #ced794b7
+# %% ../nbs/05_partition.ipynb #ddd1b8c2
 def _largest(walk: Callable[[np.ndarray], np.ndarray], n: int, k: int, max_iter: int | None) -> _Eigen:
     """The `k` largest eigenpairs of a symmetric product, descending, copies included."""
     found, rng = _Eigen(np.zeros(0), np.zeros((n, 0)), 0.0), np.random.default_rng(0)
-    while True:
+    for _ in range(k + 1):  # each pass finds a copy more, so this many are enough
 
         def rest(x: np.ndarray, known: np.ndarray = found.vectors) -> np.ndarray:
             x = x.reshape(n, -1)
@@ -353,7 +353,8 @@ def _largest(walk: Callable[[np.ndarray], np.ndarray], n: int, k: int, max_iter:
         order = np.argsort(-values, kind="stable")[:k]
         found = _Eigen(values[order], vectors[:, order], residual)
         if residual > 0:
-            return found
+            break
+    return found
 
 # %% ../nbs/05_partition.ipynb #350a4491
 def _lanczos(operation: LinearOperator, k: int, max_iter: int | None, tol: float, rng: np.random.Generator) -> _Eigen:

@@ -112,7 +112,7 @@ _VERDICTS = {  # Verdict -> mark, in words
 def _badge(verdict: str) -> _Html:
     return _tag("span", f"{_VERDICTS[verdict][0]} {verdict}".strip(), class_=f"badge {verdict}")
 
-# %% ../nbs/15_report.ipynb #b0cf6ff9
+# %% ../nbs/15_report.ipynb #2345470a
 def _colour(cluster: int) -> str:
     return f"--c:hsl({(40 + cluster * 137.508) % 360:.0f} 62% {(72, 64)[cluster % 2]}%)"
 
@@ -123,7 +123,7 @@ def _chip(cluster: int) -> _Html:
 
 def _subcluster(cluster: int, layer: Any) -> _Html:
     """The name of a sub-cluster."""
-    return _join([_chip(cluster), _tag("small", " of "), layer])
+    return _join([_chip(cluster), _tag("small", " in layer "), layer])
 
 # %% ../nbs/15_report.ipynb #24131e5e
 _STYLE_COLOURS = """
@@ -133,7 +133,7 @@ _STYLE_COLOURS = """
   --card: #1a2129; --accent: #84bdff; --on-accent: #0b1a2b; --warm: #ffb870; --cool: #63d3c3; --controls: #5d6873; } }
 """
 
-# %% ../nbs/15_report.ipynb #353c99c9
+# %% ../nbs/15_report.ipynb #5c19dc5f
 _STYLE_TEXT = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
@@ -144,6 +144,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 h1 { font-size: 1.05rem; font-weight: 600; color: var(--muted); margin: 0; }
 h2 { font-size: 1.75rem; line-height: 1.2; margin: 2.5rem 0 .75rem; overflow-wrap: anywhere; }
 header + article > h2:first-child { margin-top: .5rem; }
+article + article { border-top: 3px solid var(--rule); margin-top: 4rem; padding-top: .5rem; }
 h3 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
 h4 { font-size: 1rem; margin: 1rem 0 .25rem; }
 h5 { font-size: .8rem; font-weight: 400; color: var(--muted); margin: 0 0 .25rem; }
@@ -247,10 +248,14 @@ def _page(title: str, parts: Sequence[_Html]) -> str:
     body = _tag("body", _tag("main", *parts, class_="page"))
     return f"<!doctype html>\n{_tag('html', _tag('head', *head), body, lang='en')}\n"
 
-# %% ../nbs/15_report.ipynb #03b8bfb7
+# %% ../nbs/15_report.ipynb #1bd9336e
+def _units(n: int) -> str:
+    return "1 unit" if n == 1 else f"{n:,} units"
+
+
 def _says(cluster: int, n_units: int, verdict: str | None) -> str:
     """A segment in words."""
-    units = "1 unit" if n_units == 1 else f"{n_units} units"
+    units = _units(n_units)
     return f"{units} in no cluster" if cluster < 0 else f"cluster {cluster}: {units}, {verdict or 'not tested'}"
 
 # %% ../nbs/15_report.ipynb #bfa81350
@@ -262,7 +267,7 @@ def _segment(cluster: int, n_units: int, verdict: str | None) -> _Html:
     style = f"{_colour(cluster)};flex-grow:{n_units}"
     return _tag("span", cluster, mark, class_=f"segment {verdict or 'untested'}", style=style, title=says)
 
-# %% ../nbs/15_report.ipynb #3e851045
+# %% ../nbs/15_report.ipynb #32bc8032
 def _strip(layer: str, labels: np.ndarray, verdicts: Mapping[int, str]) -> _Html:
     """One layer: its name, and its clusters side by side."""
     clusters, sizes = np.unique(labels, return_counts=True)
@@ -270,7 +275,7 @@ def _strip(layer: str, labels: np.ndarray, verdicts: Mapping[int, str]) -> _Html
     found = [(int(clusters[i]), int(sizes[i]), verdicts.get(int(clusters[i]))) for i in order]
     says = "; ".join(_says(*one) for one in found)
     bar = _tag("span", *(_segment(*one) for one in found), class_="bar", role="img", aria_label=f"{layer}: {says}")
-    name = _tag("span", _tag("small", "layer "), layer, _tag("small", f" · {len(labels)} units"), class_="strip-name")
+    name = _tag("span", _tag("small", "layer "), layer, _tag("small", f" · {_units(len(labels))}"), class_="strip-name")
     return _tag("div", name, bar, class_="strip")
 
 # %% ../nbs/15_report.ipynb #5a9ae98e
@@ -295,10 +300,13 @@ def _partition_words(finding: Finding) -> _Html:
     facts += [] if math.isnan(partition.ncut) else [f"n-cut {_number(partition.ncut)}"]
     return _join([_tag("strong", finding.name), f" · {', '.join(facts)}"])
 
-# %% ../nbs/15_report.ipynb #b4c4cf7d
+# %% ../nbs/15_report.ipynb #fde01efc
 def _legend() -> _Html:
     marks = [_tag("span", f"{mark} {says}") for mark, says in _VERDICTS.values() if mark]
     words = ["faded: neither, or not tested", "hatched: units in no cluster"]
+    words.append(
+        "a global cluster keeps its colour through all layers; local clusters of different layers are unrelated"
+    )
     return _tag("p", *marks, *(_tag("span", word) for word in words), class_="legend")
 
 # %% ../nbs/15_report.ipynb #5f717445
@@ -474,11 +482,11 @@ def _row_of(pictures: np.ndarray, title: str, alt: str) -> _Html:
     images = [_image(picture, f"{alt} {i}", "small") for i, picture in enumerate(pictures, 1)]
     return _tag("div", _tag("h5", title), _tag("div", *images, class_="row-of"))
 
-# %% ../nbs/15_report.ipynb #e94d7a4f
+# %% ../nbs/15_report.ipynb #66426856
 def _exhibit(exhibit: Exhibit, verdict: str, anchor: str) -> _Html:
     """What one group asks to see, beside what random groups ask to see, and real images."""
     group = f"cluster {exhibit.cluster} of {exhibit.layer} ({exhibit.graph}, {exhibit.scope})"
-    words = f" · {exhibit.graph}, {exhibit.scope} · {len(exhibit.units)} units "
+    words = f" · {exhibit.graph}, {exhibit.scope} · {_units(len(exhibit.units))} "
     head = _tag(
         "figcaption", _subcluster(exhibit.cluster, _tag("strong", exhibit.layer)), _tag("small", words), _badge(verdict)
     )
@@ -504,7 +512,7 @@ def _pictures(audit: Audit, verdicts: pd.DataFrame, anchor: str) -> tuple[_Html,
         return _tag("p", "This audit holds no pictures.", class_="empty"), links
     return _tag("div", *figures, class_="exhibits"), links
 
-# %% ../nbs/15_report.ipynb #072afcfc
+# %% ../nbs/15_report.ipynb #afaee251
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings with nested ones under dotted names, as text."""
     found = {}
@@ -512,10 +520,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = (
-                value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-            )
+            parts = value if isinstance(value, list | tuple) else [value]
+            found[f"{prefix}{key}"] = ", ".join(part if isinstance(part, str) else json.dumps(part) for part in parts)
     return found
+
+
+def _shared(findings: Sequence[Finding], name: str) -> dict[str, str]:
+    """Settings that one kind of evidence has in every finding."""
+    all_settings = [_flat(getattr(finding, name).settings) for finding in findings]
+    return {key: value for key, value in all_settings[0].items() if all(one.get(key) == value for one in all_settings)}
 
 
 def _facts(pairs: Mapping[str, Any], class_: str = "facts") -> _Html:
@@ -612,17 +625,34 @@ def _rand_index(one: Partition, other: Partition) -> float:
     except ValueError:  # no unit is clustered in both
         return math.nan
 
-# %% ../nbs/15_report.ipynb #9525d771
+# %% ../nbs/15_report.ipynb #4ce5f391
+_METHOD = _tag(
+    "p",
+    "Units were joined into graphs, by their weights or by how their activations correlate, and clustered by "
+    "normalised spectral clustering. Each sub-cluster was compared with n random groups of its layer, drawn by"
+    " permuting the labels of the whole partition over the live units of each layer. A p-value is (1 + random "
+    "groups at least as extreme) / (1 + n), one-sided; ties and undefined numbers never count as evidence. q "
+    "is Benjamini and Hochberg's, over all sub-clusters of the audit, for importance and coherence apart.",
+)
+
+# %% ../nbs/15_report.ipynb #fac22a1b
 def _method(audit: Audit) -> _Html:
     """Everything needed to do it again."""
     seconds = {stage: f"{took:.1f} s" for stage, took in audit.seconds.items()}
     seconds["together"] = f"{sum(audit.seconds.values()):.1f} s"
-    parts = [
-        (name, _facts(pairs, "list"))
-        for name, pairs in (("Settings", _flat(audit.settings)), ("Versions", audit.versions), ("Time", seconds))
-    ]
-    columns = _tag("div", *(_tag("div", _tag("h4", name), part) for name, part in parts), class_="columns")
-    return _join([columns, _partitions(audit), _agreement(audit), _layers(audit), _untested(audit)])
+    parts = {"Settings": _flat(audit.settings), "Importance": _shared(audit.findings, "importance")}
+    parts |= {"Coherence": _shared(audit.findings, "coherence"), "Versions": audit.versions, "Time": seconds}
+    lists = [_tag("div", _tag("h4", name), _facts(pairs, "list")) for name, pairs in parts.items()]
+    return _join(
+        [
+            _METHOD,
+            _tag("div", *lists, class_="columns"),
+            _partitions(audit),
+            _agreement(audit),
+            _layers(audit),
+            _untested(audit),
+        ]
+    )
 
 # %% ../nbs/15_report.ipynb #5ac219f3
 _MEANING = {

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -18,7 +20,7 @@ from torch import nn
 
 from specialize_nb import __version__
 from specialize_nb.audit import Audit
-from specialize_nb.cli import _check_fits, _data, _model, _short_warnings, _UserError, main
+from specialize_nb.cli import _check_fits, _data, _model, _one_line, _short_warnings, _UserError, main
 from specialize_nb.data import digits
 from specialize_nb.testing import raises
 
@@ -94,19 +96,26 @@ def refused(*words):
 def test_short_warnings():
     told = io.StringIO()
     with contextlib.redirect_stderr(told), _short_warnings():
+        seen = {}
         for module in ("specialize_nb.partition", "specialize_nb.partition", "numpy.lib"):
-            warnings.warn_explicit("the graph\nfalls apart", RuntimeWarning, "file.py", 1, module=module, registry={})
-    assert set(told.getvalue().splitlines()) == {"specialize-nb: note: the graph falls apart"}
+            text = f"falls apart,\nsays {module}"
+            warnings.warn_explicit(text, RuntimeWarning, "file.py", 1, module=module, registry=seen)
+    assert told.getvalue() == "specialize-nb: note: falls apart, says specialize_nb.partition\n"
+    assert _one_line(KeyError("no layer 'x'")) == "no layer 'x'" and _one_line(ValueError()) == "ValueError"
     told.getvalue()
 
 
 def test_models():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     with lesson() as folder:
         name, model = _model("my_model.py:make_model", None, "cpu", 0)
         again = _model(str(folder / "my_model.py") + ":make_model", None, "cpu", 0)[1]
         other = _model("my_model.py:make_model", None, "cpu", 1)[1]
-        assert isinstance(_model("my_model.py:ready", None, "cpu", 0)[1], nn.Sequential)
+        ready = [_model("my_model.py:ready", None, "cpu", seed)[1][1].weight for seed in (0, 0, 1)]
         assert str(folder) not in sys.path
+    assert torch.equal(before[0], torch.get_rng_state()) and random.getstate() == before[2]
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert torch.equal(ready[0], ready[1]) and not torch.equal(ready[0], ready[2])
     assert name == "make_model" and not model.training
     assert torch.equal(model[1].weight, again[1].weight) and not torch.equal(model[1].weight, other[1].weight)
     assert isinstance(_model("specialize_nb.train:mlp", None, "cpu", 0)[1], nn.Sequential)
@@ -228,6 +237,7 @@ def test_mistakes():
         "audit my_model.py:make_model --data digits --out my_model.py": "'my_model.py' is a file, not a folder",
         "audit my_model.py:make_model --data digits --out . --name taken": "'taken' exists and is no saved audit",
         "audit my_model.py:make_model --data digits --k 99": "k=99",
+        "audit my_model.py:make_model --data my_model.py:make_flat": "the model does not take the data",
         "demo --out my_model.py": "'my_model.py' is a file",
         "report nowhere": "no saved audit 'nowhere': there is no such folder",
         "report taken": "no saved audit 'taken': it has no audit.npz",
@@ -241,7 +251,9 @@ def test_mistakes():
 
 
 def test_audit():
-    small = "--k 4 --graphs weights --scopes global --controls 19 --visual 3 --exhibits 1 --examples 60 --jobs 1"
+    small = (
+        "--k 4 --graphs weights --scopes global --controls 19 --visual 3 --exhibits 1 --examples 60 --jobs 1 --seed 7"
+    )
     with lesson() as folder:
         status, out, err = run(
             "audit", "my_model.py:make_model", "--data", "digits", "--name", "Tiny Net", *small.split()
@@ -252,7 +264,9 @@ def test_audit():
         assert last == f"report: {page}" and "Tiny Net" in page.read_text()
         kept = Audit.load(folder / "audit-make_model" / "tiny-net")
         assert " ".join(out.split()).startswith(kept.verdict)
-        assert kept.settings["n_controls"] == 19 and [one.name for one in kept.findings] == ["weights, global"]
+        assert (kept.settings["n_controls"], kept.settings["seed"]) == (19, 7) and [
+            one.name for one in kept.findings
+        ] == ["weights, global"]
         status, out, err = run("report", "audit-make_model", "--out", "again.html")
         assert status == 0 and Path("again.html").read_bytes() == page.read_bytes(), err
     kept.data, len(kept.verdicts())

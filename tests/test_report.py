@@ -277,10 +277,10 @@ def test_exhibits():
 
 
 def test_method():
-    assert _flat({"a": 1, "b": {"c": "x", "d": [1, 2]}, "e": None}) == {
+    assert _flat({"a": 1, "b": {"c": "x", "d": [1, "y"]}, "e": None}) == {
         "a": "1",
         "b.c": "x",
-        "b.d": "[1, 2]",
+        "b.d": "1, y",
         "e": "null",
     }
     toy = toy_audit()
@@ -289,7 +289,12 @@ def test_method():
     assert told.count(f'<td class="number">{index}</td>') == 2 and "Rand index" not in _method(
         replace(toy, findings=toy.findings[:1])
     )
-    assert "21.8 s" in told and "Every operation of the network could be followed" in told
+    assert (
+        "21.8 s" in told
+        and told.count("<dt>n_controls</dt>") == 3
+        and told.count("<dt>seed</dt>") == 1
+        and "Every operation of the network could be followed" in told
+    )
     assert (
         "4 sub-clusters" not in told and "2 sub-clusters were not tested" in told and "importance and coherence" in told
     )

@@ -127,11 +127,11 @@ def test_unit_scales():
 
 
 def test_input_range():
-    x = torch.tensor([[[0.0, 2.0]], [[-1.0, 1.0]]]).view(2, 1, 1, 2).repeat(1, 2, 1, 1)
-    x[:, 1] *= 10
-    low, high = input_range([(x[:1], torch.zeros(1, dtype=torch.long)), (x[1:], torch.zeros(1, dtype=torch.long))])
+    ends = torch.tensor([[0.0, 2.0], [-1.0, 1.0], [0.0, 3.0], [0.5, 0.5]])
+    x = torch.stack([ends, 10 * ends], 1)[:, :, None]
+    low, high = input_range(list(zip(x.split(1), torch.zeros(4, dtype=torch.long).split(1), strict=True)))
     test_near(low, [-1, -10])
-    test_near(high, [2, 20])
+    test_near(high, [3, 30])
     with raises(TypeError, match="int64: a picture is made by small steps"):
         input_range((torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, dtype=torch.long)))
     low, high

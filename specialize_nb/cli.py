@@ -444,6 +444,12 @@ def _check_out(out: Path, names: Sequence[str]) -> None:
         if folder.exists() and not (folder / "audit.npz").exists():
             raise _UserError(f"{folder.as_posix()!r} exists and is no saved audit: choose another --out")
 
+# %% ../nbs/16_cli.ipynb #2726d567
+def _named_audit(result: Audit, model: str, data: str, found_in: str) -> Audit:
+    """The audit, under the names that the command uses."""
+    settings = {**result.settings, "activation clusters found in": found_in}
+    return dataclasses.replace(result, model=model, data=data, settings=settings)
+
 # %% ../nbs/16_cli.ipynb #1e61d29b
 def _finish(audits: Sequence[Audit], out: Path) -> None:
     """Save, report, and say what was found."""
@@ -472,7 +478,7 @@ def _threads(jobs: int | None) -> Iterator[int]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/16_cli.ipynb #6fb88da9
+# %% ../nbs/16_cli.ipynb #98c9c25e
 def _audit(options: argparse.Namespace) -> None:
     """`specialize-nb audit`."""
     name, model = _model(options.model, options.weights, options.device, options.seed)
@@ -487,13 +493,17 @@ def _audit(options: argparse.Namespace) -> None:
     chosen = {key: value for key, value in chosen.items() if value is not None}
     with _threads(options.jobs) as jobs:
         result = audit(model, data, **chosen, n_jobs=jobs, seed=options.seed, progress=_progress())
-    _finish(
-        [dataclasses.replace(result, model=title, data=f"{words}; half found activation clusters, half judged")], out
-    )
+    _finish([_named_audit(result, title, words, f"every other example of {words}")], out)
 
-# %% ../nbs/16_cli.ipynb #38f127d4
+# %% ../nbs/16_cli.ipynb #c991b581
+_DEMO_CONTROLS = 499  # enough for a few sub-clusters to stand out among a hundred
+
+
 def _demo_networks(seed: int) -> dict[str, nn.Module]:
-    return {"MLP": mlp((64, 64, 64, 64, 10), seed=seed), "CNN": cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed)}
+    return {
+        "MLP": mlp((64, 96, 96, 96, 10), dropout=0.5, seed=seed),
+        "CNN": cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed),
+    }
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -506,12 +516,9 @@ def _demo(options: argparse.Namespace) -> None:
             fit(model, train, epochs=40, seed=options.seed, progress=_progress())
             right = f"{accuracy(model, test):.0%} of {len(test.y)} digits it has not seen right"
             print(f"{name}: trained, gets {right}; auditing", flush=True)
-            result = audit(model, test, find=train, n_jobs=jobs, seed=options.seed, progress=_progress())
-            found.append(
-                dataclasses.replace(
-                    result, model=name, data="digits, test split; activation clusters found in the train split"
-                )
-            )
+            shared = dict(n_controls=_DEMO_CONTROLS, n_jobs=jobs, seed=options.seed, progress=_progress())
+            result = audit(model, test, find=train, **shared)
+            found.append(_named_audit(result, name, "digits, test split", "digits, train split"))
     print()
     _finish(found, out)
 

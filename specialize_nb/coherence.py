@@ -226,7 +226,7 @@ def _on_pictures(
 class Coherence(Evidence):
     """How much the units of each sub-cluster agree, beside random groups; larger is more coherent."""
 
-# %% ../nbs/11_coherence.ipynb #6c4355ac
+# %% ../nbs/11_coherence.ipynb #b1df4360
 def coherence(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -253,21 +253,22 @@ def coherence(
     """
     outcomes, data = _check_options(outcomes, n_visual, n_starts, n_bins), batches(data)
     network = trace(model, data.example) if network is None else network
-    layers, (_, n_classes) = _check_fits(partition, network), scores_node(network)
-    check_labels(data, n_classes)
+    layers = _check_fits(partition, network)
+    check_labels(data, scores_node(network)[1])
     controls = draw_controls(partition, n_controls=n_controls, layers=layers, min_units=min_units, seed=seed)
     weights, n_visual = bootstrap_weights(data.n, n_boot, seed=seed), min(n_visual, n_controls)
     options = dict(steps=steps, parameterization=parameterization, seed=seed)
-    pictures = options | {"batch_size": batch_size, "value_range": input_range(data)}
+    pictures = options | dict(batch_size=batch_size, value_range=input_range(data))
     subject, found = _Subject(model, data, network, pictures, n_starts, n_bins), []
-    for layer in tqdm([name for name in layers if _members(controls, name)], desc="coherence", disable=not progress):
+    tested = [name for name in layers if _members(controls, name)]
+    for layer in tqdm(tested, desc="coherence", disable=not progress):
         groups = np.stack([controls.groups(i) for i in _members(controls, layer)], axis=1)
         real = _on_real_data(subject, layer, groups, [o for o in outcomes if o in _MEASURES], weights)
         made = _on_pictures(subject, layer, groups[: 1 + n_visual], [o for o in outcomes if o in _PICTURES], n_boot)
         found.append(real | made)
-    counts = dict(n_controls=n_controls, n_visual=n_visual, n_starts=n_starts, n_bins=n_bins, min_units=min_units)
-    counts |= dict(n_boot=n_boot, n_examples=data.n, model=network.model)
-    return _collect(found, outcomes, controls, options | counts)
+    counts = dict(n_controls=n_controls, n_visual=n_visual, n_starts=n_starts, n_bins=n_bins, n_boot=n_boot)
+    told = dict(min_units=min_units, n_examples=data.n, model=network.model)
+    return _collect(found, outcomes, controls, options | counts | told)
 
 # %% ../nbs/11_coherence.ipynb #4ccba18a
 def _check_options(outcomes: Sequence[str], n_visual: int, n_starts: int, n_bins: int) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ img { display: block; background: #888; } .pixels { image-rendering: pixelated; 
   width: 44px; }
 """
 
-# %% ../nbs/15_report.ipynb #9749e88b
+# %% ../nbs/15_report.ipynb #b4afa4f2
 _STYLE_PLACES = """
 @media (max-width: 40rem) { .page { padding: 1rem; } h2 { font-size: 1.4rem; } .strip { grid-template-columns: 1fr;
   gap: 0; }
@@ -230,7 +230,7 @@ _STYLE_PLACES = """
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; } .scroll table { min-width: 0; } figure, tr { break-inside: avoid; } h2, h3, h4 {
   break-after: avoid; }
-  article + article { break-before: page; } .exhibits figure { border: 1px solid var(--rule); } a { color: inherit;
+  article + article { break-before: page; } .small { width: 30px; } .large { width: 84px; } .exhibits figure { border: 1px solid var(--rule); } a { color: inherit;
   text-decoration: none; } }
 """
 

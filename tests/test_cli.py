@@ -264,11 +264,12 @@ def test_audit():
         assert last == f"report: {page}" and "Tiny Net" in page.read_text()
         kept = Audit.load(folder / "audit-make_model" / "tiny-net")
         assert " ".join(out.split()).startswith(kept.verdict)
-        assert (kept.settings["n_controls"], kept.settings["seed"]) == (19, 7) and [
-            one.name for one in kept.findings
-        ] == ["weights, global"]
+        assert (kept.settings["n_controls"], kept.settings["seed"]) == (19, 7)
+        assert [one.name for one in kept.findings] == ["weights, global"]
         status, out, err = run("report", "audit-make_model", "--out", "again.html")
         assert status == 0 and Path("again.html").read_bytes() == page.read_bytes(), err
+    assert kept.data == "digits, test split"
+    assert kept.settings["activation clusters found in"] == "every other example of digits, test split"
     kept.data, len(kept.verdicts())
 
 

@@ -125,7 +125,7 @@ def test_distinct():
 def test_effects():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((30, 4))
-    rows[1:, 3] = 0.5
+    rows[1:, 3] = 0.1
     _, _, effect = effect_size(rows[0], rows[1:])
     assert np.isnan(effect[3])
     test_near(_image_effects(rows, np.repeat(rows[:, :, None], 2, axis=2)), [effect, effect])
@@ -312,6 +312,9 @@ def test_one_outcome():
     model, data, truth = pattern_net(60)
     one = coherence(model, data, truth, outcomes="correlation", n_controls=9, seed=3)
     assert isinstance(one, Coherence) and one.outcomes == ("correlation",)
+    lonely = Partition.from_labels({"1": [0] + [1] * 10 + [2] * 13})
+    few = coherence(model, data, lonely, outcomes="class_information", n_controls=9, min_units=2)
+    assert few.keys["cluster"].tolist() == [1, 2] and few.untested["reason"].tolist() == ["it has fewer than 2 units"]
     both = coherence(model, data, truth, outcomes=("class_information", "correlation"), n_controls=9, seed=3)
     pd.testing.assert_frame_equal(
         both.to_frame().query("outcome == 'correlation'").drop(columns="q_value").reset_index(drop=True),

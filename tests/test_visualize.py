@@ -118,10 +118,11 @@ def test_waking_objective():
 def test_unit_scales():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)).eval().requires_grad_(False)
     model[0].weight.copy_(torch.tensor([3.0, 0.0]).view(2, 1, 1, 1))
+    model[0].bias.fill_(0.5)
     x = torch.randn(30, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     with unchanged(model):
         scales = unit_scales(model, (x, torch.arange(30) % 2), trace(model, x))
-    answers = torch.tanh(3 * x.double() + float(model[0].bias[0])).mean((1, 2, 3))
+    answers = torch.tanh(3 * x.double() + 0.5).mean((1, 2, 3))
     test_near(scales["0"], [answers.std(correction=0), 0], rtol=1e-5)
     scales
 
@@ -327,8 +328,11 @@ def test_given_scales_and_range():
     asked = visualize(model, data, [("1", [0])], value_range=([-1.0], [3.0]), scales={"1": np.full(4, 2.0)}, steps=200)
     assert asked.images.min() < -0.9 and asked.images.max() > 2.9
     test_near(asked.score, [(asked.images[0, 0] * patterns[0]).sum() / 2], rtol=1e-4)
-    features = nn.Sequential(nn.Conv1d(1, 4, 3)).eval()
-    features = visualize(features, (torch.rand(5, 1, 9), torch.arange(5)), [("0", [0])], steps=4)
+    sequence = nn.Sequential(nn.Conv1d(1, 4, 3)).eval().requires_grad_(False)
+    sequence[0].weight.fill_(1.0)
+    sequence[0].bias.fill_(0.1)
+    x = torch.linspace(-1, 1, 45).sin().view(5, 1, 9)
+    features = visualize(sequence, (x, torch.arange(5)), [("0", [0])], steps=4)
     assert features.logits.shape == (1, 0) and np.isnan(features.entropy).all() and features.images.shape == (1, 1, 9)
     features.to_frame()
 

@@ -99,6 +99,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'specialize_nb/coherence.py'),
                                          'specialize_nb.coherence._information_of': ( 'coherence.html#_information_of',
                                                                                       'specialize_nb/coherence.py'),
+                                         'specialize_nb.coherence._judge_layer': ( 'coherence.html#_judge_layer',
+                                                                                   'specialize_nb/coherence.py'),
                                          'specialize_nb.coherence._mean_correlation': ( 'coherence.html#_mean_correlation',
                                                                                         'specialize_nb/coherence.py'),
                                          'specialize_nb.coherence._on_pictures': ( 'coherence.html#_on_pictures',

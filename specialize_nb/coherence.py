@@ -221,12 +221,21 @@ def _on_pictures(
     seed = subject.options["seed"]
     return {name: (starts[name].mean(0), _picture_effects(starts[name], n_boot, seed)) for name in outcomes}
 
+# %% ../nbs/11_coherence.ipynb #297f3805
+def _judge_layer(
+    subject: _Subject, layer: str, groups: np.ndarray, outcomes: Sequence[str], weights: np.ndarray, n_visual: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Outcome -> values (1 + n_controls, m), effects (n_boot, m); the first `n_visual` controls get pictures."""
+    real = _on_real_data(subject, layer, groups, [o for o in outcomes if o in _MEASURES], weights)
+    seen = _on_pictures(subject, layer, groups[: 1 + n_visual], [o for o in outcomes if o in _PICTURES], len(weights))
+    return real | seen
+
 # %% ../nbs/11_coherence.ipynb #5ef193a7
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Coherence(Evidence):
     """How much the units of each sub-cluster agree, beside random groups; larger is more coherent."""
 
-# %% ../nbs/11_coherence.ipynb #b1df4360
+# %% ../nbs/11_coherence.ipynb #d81e5e5a
 def coherence(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -258,14 +267,12 @@ def coherence(
     controls = draw_controls(partition, n_controls=n_controls, layers=layers, min_units=min_units, seed=seed)
     weights, n_visual = bootstrap_weights(data.n, n_boot, seed=seed), min(n_visual, n_controls)
     options = dict(steps=steps, parameterization=parameterization, seed=seed)
-    pictures = options | dict(batch_size=batch_size, value_range=input_range(data))
-    subject, found = _Subject(model, data, network, pictures, n_starts, n_bins), []
+    pictures, found = options | dict(batch_size=batch_size, value_range=input_range(data)), []
+    subject = _Subject(model, data, network, pictures, n_starts, n_bins)
     tested = [name for name in layers if _members(controls, name)]
     for layer in tqdm(tested, desc="coherence", disable=not progress):
         groups = np.stack([controls.groups(i) for i in _members(controls, layer)], axis=1)
-        real = _on_real_data(subject, layer, groups, [o for o in outcomes if o in _MEASURES], weights)
-        made = _on_pictures(subject, layer, groups[: 1 + n_visual], [o for o in outcomes if o in _PICTURES], n_boot)
-        found.append(real | made)
+        found.append(_judge_layer(subject, layer, groups, outcomes, weights, n_visual))
     counts = dict(n_controls=n_controls, n_visual=n_visual, n_starts=n_starts, n_bins=n_bins, n_boot=n_boot)
     told = dict(min_units=min_units, n_examples=data.n, model=network.model)
     return _collect(found, outcomes, controls, options | counts | told)

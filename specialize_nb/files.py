@@ -58,8 +58,6 @@ def read_result(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
 
     Raises: `FileNotFoundError`; `ValueError` if the file is no result, holds another class, or is of a newer format.
     """
-    import zipfile
-
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {str(path)!r}")
@@ -67,10 +65,11 @@ def read_result(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(str(arrays.pop(_FIELDS)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        version, found, fields = header["format"], header["kind"], header["fields"]
+    except Exception as error:  # zip, zlib, npy and JSON each have their own for a damaged file
         raise ValueError(f"{str(path)!r} is not a result of specialize_nb, or is damaged: {error}") from error
-    if header["format"] > _FORMAT:
-        raise ValueError(f"{str(path)!r} has format {header['format']}; this version reads up to {_FORMAT}: upgrade")
-    if header["kind"] != kind:
-        raise ValueError(f"{str(path)!r} holds a {header['kind']}, not a {kind}")
-    return arrays, header["fields"]
+    if version > _FORMAT:
+        raise ValueError(f"{str(path)!r} has format {version}; this version reads up to {_FORMAT}: upgrade")
+    if found != kind:
+        raise ValueError(f"{str(path)!r} holds a {found}, not a {kind}")
+    return arrays, fields

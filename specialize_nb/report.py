@@ -81,12 +81,13 @@ def _probability(value: float) -> str:
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.{3 if value < 0.1 else 2}f}"
 
-# %% ../nbs/15_report.ipynb #e8b033fd
+# %% ../nbs/15_report.ipynb #8484d4a7
 def _table(
     head: Sequence[tuple[Any, str]],  # Heading of each column, and its class: 'text', 'number' or 'plot'
     rows: Sequence[Sequence[Any]],  # The first cell of a row names it
     caption: str,
     class_: str = "",
+    tall: bool = False,  # Scroll downwards too, where there are many rows
 ) -> _Html:
     """A table with headings for columns and rows, in a box that scrolls sideways where the screen is narrow."""
     kinds = [kind for _, kind in head]
@@ -95,10 +96,9 @@ def _table(
     for first, *others in rows:
         cells = [_tag("td", cell, class_=kind) for cell, kind in zip(others, kinds[1:], strict=True)]
         body.append(_tag("tr", _tag("th", first, scope="row", class_=kinds[0]), *cells))
-    parts = [_tag("caption", caption), _tag("thead", columns), _tag("tbody", *body)]
-    return _tag(
-        "div", _tag("table", *parts, class_=class_), class_="scroll", role="region", tabindex=0, aria_label=caption
-    )
+    table = _tag("table", _tag("caption", caption), _tag("thead", columns), _tag("tbody", *body), class_=class_)
+    scroll = "scroll tall" if tall and len(rows) > 12 else "scroll"
+    return _tag("div", table, class_=scroll, role="region", tabindex=0, aria_label=caption)
 
 # %% ../nbs/15_report.ipynb #def97ae6
 _VERDICTS = {  # Verdict -> mark, in words
@@ -158,7 +158,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .75re
   .85rem; }
 """
 
-# %% ../nbs/15_report.ipynb #5f2e2938
+# %% ../nbs/15_report.ipynb #66239c3a
 _STYLE_TABLES = """
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem 1.5rem; margin:
   .75rem 0; }
@@ -171,6 +171,8 @@ dt { font-size: .8rem; color: var(--muted); } dd { margin: 0; overflow-wrap: any
 .meaning div { display: grid; grid-template-columns: 8rem 1fr; gap: 1rem; padding: .4rem 0; max-width: 56rem; }
 .meaning dt { font-size: 1rem; font-weight: 600; color: inherit; } li { max-width: 52rem; margin: .25rem 0; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
+.tall { max-height: 28rem; overflow-y: auto; border-bottom: 1px solid var(--rule); }
+.tall thead th { position: sticky; top: 0; background: var(--paper); box-shadow: inset 0 -1px var(--rule); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .25rem 0; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: middle; }
@@ -217,7 +219,7 @@ img { display: block; background: #888; } .pixels { image-rendering: pixelated; 
   width: 44px; }
 """
 
-# %% ../nbs/15_report.ipynb #b4afa4f2
+# %% ../nbs/15_report.ipynb #7034fd53
 _STYLE_PLACES = """
 @media (max-width: 40rem) { .page { padding: 1rem; } h2 { font-size: 1.4rem; } .strip { grid-template-columns: 1fr;
   gap: 0; }
@@ -228,9 +230,11 @@ _STYLE_PLACES = """
     --on-accent: #fff; --warm: #8a4300; --cool: #00574c; --controls: #aab4be; }
   @page { margin: 14mm; } html { font-size: 11px; } .page { padding: 0; max-width: none; } nav { display: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .scroll { overflow: visible; } .scroll table { min-width: 0; } figure, tr { break-inside: avoid; } h2, h3, h4 {
+  .scroll { overflow: visible; max-height: none; } .scroll table { min-width: 0; } figure, tr { break-inside: avoid;
+  } h2, h3, h4 {
   break-after: avoid; }
-  article + article { break-before: page; } .small { width: 30px; } .large { width: 84px; } .exhibits figure { border: 1px solid var(--rule); } a { color: inherit;
+  article + article { break-before: page; } .small { width: 30px; } .large { width: 84px; } .exhibits figure {
+  border: 1px solid var(--rule); } a { color: inherit;
   text-decoration: none; } }
 """
 
@@ -421,7 +425,7 @@ def _with_interval(effect: float, low: float, high: float) -> _Html:
     ends = "" if math.isnan(low) else f" {_effect(low)} to {_effect(high)}"
     return _join([_effect(effect), _tag("small", ends)])
 
-# %% ../nbs/15_report.ipynb #9c50734a
+# %% ../nbs/15_report.ipynb #6c58eb44
 def _short_list(audit: Audit, verdicts: pd.DataFrame, links: Mapping[tuple, str]) -> _Html:
     """The specialized sub-clusters; `links` lead from (graph, scope, layer, cluster) to pictures."""
     rows = verdicts[verdicts["verdict"] == "specialized"].sort_values(
@@ -451,7 +455,7 @@ def _short_list(audit: Audit, verdicts: pd.DataFrame, links: Mapping[tuple, str]
         ("coherence: effect, interval", "number"),
         ("q", "number"),
     ]
-    return _table(head, body, f"{len(rows)} locally specialized sub-clusters")
+    return _table(head, body, f"{len(rows)} locally specialized sub-clusters", tall=True)
 
 # %% ../nbs/15_report.ipynb #f8b88df7
 def _bytes_of(picture: np.ndarray) -> np.ndarray:

@@ -162,6 +162,9 @@ def test_table():
     small = _table([("layer", "text"), ("effect", "number")], [["conv1", _effect(2.5)], ["fc", _effect(-1)]], "Effects")
     assert small.count('scope="col"') == 2 and small.count('scope="row"') == 2
     assert '<td class="number">+2.5</td>' in small
+    many = [[str(i), "+1.0"] for i in range(13)]
+    tall = [_table([("layer", "text"), ("effect", "number")], rows, "Effects", tall=True) for rows in (many, many[:12])]
+    assert ['class="scroll tall"' in one for one in tall] == [True, False]
     assert len({_colour(cluster) for cluster in range(32)}) == 32
     _Html(small[:120])
 

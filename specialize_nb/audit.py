@@ -97,7 +97,7 @@ def _rows(finding: Finding) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(graph=finding.graph, scope=finding.scope)
 
-# %% ../nbs/14_audit.ipynb #27d9f916
+# %% ../nbs/14_audit.ipynb #ad435d94
 _RANK = ("specialized", "important", "coherent", "neither")  # Verdicts, the strongest first
 _KEYS = ["graph", "scope", "layer", "cluster", "n_units"]
 
@@ -112,8 +112,9 @@ def _main_rows(findings: Sequence[Finding], evidence: str, value: str) -> pd.Dat
     frame = pd.concat(parts, ignore_index=True)
     kept = {"value": value, "effect": "effect", "ci_low": "ci_low", "ci_high": "ci_high", "p_value": "p"}
     named = {old: new if old == "value" else f"{evidence}_{new}" for old, new in kept.items()}
+    named["outcome"] = f"{evidence}_outcome"
     q = benjamini_hochberg(frame["p_value"].to_numpy())
-    return frame[[*_KEYS, *kept]].rename(columns=named).assign(**{f"{evidence}_q": q})
+    return frame[[*_KEYS, *named]].rename(columns=named).assign(**{f"{evidence}_q": q})
 
 # %% ../nbs/14_audit.ipynb #a3ab6283
 def _verdicts(findings: Sequence[Finding], alpha: float) -> pd.DataFrame:
@@ -216,7 +217,7 @@ class Audit(_Record):
         rows = self.verdicts().sort_values(["importance_q", "coherence_q"]).head(8)
         return f"<p>{html.escape(self.verdict)}</p>{rows.round(3).to_html(index=False)}"
 
-# %% ../nbs/14_audit.ipynb #02d9a757
+# %% ../nbs/14_audit.ipynb #e619df77
 _COLOURS = {"specialized": "C3", "important": "C1", "coherent": "C0", "neither": "0.6"}
 
 
@@ -228,9 +229,8 @@ def _plot(audit: Audit, ax: Any) -> Any:
     rows = audit.verdicts()
     for name, colour in _COLOURS.items():
         part = rows[rows["verdict"] == name]
-        ax.scatter(
-            part["importance_effect"], part["coherence_effect"], s=18, color=colour, label=f"{name} ({len(part)})"
-        )
+        where = part["importance_effect"], part["coherence_effect"]
+        ax.scatter(*where, s=18, color=colour, label=f"{name} ({len(part)})")
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     ax.axvline(0, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="importance (sds of random groups)", ylabel="coherence (sds of random groups)", title=audit.model)
@@ -380,7 +380,13 @@ def _exhibits(
             shelves += _shelf(model, data, network, finding, chosen, seed)
     return tuple(shelves)
 
-# %% ../nbs/14_audit.ipynb #f99a7234
+# %% ../nbs/14_audit.ipynb #0f37b002
+_COHERENCE = {  # Outcomes of coherence by graph, the main one first
+    "weights": ("correlation", "class_information", "visual_score", "visual_entropy"),
+    "activations": ("class_information", "correlation", "visual_score", "visual_entropy"),
+}
+
+# %% ../nbs/14_audit.ipynb #76e6930d
 def _judge(
     model: nn.Module,
     data: Batches,
@@ -394,11 +400,11 @@ def _judge(
     progress: bool,
     seconds: dict[str, float],
 ) -> Finding:
-    shared = dict(network=network, seed=seed, progress=progress)
+    shared, outcomes = dict(network=network, seed=seed, progress=progress), _COHERENCE[graph]
     with _timed(seconds, "importance"):
         hurt = importance(model, data, partition, n_controls=numbers["n_controls"], n_jobs=n_jobs, **shared)
     with _timed(seconds, "coherence"):
-        agree = coherence(model, data, partition, **numbers, **shared)
+        agree = coherence(model, data, partition, outcomes=outcomes, **numbers, **shared)
     return Finding(graph=graph, scope=scope, partition=partition, importance=hurt, coherence=agree)
 
 # %% ../nbs/14_audit.ipynb #57fc7daa

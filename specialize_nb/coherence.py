@@ -10,7 +10,7 @@ shows. Groups drawn at random are measured in the same way, and the statistics c
 # %% auto #0
 __all__ = ['Coherence', 'coherence']
 
-# %% ../nbs/11_coherence.ipynb #f9aa9a85
+# %% ../nbs/11_coherence.ipynb #4998594d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from .data import Batches, batches, check_labels
 from .importance import _check_fits, _members
 from .lesion import scores_node
 from .partition import Partition
-from .stats import Evidence, bootstrap_weights, effect_size
+from .stats import Evidence, bootstrap_weights
 from .units import Network, record, trace
 from .visualize import _spread, group_weights, input_range, unit_scales, visualize
 

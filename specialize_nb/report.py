@@ -133,7 +133,7 @@ _STYLE_COLOURS = """
   --card: #1a2129; --accent: #84bdff; --on-accent: #0b1a2b; --warm: #ffb870; --cool: #63d3c3; --controls: #5d6873; } }
 """
 
-# %% ../nbs/15_report.ipynb #5c19dc5f
+# %% ../nbs/15_report.ipynb #1977b793
 _STYLE_TEXT = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
@@ -148,7 +148,7 @@ article + article { border-top: 3px solid var(--rule); margin-top: 4rem; padding
 h3 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
 h4 { font-size: 1rem; margin: 1rem 0 .25rem; }
 h5 { font-size: .8rem; font-weight: 400; color: var(--muted); margin: 0 0 .25rem; }
-p { margin: .5rem 0; max-width: 52rem; }
+p { margin: .5rem 0; max-width: 52rem; overflow-wrap: anywhere; }
 small, .legend, nav, caption { font-size: .85rem; color: var(--muted); }
 a { color: var(--accent); }
 .verdict { font-size: 1.1rem; border-left: 4px solid var(--accent); padding: .1rem 0 .1rem 1rem; margin: 1rem 0; }
@@ -187,9 +187,9 @@ tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 8.5rem; }
 .badge.neither { color: var(--muted); padding-left: 0; }
 """
 
-# %% ../nbs/15_report.ipynb #03720f2c
+# %% ../nbs/15_report.ipynb #f2f3b260
 _STYLE_PICTURES = """
-figure { margin: 1rem 0; } figcaption { margin-bottom: .4rem; }
+figure { margin: 1rem 0; } figcaption { margin-bottom: .4rem; overflow-wrap: anywhere; }
 .chip, .segment { background: var(--c); color: #14181c; }
 .chip { display: inline-block; min-width: 1.5em; padding: 0 .3em; border-radius: .3em; text-align: center;
   font-size: .85rem; }

@@ -28,6 +28,7 @@ from specialize_nb.report import (
     _image,
     _method,
     _number,
+    _outcome,
     _pictures,
     _probability,
     _Scale,
@@ -189,6 +190,12 @@ def test_scale():
     [round(share, 3) for share in shares]
 
 
+def test_outcome_names():
+    names = {name: _outcome(name) for name in ("cross_entropy", "visual_score", "my_own_measure")}
+    assert list(names.values()) == ["loss added by a lesion", "visualisation score", "my own measure"]
+    names
+
+
 def test_evidence():
     toy = toy_audit()
     rows = toy.verdicts()
@@ -299,7 +306,9 @@ def test_method():
         and "Every operation of the network could be followed" in told
     )
     assert (
-        "4 sub-clusters" not in told and "2 sub-clusters were not tested" in told and "importance and coherence" in told
+        "4 sub-clusters" not in told
+        and "2 sub-clusters were not tested" in told
+        and '<td class="text">importance and coherence</td>' in told
     )
     assert "aten.fft" in _method(replace(toy, unknown=("aten.fft",)))
     complete = [

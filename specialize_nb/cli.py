@@ -495,8 +495,8 @@ def _audit(options: argparse.Namespace) -> None:
         result = audit(model, data, **chosen, n_jobs=jobs, seed=options.seed, progress=_progress())
     _finish([_named_audit(result, title, words, f"every other example of {words}")], out)
 
-# %% ../nbs/16_cli.ipynb #c991b581
-_DEMO_CONTROLS = 499  # enough for a few sub-clusters to stand out among a hundred
+# %% ../nbs/16_cli.ipynb #5e4273f2
+_DEMO_CONTROLS = 299  # enough for a few sub-clusters to stand out among a hundred
 
 
 def _demo_networks(seed: int) -> dict[str, nn.Module]:

@@ -27,6 +27,7 @@ docs: .venv/ready
 	rm -rf _docs
 	$(BIN)/python docs/pages.py _proc
 	$(BIN)/sphinx-build -W --keep-going -q -c docs _proc _docs
+	rm -rf jupyter_execute
 	$(BIN)/python tools/check_offline.py _docs
 	@echo "The site: $(CURDIR)/_docs/index.html"
 
@@ -50,7 +51,7 @@ check: .venv/ready
 	$(BIN)/python tools/check_notebooks.py
 
 clean:
-	rm -rf _docs _proc report build *.egg-info .pytest_cache .ruff_cache
+	rm -rf _docs _proc jupyter_execute report build *.egg-info .pytest_cache .ruff_cache
 
 # Set-up: done once, and again when a file that names requirements changes.
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt

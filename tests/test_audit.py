@@ -3,15 +3,19 @@
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from specialize_nb.audit import Audit, _find_and_confirm, audit
 from specialize_nb.data import batches, digits
-from specialize_nb.partition import Partition
+from specialize_nb.graph import activation_graph, weight_graph
+from specialize_nb.partition import Partition, spectral_partition
+from specialize_nb.stats import benjamini_hochberg
 from specialize_nb.testing import planted_mlp, raises, test_near, unchanged, warns
 from specialize_nb.train import fit, mlp
+from specialize_nb.units import trace
 
 
 def digits_network(trained=True):
@@ -46,7 +50,29 @@ def test_untrained():
     rows = blind.verdicts()
     assert (rows["importance_q"] <= 0.05).mean() <= 0.1
     assert (rows["coherence_q"] <= 0.05).mean() <= 0.1
-    assert (rows["verdict"] == "specialized").sum() == 0
+    assert (rows["verdict"] != "neither").mean() <= 0.1
+    rows["verdict"].value_counts().to_frame()
+
+
+def test_rule():
+    model, train, data = digits_network(), digits("train"), digits("test")
+    judged = audit(model, data, find=train, k=4, scopes=("global",), n_controls=59, n_visual=1, n_exhibits=0, alpha=0.2)
+    rows, network = judged.verdicts(), trace(model, data.x)
+    for evidence in ("importance", "coherence"):
+        test_near(rows[f"{evidence}_q"], benjamini_hochberg(rows[f"{evidence}_p"].to_numpy()))
+    passed = list(zip(rows["importance_q"] <= 0.2, rows["coherence_q"] <= 0.2, strict=True))
+    names = {
+        (True, True): "specialized",
+        (True, False): "important",
+        (False, True): "coherent",
+        (False, False): "neither",
+    }
+    assert list(rows["verdict"]) == [names[one] for one in passed] and len(set(passed)) > 1
+    expected = [weight_graph(network), activation_graph(model, train, network)]
+    for finding, graph in zip(judged.findings, expected, strict=True):
+        again = spectral_partition(graph, 4)
+        assert finding.graph == finding.partition.graph == graph.kind
+        assert all(np.array_equal(finding.partition.labels[name], labels) for name, labels in again.labels.items())
     rows["verdict"].value_counts().to_frame()
 
 

@@ -40,14 +40,17 @@ class Layer:
     pre: str  # Node of the program just before the activation
     site: str  # Node of the program where the units act
 
-# %% ../nbs/03_units.ipynb #ca7e72f0
+# %% ../nbs/03_units.ipynb #2d7b0699
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Wire:
     """The weights that join the units of two layers."""
 
     source: str  # Layer whose units feed
     target: str  # Layer whose units are fed
+    parameter: str  # Dotted name of the parameter behind the weights; wires may share one
     weight: Tensor  # (n_target, n_columns, n_taps) signed; taps are the pixels of a kernel, 1 for a dense layer
+    kernel: tuple[int, ...]  # Shape of the taps; () for a dense layer
+    groups: int  # Of a grouped convolution: blocks on the diagonal of rows by columns, zeros elsewhere are no weights
     columns: np.ndarray  # (n_columns,) unit of the source behind each column; -1 for none
     scale_in: Tensor  # (n_target,) |gamma| / sqrt(var + eps) of a batch norm before the activation; 1 without one
     scale_out: Tensor  # (n_columns,) the same of batch norms after the source's activation; 1 without one
@@ -134,15 +137,15 @@ def _check_model(model: nn.Module, example: Any) -> None:
         if bad := int((~torch.isfinite(value)).sum()):
             raise ValueError(f"parameter {name!r} holds {bad} NaN or infinite numbers of {value.numel()}: train again")
 
-# %% ../nbs/03_units.ipynb #d8feae7d
+# %% ../nbs/03_units.ipynb #ffc9e839
 def _wire(flow: Flow, program: Program, index: int, names: list[str]) -> Wire:
     """The weights behind one wire, groups of a convolution laid out over all input channels."""
     raw = flow.wires[index]
     layer, weight = flow.layers[raw.target], program.attribute(raw.parameter).detach()
-    weight = weight.reshape(*weight.shape[:2], -1)
+    kernel, weight = tuple(weight.shape[2:]), weight.reshape(*weight.shape[:2], -1)
     n_columns = len(raw.columns)
-    if weight.shape[1] < n_columns:
-        groups = n_columns // weight.shape[1]
+    groups = n_columns // weight.shape[1]
+    if groups > 1:
         spread = weight.new_zeros(groups, layer.n_units // groups, groups, *weight.shape[1:])
         spread[range(groups), :, range(groups)] = weight.view(groups, -1, *weight.shape[1:])
         weight = spread.reshape(layer.n_units, n_columns, -1)
@@ -155,7 +158,10 @@ def _wire(flow: Flow, program: Program, index: int, names: list[str]) -> Wire:
     return Wire(
         source=source,
         target=layer.name,
+        parameter=str(program.nodes[raw.parameter].target),
         weight=weight,
+        kernel=kernel,
+        groups=groups,
         columns=columns,
         scale_in=scale_in.to(weight),
         scale_out=scale_out.to(weight),

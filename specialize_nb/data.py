@@ -11,7 +11,8 @@ makes sure that a second pass meets the same examples in the same order."""
 __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves', 'stacked', 'Batches', 'batches', 'to_model',
            'check_labels']
 
-# %% ../nbs/01_data.ipynb #7f975c4d
+# %% ../nbs/01_data.ipynb #13f9748b
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 # %% ../nbs/01_data.ipynb #e79db0c1
@@ -165,7 +167,7 @@ def stacked(
     first, second, y = _pairs(images, label, seed)
     return Labelled(torch.cat([first, second], 1), y)
 
-# %% ../nbs/01_data.ipynb #a999717b
+# %% ../nbs/01_data.ipynb #69b93330
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
     """Checked `(x, y)` batches, the same in every pass; made by `batches`."""
@@ -200,10 +202,11 @@ class Batches:
             raise ValueError(f"this pass gave {start} examples and the first {self.n}; {advice}")
 
     def __repr__(self) -> str:
-        shape, classes = tuple(self.example.shape[1:]), len(np.unique(self.labels))
-        return f"Batches({self.n} examples of shape {shape} in {classes} classes, {len(self)} batches)"
+        shapes = ", ".join(str(shape) for shape in _shapes(self.example))
+        classes = len(np.unique(self.labels))
+        return f"Batches({self.n} examples of shape {shapes} in {classes} classes, {len(self)} batches)"
 
-# %% ../nbs/01_data.ipynb #c76d3d0a
+# %% ../nbs/01_data.ipynb #84f03190
 def _read(source: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
     """Read once through `source`, checking every batch; empty batches are left out."""
     with torch.random.fork_rng(devices=[]):
@@ -211,9 +214,9 @@ def _read(source: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
     shape = None
     for i, item in enumerate(iterator):
         x, y = _checked(item, f"batch {i}")
-        if shape is not None and x.shape[1:] != shape:
-            raise ValueError(f"batch {i} has inputs of shape {tuple(x.shape[1:])}, those before it {tuple(shape)}")
-        shape = x.shape[1:]
+        if shape is not None and _shapes(x) != shape:
+            raise ValueError(f"batch {i} has inputs of shape {_told(_shapes(x))}, those before it {_told(shape)}")
+        shape = _shapes(x)
         if len(y):
             yield x, y
 
@@ -223,22 +226,41 @@ def _checked(item: Any, where: str) -> tuple[Tensor, Tensor]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
         raise TypeError(f"{where} is a {type(item).__name__}{size}, not a pair (inputs, labels)")
-    if bad := [type(part).__name__ for part in item if not isinstance(part, Tensor | np.ndarray)]:
-        raise TypeError(f"{where} holds a {bad[0]}: inputs and labels must each be one tensor")
-    x, y = (torch.as_tensor(part) for part in item)
+    leaves = [*pytree.tree_leaves(item[0]), item[1]]
+    wrong = [type(part).__name__ for part in leaves if not isinstance(part, Tensor | np.ndarray)]
+    if wrong or len(leaves) < 2:
+        found = f"a {wrong[0]}" if wrong else "no inputs"
+        raise TypeError(
+            f"{where} holds {found}: inputs are one tensor, or several in a tuple or mapping; labels are one"
+        )
+    x, y = pytree.tree_map(torch.as_tensor, tuple(item))
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         raise ValueError(f"{where} has labels of {y.dtype}; expected integer class indices, such as y.long()")
     if y.ndim != 1:
         raise ValueError(f"{where} has labels of shape {tuple(y.shape)}; expected (n,); if one-hot, y.argmax(1)")
-    if not x.ndim or len(x) != len(y):
-        raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {len(y)} labels: one label for each input")
+    for one in pytree.tree_leaves(x):
+        _check_input(one, y, where)
     if len(y) and int(y.min()) < 0:
         raise ValueError(f"{where} has the label {int(y.min())}; class indices start at 0")
-    if bad := int((~x.isfinite().flatten(1).all(1)).sum()) if x.ndim > 1 else int((~x.isfinite()).sum()):
-        raise ValueError(f"{where} has NaN or infinite inputs in {bad} of {len(x)} examples: drop or replace them")
     return x, y.long()
 
-# %% ../nbs/01_data.ipynb #494f2022
+# %% ../nbs/01_data.ipynb #07b4c4f6
+def _check_input(x: Tensor, y: Tensor, where: str) -> None:
+    if not x.ndim or len(x) != len(y):
+        raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {len(y)} labels: one label for each input")
+    if bad := int((~x.isfinite().flatten(1).all(1)).sum()) if x.ndim > 1 else int((~x.isfinite()).sum()):
+        raise ValueError(f"{where} has NaN or infinite inputs in {bad} of {len(x)} examples: drop or replace them")
+
+
+def _shapes(x: Any) -> list[tuple[int, ...]]:
+    """The shape of one example of each input."""
+    return [tuple(one.shape[1:]) for one in pytree.tree_leaves(x)]
+
+
+def _told(shapes: list[tuple[int, ...]]) -> str:
+    return str(shapes[0] if len(shapes) == 1 else shapes)
+
+# %% ../nbs/01_data.ipynb #9a7c21d1
 def batches(
     data: Any,  # Pair of tensors x (n, ...), y (n,); or `DataLoader`, or re-iterable of such pairs; or `Batches`
     *,
@@ -261,20 +283,20 @@ def batches(
     labels, example = [], None
     with torch.random.fork_rng(devices=[]):
         for x, y in _read(source):
-            example = x[:2].clone() if example is None else example
+            example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
             labels.append(y.cpu().numpy())
     if example is None:
         raise ValueError("the data gave no examples: pass at least one batch")
     joined = np.concatenate(labels)
     return Batches(source=source, labels=joined, example=example, n_batches=len(labels), ordered=ordered)
 
-# %% ../nbs/01_data.ipynb #5a264a92
+# %% ../nbs/01_data.ipynb #1fcea5d6
 def _source(data: Any, batch_size: int) -> Iterable:
     """The re-iterable behind `data`."""
-    pair = isinstance(data, tuple | list) and len(data) == 2
-    if pair and all(isinstance(part, Tensor | np.ndarray) for part in data):
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray):
         x, y = _checked(data, "the pair of tensors")
-        return list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+        cuts = [slice(start, start + batch_size) for start in range(0, max(len(y), 1), batch_size)]
+        return [(pytree.tree_map(operator.itemgetter(cut), x), y[cut]) for cut in cuts]
     if isinstance(data, Dataset):
         raise TypeError(f"got a {type(data).__name__}, which gives single examples: wrap it in a DataLoader")
     if not isinstance(data, Iterable):
@@ -284,17 +306,21 @@ def _source(data: Any, batch_size: int) -> Iterable:
         raise ValueError(f"got a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
     return data
 
-# %% ../nbs/01_data.ipynb #dcb381a4
+# %% ../nbs/01_data.ipynb #1eedbc6e
 def to_model(
-    x: Tensor,  # (batch, ...)
+    x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
     model: nn.Module,  # Its parameters and buffers say where to go
-) -> Tensor:
+) -> Any:
     """The inputs on the model's device, and in its floating type if they are floating."""
     own = [*model.parameters(), *model.buffers()]
     if not own:
         return x
-    floating = next((one.dtype for one in own if one.is_floating_point()), x.dtype)
-    return x.to(own[0].device, floating if x.is_floating_point() else x.dtype)
+    floating = next((one.dtype for one in own if one.is_floating_point()), None)
+    return pytree.tree_map_only(Tensor, lambda one: _moved(one, own[0].device, floating), x)
+
+
+def _moved(x: Tensor, device: torch.device, floating: torch.dtype | None) -> Tensor:
+    return x.to(device, floating if x.is_floating_point() and floating is not None else x.dtype)
 
 # %% ../nbs/01_data.ipynb #eccae466
 def check_labels(

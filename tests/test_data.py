@@ -255,6 +255,15 @@ def test_batches_that_shuffle():
     caught.message
 
 
+def test_several_inputs():
+    x, y = digits("test")
+    read = batches(({"left": x[..., :4], "right": x[..., 4:]}, y), batch_size=200)
+    assert [len(labels) for _, labels in read] == [200, 200, 50]
+    test_near(torch.cat([torch.cat([x["left"], x["right"]], 3) for x, _ in read]), x)
+    test_near(batches([((x, x + 1), y)]).example[1], x[:2] + 1)
+    read
+
+
 def test_bad_data():
     x, y = torch.rand(6, 4), torch.arange(6)
     spoilt = x.clone()
@@ -280,7 +289,9 @@ def test_bad_data():
         "inputs alone": (TypeError, "batch 0 is a Tensor, not a pair", [x, x, x]),
         "a tensor": (TypeError, "batch 0 is a Tensor, not a pair", x),
         "three to a batch": (TypeError, "batch 0 is a tuple of 3, not a pair", [(x, y, y)]),
-        "two inputs": (TypeError, "batch 0 holds a tuple: inputs and labels must each be one tensor", [((x, x), y)]),
+        "inputs without a tensor": (TypeError, "batch 0 holds no inputs: inputs are one tensor", [({}, y)]),
+        "a list of numbers": (TypeError, "batch 0 holds a float: inputs are one tensor", [([0.5] * 6, y)]),
+        "an input too long": (ValueError, "inputs of shape \\(5, 4\\) and 6 labels", [((x, x[1:]), y)]),
         "images of two sizes": (ValueError, "batch 1 .* \\(3,\\), those before it \\(4,\\)", [(x, y), (x[:, 1:], y)]),
         "a data set": (TypeError, "got a TensorDataset.* wrap it in a DataLoader", TensorDataset(x, y)),
         "a number": (TypeError, "got data of type int: pass a pair of tensors, a DataLoader", 3),
@@ -311,6 +322,8 @@ def test_to_model():
     model.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
     assert to_model(x, model).dtype == torch.float64
     assert to_model(x, nn.Sequential(nn.ReLU(), model)).dtype == torch.float64
+    several = to_model({"pixels": x, "ids": x.long()}, model)
+    assert [one.dtype for one in several.values()] == [torch.float64, torch.int64]
 
 
 def test_check_labels():

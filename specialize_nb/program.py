@@ -9,32 +9,95 @@ import contextlib
 import io
 import logging
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-__all__ = ["Program", "export_program"]
+__all__ = ["Layout", "Program", "export_program"]
 
 # Operations that may hand back their input, or a view of it, without saying so in their schema.
 _MAY_ALIAS = {"reshape", "flatten", "contiguous", "dropout", "to", "type_as", "expand_as", "view_as", "feature_dropout"}
+_RECURRENT = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+# Operations that lay the numbers of one value out anew, or take some of them.
+_RELAYS = set(
+    "view reshape _unsafe_view flatten unflatten permute transpose movedim t expand squeeze unsqueeze select slice "
+    "narrow split split_with_sizes chunk tensor_split unbind".split()
+)
+
+
+class Layout(NamedTuple):
+    """Where the examples of a batch lie in a value: `axis` counts (outer, example, inner), row by row."""
+
+    axis: int | None = None  # None: the value does not depend on the batch size
+    outer: int = 1
+    inner: int = 1
 
 
 class Program:
     """A model as one graph: run from any of its nodes to any others.
 
-    `graph_module` owns the parameters (the model's own tensors, not copies) and the graph.
+    `root` owns the parameters (the model's own tensors, not copies) and the graph.
     """
 
-    def __init__(self, graph_module: fx.GraphModule):
-        self.root = graph_module
-        self.nodes = {node.name: node for node in graph_module.graph.nodes}
-        self.inputs = tuple(node.name for node in graph_module.graph.nodes if node.op == "placeholder")
-        output = next(node for node in graph_module.graph.nodes if node.op == "output")
-        self.outputs = tuple(node.name for node in output.all_input_nodes)
+    any_batch = True  # May lesions be stacked along the batch?
+
+    def __init__(self, root: fx.GraphModule, keywords: Sequence[str] = (), labels: Sequence[str] = ()):
+        self.root = root
+        self.nodes = {node.name: node for node in root.graph.nodes}
+        self.inputs = tuple(node.name for node in root.graph.nodes if node.op == "placeholder")
+        output = next(node for node in root.graph.nodes if node.op == "output")
+        leaves = pytree.tree_leaves(output.args[0])
+        labels = labels if len(labels) == len(leaves) else [""] * len(leaves)
+        named = [(leaf.name, label) for leaf, label in zip(leaves, labels, strict=True) if _is_value(leaf)]
+        self.outputs, self.labels = (tuple(part) for part in zip(*named, strict=True)) if named else ((), ())
+        self.keywords = tuple(keywords)  # Names of the inputs, if they are given by name
         self._extracted: dict[tuple, fx.GraphModule] = {}
+        self._constants: dict[str, Tensor] = {}
+        self._fixed = self._find_fixed()
+        self.layouts = _layouts(root.graph)
+
+    def _find_fixed(self) -> set[str]:
+        fixed: set[str] = set()
+        for node in self.root.graph.nodes:
+            made = node.op == "get_attr" or (node.op == "call_function" and isinstance(node.meta.get("val"), Tensor))
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if made and not random and all(source.name in fixed for source in node.all_input_nodes):
+                fixed.add(node.name)
+        return fixed
+
+    def is_fixed(self, name: str) -> bool:
+        """True if node `name` is the same for all inputs: a parameter, or made of such."""
+        return name in self._fixed
+
+    @torch.no_grad()
+    def constant(self, name: str) -> Tensor:
+        """The value of a node that is the same for all inputs."""
+        if name not in self._constants:
+            node = self.nodes[name]
+            direct = node.op == "get_attr"
+            value = operator.attrgetter(node.target)(self.root) if direct else self.extract((), [name])()[0]
+            self._constants[name] = value.detach()
+        return self._constants[name]
+
+    def owners(self, name: str) -> list[str]:
+        """Dotted names of the parameters and buffers that a fixed node is made of, the largest first."""
+        nodes = [self.nodes[one] for one in self._needed((), [name]) if self.nodes[one].op == "get_attr"]
+        order = {one: place for place, one in enumerate(self.nodes)}
+        nodes.sort(key=lambda node: (-self.constant(node.name).numel(), order[node.name]))
+        return [str(node.target) for node in nodes]
+
+    def arguments(self, x: Any) -> tuple[Tensor, ...]:
+        """The tensors of one call's inputs, in the order of `inputs`."""
+        if self.keywords and isinstance(x, Mapping):
+            if missing := [name for name in self.keywords if name not in x]:
+                raise KeyError(f"inputs {missing} are missing: the model was traced with {list(self.keywords)}")
+            x = {name: x[name] for name in self.keywords}
+        return tuple(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
 
     def extract(self, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
         """The part of the program that computes nodes `outputs` from given values of nodes `inputs`.
@@ -87,6 +150,33 @@ class Program:
         kept = [name for name in self.nodes if name in sources - later and self.nodes[name].op != "get_attr"]
         return (site, *kept)
 
+    def examples_first(self, name: str, value: Tensor) -> Tensor:
+        """The value of node `name` with its examples along axis 0; what else lay on their axis follows in its place."""
+        layout = self.layouts[name]
+        if layout.axis is None or layout == Layout(0):
+            return value
+        axis, n = layout.axis, value.shape[layout.axis] // (layout.outer * layout.inner)
+        value = value.unflatten(axis, (layout.outer, n, layout.inner)).movedim(axis + 1, 0)
+        value = value.flatten(axis + 1, axis + 2)
+        return value.squeeze(axis + 1) if layout.outer * layout.inner == 1 else value
+
+    def examples_back(self, name: str, value: Tensor) -> Tensor:
+        """The inverse of `examples_first`."""
+        layout = self.layouts[name]
+        if layout.axis is None or layout == Layout(0):
+            return value
+        axis = layout.axis
+        value = value if layout.outer * layout.inner > 1 else value.unsqueeze(axis + 1)
+        value = value.unflatten(axis + 1, (layout.outer, layout.inner)).movedim(0, axis + 1)
+        return value.flatten(axis, axis + 2)
+
+    def axis_first(self, name: str, axis: int) -> int:
+        """Where `axis` of the value of node `name` is after `examples_first`; `axis` is not the examples' own."""
+        layout = self.layouts[name]
+        if layout.axis is None:
+            return axis
+        return axis + (axis < layout.axis or layout.outer * layout.inner > 1)
+
     def repeat(self, name: str, value: Any, times: int) -> Any:
         """The value of node `name` for a batch repeated `times` over."""
         known = self.nodes[name].meta["val"]
@@ -96,62 +186,218 @@ class Program:
             expression, (size,) = known.node.expr, known.node.expr.free_symbols
             batch = next(iter(sympy.solveset(expression - value, size)))
             return int(expression.subs(size, batch * times))
-        if value.ndim == 0 or not _is_free(known.shape[0]):
+        layout = self.layouts[name]
+        if layout.axis is None:
             return value
-        return value.repeat(times, *[1] * (value.ndim - 1))
+        repeats = [times if axis == layout.axis else 1 for axis in range(value.ndim)]
+        if layout.outer == 1:
+            return value.repeat(repeats)
+        value = self.examples_first(name, value)
+        return self.examples_back(name, value.repeat(times, *[1] * (value.ndim - 1)))
 
-    def attribute(self, name: str) -> Tensor:
-        """The parameter, buffer or constant that `get_attr` node `name` reads."""
-        return operator.attrgetter(self.nodes[name].target)(self.root)
+    def value(self, name: str) -> Tensor:
+        """A tensor without numbers, of the shape and type that the value has for the example."""
+        return self.nodes[name].meta["val"]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of node `name` for one example, without the batch, as `examples_first` lays it out."""
+        sizes, layout = list(shape_at(self.nodes[name].meta["val"], 1)), self.layouts[name]
+        if layout.axis is not None and layout.outer * layout.inner == 1:
+            del sizes[layout.axis]
+        return tuple(sizes)
 
 
-def export_program(model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-    """Trace `model` on `example` inputs, the batch dimension left free.
+def export_program(model: nn.Module, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Trace `model` on example inputs, the batch dimension of every tensor left free.
 
     Raises: `ValueError` if torch cannot export the model, or its code fixes the batch size.
     """
-    example = tuple(x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).contiguous() for x in example)
-    shapes = tuple({0: torch.export.Dim.AUTO} for _ in example)
+    args, kwargs = pytree.tree_map_only(Tensor, _at_least_two, (tuple(args), dict(kwargs or {})))
+    shapes = torch.export.ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            shapes[leaf] = {0: torch.export.Dim.AUTO}
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
-            if not _functionalize(program.graph):
-                program = program.run_decompositions({})
+        with _quiet(), _plain(model), torch.no_grad():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            if (table := _unrolled(program.graph)) or not _functionalize(program.graph):
+                program = program.run_decompositions(table)
     except Exception as error:  # export raises many kinds; the user needs one
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"torch.export could not trace {type(model).__name__}: {reason[0] if reason else type(error).__name__}. "
             "Data-dependent Python control flow is the usual cause"
         ) from error
-    module = program.module()
-    for node in list(module.graph.nodes):  # run-time guards on shapes: the engine feeds batches of its own
-        if node.op == "call_module":
-            module.graph.erase_node(node)
-    module.recompile()
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if not all(_is_free(node.meta["val"].shape[0]) for node in inputs):
+    root = program.module()
+    _tidy(root)
+    inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
+    if not inputs or not all(_is_free(node.meta["val"].shape[0]) for node in inputs):
+        sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
         raise ValueError(
-            f"the code of {type(model).__name__} fixes the batch size at {example[0].shape[0]}: "
+            f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
             "compute shapes from `x.shape`, not from constants"
         )
-    return Program(module)
+    return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec))
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    """Export takes a batch of one for a constant."""
+    return x.expand(2, *x.shape[1:]).contiguous() if x.ndim and x.shape[0] == 1 else x
+
+
+def _labels(spec: pytree.TreeSpec) -> list[str]:
+    """The name of each output: its key in a dictionary, its place in a tuple; '' for an output that is alone."""
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = pytree.tree_flatten_with_path(tree)[0]
+    return [".".join(map(_key, path)) for path, _ in paths]
+
+
+def _key(key: Any) -> str:
+    """A step of the way to an output: a mapping's key, a field's name, or a place."""
+    return str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch logs and prints while it exports from the screen: what matters of it is in the error."""
+    """Keep what torch logs, prints and warns of while it exports from the screen: what matters is in the error."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """No fused encoder layers and no key-value caches while a model is traced: neither can be followed."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for config in configs.values():
+            config.use_cache = True
+
+
+def _tidy(root: fx.GraphModule) -> None:
+    """Take out guards on shapes (the engine feeds batches of its own), wrappers, and what nobody reads."""
+    for node in list(root.graph.nodes):
+        if node.op == "call_module":
+            root.graph.erase_node(node)
+    while _inline(root):
+        pass
+    for node in root.graph.nodes:  # a view is picky about how its input lies in memory
+        if _name(node) in ("view", "_unsafe_view"):
+            node.target = torch.ops.aten.reshape.default
+    for node in reversed(list(root.graph.nodes)):
+        constant = node.op == "placeholder" and not isinstance(node.meta["val"], Tensor)
+        if constant or (not node.users and "assert" in str(node.target)):
+            root.graph.erase_node(node)
+    root.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    root.recompile()
+
+
+def _inline(root: fx.GraphModule) -> bool:
+    """Replace calls of a part under other gradient or autocast settings by the part itself; False if there are none."""
+    found = False
+    for node in list(root.graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+            continue
+        place = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        part, args = getattr(root, node.args[place].target), node.args[place + 1 :]
+        copies = dict(zip((n for n in part.graph.nodes if n.op == "placeholder"), args, strict=True))
+        with root.graph.inserting_before(node):
+            result = root.graph.graph_copy(part.graph, copies)
+        for name in [n.target for n in part.graph.nodes if n.op == "get_attr" and not hasattr(root, n.target)]:
+            setattr(root, name, getattr(part, name))
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(result[user.args[1]])
+                root.graph.erase_node(user)
+        root.graph.erase_node(node)
+        found = True
+    return found
+
+
 def _is_free(size: int | torch.SymInt) -> bool:
     """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def size_at(value: Any, batch: int) -> Any:
+    """A size for a batch of `batch` examples."""
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+    return value
+
+
+def shape_at(value: Tensor, batch: int) -> tuple[int, ...]:
+    """The shape of a value for a batch of `batch` examples."""
+    return tuple(size_at(size, batch) for size in value.shape)
+
+
+def _layouts(graph: fx.Graph) -> dict[str, Layout]:
+    """Where the examples lie in every value of a graph."""
+    found: dict[str, Layout] = {}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        axis = next((axis for axis, size in enumerate(value.shape) if _is_free(size)), None)
+        each = 1 if axis is None else shape_at(value, 1)[axis]
+        found[node.name] = Layout(axis) if each == 1 else _folded(node, axis, each, found)
+    return found
+
+
+def _folded(node: fx.Node, axis: int, each: int, found: Mapping[str, Layout]) -> Layout:
+    """The layout of a value whose axis counts `each` places for every example."""
+    call = node.args[0] if node.target is operator.getitem else node
+    sources = [source for source in call.all_input_nodes if found.get(source.name, Layout()).axis is not None]
+    for source in sources:
+        if _name(call) in _RELAYS:
+            return _relaid(node, call, source, axis, each, found[source.name])
+        layout = found[source.name]
+        if layout.axis == axis and layout.outer * layout.inner == each:
+            return layout
+    return Layout(axis, 1, each)
+
+
+def _relaid(node: fx.Node, call: fx.Node, source: fx.Node, axis: int, each: int, layout: Layout) -> Layout:
+    """Follow the numbers of two examples through an operation that lays them out anew."""
+    shape = shape_at(source.meta["val"], 2)
+    number = torch.arange(shape[layout.axis], dtype=torch.int32).div(layout.inner, rounding_mode="floor") % 2
+    number = number.view([-1 if i == layout.axis else 1 for i in range(len(shape))]).expand(shape)
+    args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: number if n is source else size_at(n.meta["val"], 2))
+    found = call.target(*args, **kwargs)
+    found = found if call is node else found[node.args[1]]
+    line = found.movedim(axis, 0).reshape(2 * each, -1)[:, 0]
+    inner = int((line == 0).int().cumprod(0).sum())
+    return Layout(axis, each // max(inner, 1), inner)
+
+
+def _name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.split("::")[-1] if schema is not None else ""
+
+
+def _unrolled(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+    """How to write each recurrent operation of a graph as a step of plain ones for every step of the sequence."""
+    found = {node.target for node in graph.nodes if _name(node) in _RECURRENT}
+    known = torch.export.default_decompositions() if found else {}
+    return {operation: known[operation] for operation in found}
 
 
 def _functionalize(graph: fx.Graph) -> bool:

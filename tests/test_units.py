@@ -3,15 +3,13 @@
 import math
 import warnings
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from specialize_nb.data import batches
 from specialize_nb.testing import raises, test_near, unchanged
 from specialize_nb.train import cnn, mlp
-from specialize_nb.units import record, summarize, trace
+from specialize_nb.units import trace
 
 
 class Small(nn.Module):
@@ -40,74 +38,17 @@ def random_model(model, seed=0):
     return model.eval().requires_grad_(False)
 
 
-def moves(network, source, target, x, seed=0):
-    "(n_source, n_target) bool: does unit j of `target` feel a change of unit i of `source` alone?"
-    generator = torch.Generator().manual_seed(seed)
-    program, layer, aim = network.program, network.layer(source), network.layer(target)
-    sites = [other.site for other in network.layers if other.name != target]
-    held = program.extract(program.inputs, sites)(x)
-    rerun = program.extract(sites, [aim.pre])
-    before = rerun(*held)[0]
-    found = torch.zeros(layer.n_units, aim.n_units, dtype=torch.bool)
-    for unit in range(layer.n_units):
-        values = dict(zip(sites, held, strict=True))
-        changed = values[layer.site].clone()
-        spot = changed.flatten(1) if layer.unit == "feature" else changed.movedim(layer.unit_dim, 1)
-        spot[:, unit] += 3 * torch.randn(spot[:, unit].shape, generator=generator, dtype=x.dtype)
-        after = rerun(*(values | {layer.site: changed}).values())[0]
-        moved = (after - before).abs().movedim(aim.unit_dim, 0).flatten(1).amax(1)
-        found[unit] = moved > 1e-9
-    return found
+class TinyTransformer(nn.Module):
+    "Patches of an image as tokens, one layer of attention and MLP, and scores from the mean token."
 
-
-def wired(network, source, target):
-    "The same matrix as the wires tell it."
-    found = torch.zeros(network.layer(source).n_units, network.layer(target).n_units, dtype=torch.bool)
-    for wire in network.wires:
-        if (wire.source, wire.target) == (source, target):
-            touches = (wire.weight != 0).any(2).T
-            for column, unit in enumerate(wire.columns):
-                if unit >= 0:
-                    found[unit] |= touches[column]
-    return found
-
-
-def check_wiring(network, x):
-    "Every edge and every non-edge against the real forward pass; returns how many of each were checked."
-    checked = []
-    for a, source in enumerate(network.layers):
-        for target in network.layers[a + 1 :]:
-            if target.kind != "input":
-                real, told = moves(network, source.name, target.name, x), wired(network, source.name, target.name)
-                assert torch.equal(real, told), f"{source.name} -> {target.name}"
-                checked.append((source.name, target.name, int(told.sum()), int((~told).sum())))
-    return pd.DataFrame(checked, columns=["source", "target", "edges", "non_edges"])
-
-
-class Mixed(nn.Module):
-    "The layouts that a wiring usually gets wrong, in one network."
-
-    def __init__(self):
+    def __init__(self, width=8):
         super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.left, self.right = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 4, 3, padding=1, groups=2)
-        self.norm = nn.BatchNorm2d(6)
-        self.down, self.short = nn.Conv2d(6, 4, 3, stride=2, padding=1), nn.Conv2d(6, 4, 1, stride=2)
-        self.short_norm = nn.BatchNorm2d(4)
-        self.twice = nn.Conv2d(4, 4, 3, padding=1)
-        self.mid, self.head = nn.Linear(4 * 4, 5), nn.Linear(5 + 4, 3)
-        self.dropout = nn.Dropout(0.5)
+        self.patch = nn.Conv2d(1, width, 4, stride=4)
+        self.block = nn.TransformerEncoderLayer(width, 2, 3 * width, batch_first=True, norm_first=True)
+        self.head = nn.Linear(width, 10)
 
     def forward(self, x):
-        x = self.stem(x)
-        x = x * torch.sigmoid(x)
-        x = self.norm(F.relu(torch.cat([self.left(x), self.right(x)], 1)))
-        x = F.relu_(self.down(x) + self.short_norm(self.short(x)))
-        x = F.gelu(self.twice(x)) + x
-        x = F.gelu(self.twice(x))
-        pooled = F.avg_pool2d(x, 2)
-        mid = torch.tanh(self.mid(pooled.flatten(1)))
-        return self.head(self.dropout(torch.cat([mid, x.mean((2, 3))], 1)))
+        return self.head(self.block(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
 
 
 def test_trace_small():
@@ -131,7 +72,7 @@ def test_flatten_columns():
     head = [wire for wire in network.wires if wire.target == "head"]
     assert [wire.source for wire in head] == ["conv2", "conv1"]
     for wire in head:
-        assert wire.columns.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert wire.columns.tolist() == [list(range(12)), [0] * 4 + [1] * 4 + [2] * 4]
     head[0].columns
 
 
@@ -155,23 +96,6 @@ def test_batch_norm_after():
     wire.scale_out
 
 
-def test_perturbation_small():
-    model = random_model(Small()).double()
-    x = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double()
-    checked = check_wiring(trace(model, x), x)
-    assert checked["edges"].sum() > 0 and checked["non_edges"].sum() > 0
-    checked
-
-
-def test_perturbation_mixed():
-    model = random_model(Mixed(), seed=2).double()
-    x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(3)).double()
-    network = trace(model, x)
-    checked = check_wiring(network, x)
-    assert network.unknown == () and (checked["edges"] > 0).sum() > 10 and (checked["non_edges"] > 0).sum() > 10
-    network
-
-
 def test_counting():
     class TwoWays(nn.Module):
         def __init__(self):
@@ -185,6 +109,51 @@ def test_counting():
     network = trace(TwoWays().eval(), torch.zeros(2, 1, 6, 6))
     assert [(wire.source, wire.target) for wire in network.wires] == [("input", "conv"), ("conv", "head")]
     assert [layer.kind for layer in network.layers] == ["input", "hidden", "output"]
+    network
+
+
+def test_units_of_a_transformer():
+    x = torch.zeros(2, 1, 8, 8)
+    network = trace(random_model(TinyTransformer()), x)
+    frame = network.to_frame().set_index("layer")
+    assert frame.loc["block.self_attn.in_proj", "n_units"] == 24 and network.unknown == ()
+    assert frame.loc["patch", "feeds"] == "block.self_attn.in_proj, block.linear1, head"
+    network
+
+
+def test_heads_and_stream():
+    x = torch.zeros(2, 1, 8, 8)
+    network = trace(random_model(TinyTransformer()), x, attention="head", residual="stream")
+    frame = network.to_frame().set_index("layer")
+    assert frame.loc["block.self_attn", ["op", "unit", "n_units"]].tolist() == ["attention", "head", 2]
+    assert frame.loc["block", ["op", "unit", "n_units"]].tolist() == ["sum", "dimension", 8]
+    assert frame.loc["block", "feeds"] == "block.linear1, block#2" and frame.loc["block#2", "feeds"] == "head"
+    values = network.activations(torch.rand(5, 1, 8, 8), ["block.self_attn", "block.linear1", "block#2"])
+    assert [tuple(value.shape) for value in values.values()] == [(5, 2, 4, 4), (5, 4, 24), (5, 4, 8)]
+    network
+
+
+def test_several_inputs():
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.other, self.head = nn.Embedding(20, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, ids, numbers, mask=None):
+            hidden = torch.relu(self.words(ids).mean(1) + self.other(numbers))
+            return {"logits": self.head(hidden), "hidden": hidden}
+
+    model = random_model(TwoInputs())
+    ids, numbers = torch.arange(8).view(2, 4), torch.rand(2, 5)
+    network = trace(model, {"numbers": numbers, "ids": ids})
+    assert network.to_frame()["layer"].tolist() == ["input", "words", "other", "head"]
+    assert [wire.source for wire in network.wires if wire.target == "head"] == ["words", "other"]
+    assert network.program.labels == ("logits", "hidden")
+    by_place = trace(model, (ids, numbers)).activations((ids, numbers), ["head"])["head"]
+    test_near(by_place, model(ids, numbers)["logits"])
+    test_near(network.activations({"ids": ids, "numbers": numbers}, ["head"])["head"], by_place)
+    with raises(KeyError, match="inputs \\['ids'\\] are missing: the model was traced with \\['numbers', 'ids'\\]"):
+        network.activations({"numbers": numbers}, ["head"])
     network
 
 
@@ -205,23 +174,30 @@ def test_unknown_operation():
     cut.unknown
 
 
-def test_record_equals_hooks():
-    model = random_model(Small())
-    x = torch.randn(7, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    data, network, seen = (x, torch.zeros(7, dtype=torch.int64)), trace(model, x), []
-    handle = model.conv2.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model(x)
-    handle.remove()
-    found = record(model, data, network)
-    test_near(found["conv2"], seen[0].mean((2, 3)), rtol=1e-5)
-    test_near(record(model, data, network, summary="max")["conv2"], seen[0].amax((2, 3)), rtol=1e-5)
-    test_near(record(model, data, network, summary="l1")["conv2"], seen[0].abs().mean((2, 3)), rtol=1e-5)
-    test_near(
-        record(model, data, network, at="site")["conv1"], F.relu(model.bn1(model.conv1(x))).mean((2, 3)), rtol=1e-5
-    )
-    test_near(record(model, batches(data, batch_size=2), network)["conv2"], found["conv2"], rtol=1e-5, atol=1e-6)
-    test_near(summarize(torch.arange(12.0).view(1, 2, 2, 3), 3), [[4.5, 5.5, 6.5]])
-    found["conv2"]
+def test_hooks_instead():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.act(self.first(x if x.sum() > 0 else -x))
+            return self.last(x)
+
+    model = random_model(Branching())
+    with warnings.catch_warnings(record=True) as caught, unchanged(model):
+        warnings.simplefilter("always")
+        network = trace(model, torch.ones(2, 3))
+    assert "torch.export could not trace Branching" in network.refused and network.wires == ()
+    assert any("write `x.shape[0]` for `len(x)`" in str(one.message) for one in caught)
+    assert network.to_frame()[["layer", "kind", "n_units"]].to_numpy().tolist() == [
+        ["first", "hidden", 4],
+        ["last", "output", 2],
+    ]
+    x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, -0.5]])
+    test_near(network.activations(x, ["first"])["first"], torch.relu(model.first(x)))
+    test_near(network.activations(-x, ["first"], at="pre")["first"], model.first(x))
+    network
 
 
 def test_bad_input():
@@ -231,7 +207,7 @@ def test_bad_input():
     with raises(KeyError, match=r"did you mean 'conv\d' or 'conv\d'"):
         network.layer("conv")
     with raises(KeyError, match="no layer 'zzz': its 4 layers start"):
-        record(model, (x, torch.zeros(2, dtype=torch.int64)), network, layers=["zzz"])
+        network.activations(x, ["zzz"])
     with raises(ValueError, match="in training mode: call `model.eval\\(\\)`"):
         trace(Small().train(), x)
     with raises(ValueError, match="'the model itself'"):
@@ -239,33 +215,32 @@ def test_bad_input():
     model.head.weight[0, 0] = math.nan
     with raises(ValueError, match="parameter 'head.weight' holds 1 NaN"):
         trace(model, x)
-    with raises(ValueError, match="batch as its first dimension"):
+    with raises(ValueError, match="batch as their first dimension"):
         trace(Small().eval(), torch.zeros(0, 1, 4, 4))
     with raises(TypeError, match="give a torch.nn.Module"):
         trace(len, x)
-    with raises(ValueError, match="choose one of \\['l1', 'max', 'mean'\\]"):
-        summarize(torch.zeros(2, 3, 4), 1, "median")
+    with raises(ValueError, match="residual='sum': choose one of \\['writer', 'stream'\\]"):
+        trace(Small().eval(), x, residual="sum")
+    with raises(ValueError, match="\\[\\(2, 4\\), \\(3, 4\\)\\]; give inputs as tensors with the batch"):
+        trace(Small().eval(), (torch.zeros(2, 4), torch.zeros(3, 4)))
     with raises(ValueError, match="'site'.*'pre'"):
         network.activations(x, ["conv1"], at="post")
 
 
-def test_not_exportable():
-    class Branching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 2)
-
-        def forward(self, x):
-            return self.linear(x) if x.sum() > 0 else self.linear(-x)
-
-    with raises(ValueError, match="torch.export could not trace Branching"):
-        trace(Branching().eval(), torch.zeros(2, 3))
+def test_fails_on_the_example():
+    with raises(ValueError, match="Small fails on the example: .*expected input") as caught:
+        trace(random_model(Small()), torch.zeros(2, 5, 4, 4))
+    caught.message
 
 
 def test_reference_networks():
-    x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    small_cnn = random_model(cnn(size=8, channels=(4, 4, 4), dense=6), seed=1).double()
-    assert (check_wiring(trace(small_cnn, x), x)["edges"] > 0).sum() == 5
+    x = torch.zeros(2, 1, 8, 8)
     networks = [trace(mlp((64, 256, 256, 256, 256, 10)), x), trace(cnn(size=8), x)]
     assert [len(network.layers) for network in networks] == [6, 6]
     networks[1]
+
+
+def test_plot():
+    network = trace(random_model(TinyTransformer()), torch.zeros(2, 1, 8, 8), residual="stream")
+    ax = network.plot()
+    assert len(ax.patches) == len(network.layers) + len({(wire.source, wire.target) for wire in network.wires})

@@ -4,11 +4,9 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
-from specialize_nb.data import digits
-from specialize_nb.graph import UnitGraph, _squared_correlations, _standardize, activation_graph, weight_graph
+from specialize_nb.graph import UnitGraph, weight_graph
 from specialize_nb.testing import planted_mlp, raises, test_near, unchanged
 from specialize_nb.units import trace
 
@@ -52,12 +50,6 @@ class Twice(nn.Module):
     def forward(self, x):
         one = self.one(x)
         return self.last(torch.cat([one.relu(), self.other(x).relu(), (-one).relu()], dim=1))
-
-
-def small_cnn():
-    "Four channels, then six neurons, for 8 x 8 images."
-    conv = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
-    return randomize(nn.Sequential(*conv, nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 10)))
 
 
 def test_unit_graph():
@@ -206,6 +198,51 @@ def test_concat_and_groups():
     block
 
 
+def test_heads():
+    class OneAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(4, 18), nn.Linear(6, 5)
+
+        def forward(self, x):
+            q, k, v = (part.view(x.shape[0], -1, 2, 3).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(mixed.transpose(1, 2).reshape(x.shape[0], -1, 6))
+
+    model = OneAttention().eval().requires_grad_(False)
+    for weight in (model.qkv.weight, model.out.weight):
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    network = trace(model, torch.zeros(2, 3, 4), attention="head")
+    head = network.layers[1].name
+    into, onward = model.qkv.weight.view(3, 2, 3, 4), model.out.weight.view(5, 2, 3)
+    for norm, power in (("l1", 1), ("l2", 2)):
+        graph = weight_graph(network, norm=norm)
+        test_near(graph.block("input", head), ((into.abs() ** power).sum((0, 2)) ** (1 / power)).T, rtol=1e-5)
+        test_near(graph.block(head, "out"), ((onward.abs() ** power).sum(2) ** (1 / power)).T, rtol=1e-5)
+    test_near(weight_graph(network, norm="max").block("input", head), into.abs().amax((0, 2)).T)
+    weight_graph(network).block(head, "out")
+
+
+def test_stream():
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return self.head(x + torch.relu(self.second(x)))
+
+    network = trace(Summed().eval(), torch.zeros(2, 3), residual="stream")
+    total = next(layer.name for layer in network.layers if layer.op == "sum")
+    graph = weight_graph(network)
+    for writer in ("first", "second"):
+        test_near(graph.block(writer, total), np.eye(3))
+    test_near(graph.block(total, "head"), network.wires[-1].weight[..., 0].abs().T)
+    assert graph.block("first", "head") is None
+    graph
+
+
 def test_normalize():
     model = randomize(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
@@ -262,78 +299,10 @@ def test_weight_graph_errors():
     caught.message
 
 
-def test_activation_graph():
-    model, images = small_cnn(), digits("test")
-    network = trace(model, images.x)
-    maps, last = model[0](images.x), model[:5](images.x)
-    pre = torch.cat([maps.mean((2, 3)), last], dim=1).numpy()
-    site = torch.cat([maps.relu().abs().mean((2, 3)), last.relu()], dim=1).numpy()
-    with unchanged(model):
-        graph = activation_graph(model, images, network)
-    linear = activation_graph(model, images, network, corr="pearson")
-    tied = activation_graph(model, images, network, at="site", summary="l1")
-    with np.errstate(invalid="ignore"):
-        cases = [(graph, spearmanr(pre)[0]), (linear, np.corrcoef(pre.T)), (tied, spearmanr(site)[0])]
-    for found, correlation in cases:
-        test_near(found.adjacency().toarray(), np.nan_to_num(correlation**2) * (1 - np.eye(10)), atol=1e-4)
-    assert np.isnan(cases[2][1]).any() and not tied.alive().all()
-    assert graph.layers == ("0", "4") and set(graph.blocks) == {("0", "0"), ("0", "4"), ("4", "4")}
-    graph.plot()
-
-
-def test_chance():
-    rng = np.random.default_rng(0)
-    chance = {}
-    for n_examples in (10, 100, 1000):
-        values = {"a": _standardize("a", rng.standard_normal((n_examples, 100)), "spearman")}
-        block = _squared_correlations(values, torch.device("cpu"))["a", "a"]
-        chance[n_examples] = float(block.sum()) / (100 * 99)
-        test_near(chance[n_examples], 1 / (n_examples - 1), rtol=0.05)
-    pd.DataFrame({"mean edge": chance, "1 / (n - 1)": {n: 1 / (n - 1) for n in chance}}).rename_axis("examples")
-
-
-def test_constant_units():
-    values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
-    values[:, 1] = 3 + np.float32(3e-7) * (values[:, 0] > 0)
-    assert len(np.unique(values[:, 1])) == 2
-    assert not _standardize("a", values, "spearman")[:, 1].any()
-    model = small_cnn()
-    model[4].weight[2] = 0
-    graph = activation_graph(model, digits("test"), trace(model, digits("test").x))
-    assert graph.units.query("not alive")[["layer", "unit"]].values.tolist() == [["4", 2]]
-    graph
-
-
-def test_activation_graph_errors():
-    model, images = small_cnn(), digits("test")
-    network = trace(model, images.x)
-    flat = torch.ones(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    with raises(ValueError, match="every unit of \\['0', '4'\\] is constant over 20 examples") as caught:
-        activation_graph(model, flat, network)
-    with raises(ValueError, match="at least 3"):
-        activation_graph(model, (images.x[:2], images.y[:2]), network)
-    with raises(ValueError, match="choose 'spearman' or 'pearson'"):
-        activation_graph(model, images, network, corr="kendall")
-    with raises(ValueError, match="mean"):
-        activation_graph(model, images, network, summary="median")
-    with raises(KeyError, match="no layer '44'"):
-        activation_graph(model, images, network, layers=["44"])
-    with raises(ValueError, match="no hidden layer"):
-        activation_graph(model[6:].eval(), (torch.ones(3, 6), flat[1][:3]), trace(model[6:].eval(), torch.ones(1, 6)))
-    with raises(ValueError, match="activations of 'a' hold NaN"):
-        _standardize("a", np.full((3, 1), np.nan), "pearson")
-    caught.message
-
-
 def test_planted_blocks():
     planted = planted_mlp()
-    network = trace(planted.model, planted.x)
-    graphs = [weight_graph(network), activation_graph(planted.model, (planted.x, planted.y), network)]
-    modules = [np.concatenate([planted.labels[layer] for layer in graph.layers]) for graph in graphs]
-    share = {}
-    for graph, module in zip(graphs, modules, strict=True):
-        apart = module[:, None] != module
-        edges = graph.adjacency().toarray()
-        share[graph.kind] = edges[apart].sum() / edges.sum()
-    assert share["weights"] == 0 and share["activations"] < 0.05
-    pd.Series(share, name="share of edges between modules").to_frame()
+    graph = weight_graph(trace(planted.model, planted.x))
+    module = np.concatenate([planted.labels[layer] for layer in graph.layers])
+    edges, apart = graph.adjacency().toarray(), module[:, None] != module
+    assert edges[apart].sum() == 0 < edges.sum()
+    graph

@@ -9,11 +9,11 @@ a `Partition`, which the tests of later notebooks start from."""
 # %% auto #0
 __all__ = ['SubCluster', 'Partition', 'ncut', 'spectral_partition', 'local_partition']
 
-# %% ../nbs/05_partition.ipynb #27c14fd1
+# %% ../nbs/05_partition.ipynb #b38edb28
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ import pandas as pd
 import scipy.linalg
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, lobpcg
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
@@ -77,9 +77,32 @@ def _checked(layer: str, labels: Any) -> np.ndarray:
     array.setflags(write=False)
     return array
 
-# %% ../nbs/05_partition.ipynb #85d58eb9
+# %% ../nbs/05_partition.ipynb #bd357a4b
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Partition(_Labels):
+class _Spectrum(_Labels):
+    """Labels, and the eigenvalues they come from."""
+
+    eigenvalues: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k + 1,) smallest of the graph's Laplacian
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "eigenvalues", np.array(self.eigenvalues, dtype=np.float64))
+        self.eigenvalues.setflags(write=False)
+
+    @property
+    def eigengap(self) -> pd.Series:  # (k,) indexed by the number of clusters, from 1 to k; empty if there are none
+        """How far each eigenvalue is from the next: a large gap after as many as there are modules."""
+        gaps = np.diff(self.eigenvalues)
+        return pd.Series(gaps, pd.RangeIndex(1, len(gaps) + 1, name="k"), name="eigengap")
+
+    @property
+    def eigengap_k(self) -> int | None:  # From 1 to k; None without eigenvalues
+        """How many clusters come before the largest gap? 1 speaks against any."""
+        return int(self.eigengap.idxmax()) if len(self.eigenvalues) > 1 else None
+
+# %% ../nbs/05_partition.ipynb #160eb474
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Partition(_Spectrum):
     """The cluster of every unit, and how it was found."""
 
     k: int  # Clusters asked for; of a local partition, the most in any layer
@@ -87,19 +110,24 @@ class Partition(_Labels):
     graph: str = ""  # What an edge of the graph measured; '' if the labels were given
     seed: int | None = None  # Seed of k-means
     ncut: float = float("nan")  # n-cut of a global partition, from 0 to k
-    eigenvalues: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k + 1,) smallest of the graph's Laplacian
     n_components: int = 1  # Connected components of the live graph; of a local partition, the most in any layer
     converged: bool = True  # Did the eigenvalue solver converge?
+    names: tuple[str, ...] = ()  # Name of each cluster, if they were given by names
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "eigenvalues", np.array(self.eigenvalues, dtype=np.float64))
-        self.eigenvalues.setflags(write=False)
+        object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
-    def from_labels(cls, labels: pd.DataFrame | Mapping[str, Any]) -> "Partition":
-        """Your own clusters: a frame with columns layer, unit, cluster, or a mapping layer -> label of each unit."""
-        return _given(labels)
+    def from_labels(cls, labels: pd.DataFrame | Mapping[str, Any] | Sequence[Any], *, like: Any = None) -> "Partition":
+        """Your own clusters: numbers from 0 with -1 for none, or names with None for none.
+
+        A frame with columns layer, unit, cluster; a mapping layer -> label of each unit; or one list over all layers of
+        `like`, a graph, network or partition, whose layers and sizes any labels are checked against.
+
+        Raises: `ValueError` if labels and units do not match; `KeyError` for a layer that `like` lacks.
+        """
+        return _given(labels, like)
 
     def agreement(self, other: "Partition") -> float:
         """Adjusted Rand index over the units clustered in both: 1 if equal, about 0 by chance."""
@@ -124,23 +152,77 @@ class Partition(_Labels):
     def _repr_html_(self) -> str:
         return _table(self).to_html()
 
-# %% ../nbs/05_partition.ipynb #66f89d22
-def _given(labels: pd.DataFrame | Mapping[str, Any]) -> Partition:
+# %% ../nbs/05_partition.ipynb #59e34628
+def _given(labels: Any, like: Any) -> Partition:
+    sizes = None if like is None else _sizes(like)
     if isinstance(labels, pd.DataFrame):
-        if missing := {"layer", "unit", "cluster"} - set(labels.columns):
-            raise ValueError(f"the frame has columns {list(labels.columns)}; it lacks {sorted(missing)}")
-        groups = {str(layer): rows.sort_values("unit") for layer, rows in labels.groupby("layer", sort=False)}
-        for layer, rows in groups.items():
-            if rows["unit"].tolist() != list(range(len(rows))):
-                raise ValueError(f"units of {layer!r} are not 0 to {len(rows) - 1}, each once: -1 means none")
-        labels = {layer: rows["cluster"].to_numpy() for layer, rows in groups.items()}
+        labels = _from_frame(labels)
+    elif not isinstance(labels, Mapping):
+        labels = _from_list(labels, sizes)
     if not labels:
         raise ValueError("got no labels: give at least one layer")
+    labels = {layer: one.cpu() if hasattr(one, "cpu") else one for layer, one in labels.items()}
+    labels, names = _numbered({layer: np.asarray(one) for layer, one in labels.items()})
     found = {layer: _checked(layer, given) for layer, given in labels.items()}
+    for layer, one in found.items() if sizes is not None else ():
+        if layer not in sizes:
+            raise KeyError(f"`like` has no layer {layer!r}: {_suggest(layer, list(sizes))}")
+        if len(one) != sizes[layer]:
+            raise ValueError(f"got {len(one)} labels for layer {layer!r}, which has {_count(sizes[layer], 'unit')}")
     k = len(np.unique(np.concatenate([one[one >= 0] for one in found.values()])))
     if k == 0:
         raise ValueError(f"no unit of {list(found)} is in a cluster: every label is -1")
-    return Partition(labels=found, k=k, scope="user")
+    return Partition(labels=found, k=k, scope="user", names=names)
+
+
+def _sizes(like: Any) -> dict[str, int]:
+    """Units of each layer of a graph, a network or a partition."""
+    if isinstance(like, _Labels):
+        return {layer: len(found) for layer, found in like.labels.items()}
+    if hasattr(like, "sizes") and hasattr(like, "layers"):
+        return dict(zip(like.layers, like.sizes, strict=True))
+    try:
+        return {layer.name: layer.n_units for layer in like.layers}
+    except AttributeError:
+        raise TypeError(f"`like` is a {type(like).__name__}: give a graph, a network or a partition") from None
+
+# %% ../nbs/05_partition.ipynb #b881a39c
+def _from_frame(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    if missing := {"layer", "unit", "cluster"} - set(frame.columns):
+        raise ValueError(f"the frame has columns {list(frame.columns)}; it lacks {sorted(missing)}")
+    groups = {str(layer): rows.sort_values("unit") for layer, rows in frame.groupby("layer", sort=False)}
+    for layer, rows in groups.items():
+        if rows["unit"].tolist() != list(range(len(rows))):
+            raise ValueError(f"units of {layer!r} are not 0 to {len(rows) - 1}, each once: -1 means none")
+    return {layer: rows["cluster"].to_numpy() for layer, rows in groups.items()}
+
+
+def _from_list(labels: Any, sizes: dict[str, int] | None) -> dict[str, np.ndarray]:
+    array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    if sizes is None:
+        what = f"a {type(labels).__name__} of shape {array.shape}"
+        raise ValueError(
+            f"got {what}, which names no layers: pass `like`, a graph or network, or a mapping from layers"
+        )
+    if array.shape != (sum(sizes.values()),):
+        where = ", ".join(f"{layer!r}: {size}" for layer, size in list(sizes.items())[:12])
+        more = ", ..." if len(sizes) > 12 else ""
+        want = f"the {_count(len(sizes), 'layer')} have {_count(sum(sizes.values()), 'unit')} ({where}{more})"
+        raise ValueError(f"got labels of shape {array.shape}, but {want}: give one a unit, or a mapping of some layers")
+    return dict(zip(sizes, np.split(array, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+
+
+def _numbered(labels: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Names as numbers, in the order they first come up, and the names; labels that are no text as they are."""
+    flat = [label for one in labels.values() for label in one.ravel().tolist()]
+    if not any(isinstance(label, str) for label in flat):
+        return labels, ()
+    if bad := [label for label in flat if not isinstance(label, str) and not pd.isna(label)]:
+        raise ValueError(f"labels mix names with {bad[0]!r}: give all as names, and None where there is none")
+    names = tuple(pd.unique(pd.Series(flat, dtype=object).dropna()))
+    number = {name: i for i, name in enumerate(names)}
+    codes = {a: [number.get(label, -1) for label in one.ravel().tolist()] for a, one in labels.items()}
+    return {layer: np.reshape(codes[layer], one.shape) for layer, one in labels.items()}, names
 
 # %% ../nbs/05_partition.ipynb #b2fe2264
 def _agreement(a: Partition, b: Partition) -> float:
@@ -158,12 +240,12 @@ def _agreement(a: Partition, b: Partition) -> float:
         return float(adjusted_rand_score(*(np.concatenate(side) for side in zip(*pairs, strict=True))))
     return float(np.average([adjusted_rand_score(x, y) for x, y in pairs], weights=[len(x) for x, _ in pairs]))
 
-# %% ../nbs/05_partition.ipynb #42581dde
+# %% ../nbs/05_partition.ipynb #36006d86
 def _table(partition: Partition) -> pd.DataFrame:
     """Units of each cluster in each layer."""
     frame = partition.to_frame()
     table = pd.crosstab(frame["layer"], frame["cluster"]).reindex(list(partition.labels))
-    return table.rename(columns={-1: "none"})
+    return table.rename(columns={-1: "none"} | dict(enumerate(partition.names)))
 
 
 def _describe(partition: Partition) -> str:
@@ -195,8 +277,8 @@ def _plot_partition(partition: Partition, ax: Any) -> Any:
         ax.legend(title="cluster", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left", ncols=2)
     return ax
 
-# %% ../nbs/05_partition.ipynb #7ef4d8e5
-_FIELDS = ("k", "scope", "graph", "seed", "ncut", "n_components", "converged")
+# %% ../nbs/05_partition.ipynb #a3344521
+_FIELDS = ("k", "scope", "graph", "seed", "ncut", "n_components", "converged", "names")
 
 
 def _save(partition: Partition, path: str | Path) -> Path:
@@ -210,7 +292,8 @@ def _load(path: str | Path) -> Partition:
     arrays, fields = read_result(path, "Partition")
     parts = np.split(arrays["labels"], np.cumsum(fields["sizes"])[:-1])
     labels = dict(zip(fields["layers"], parts, strict=True))
-    return Partition(labels=labels, eigenvalues=arrays["eigenvalues"], **{name: fields[name] for name in _FIELDS})
+    given = {name: fields[name] for name in _FIELDS if name in fields}  # older files have no names
+    return Partition(labels=labels, eigenvalues=arrays["eigenvalues"], **given)
 
 # %% ../nbs/05_partition.ipynb #78e1d4d3
 def ncut(
@@ -266,23 +349,56 @@ def _label_array(graph: Any, labels: Any, n_units: int) -> np.ndarray:
         raise ValueError(f"got {len(found)} labels for a graph of {n_units} units: give one a unit, -1 for none")
     return found
 
-# %% ../nbs/05_partition.ipynb #c775bbb6
-def _components(graph: UnitGraph) -> np.ndarray:
-    """(n_units,) connected component of each unit, the one of largest volume first; -1 for dead units.
+# %% ../nbs/05_partition.ipynb #eb436dc1
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Walk:
+    """Products with S A S, for the adjacency matrix A and a diagonal S, on the device of the blocks."""
 
-    Search in breadth from several units at once, a product with the graph a step.
-    """
-    degree = graph.degree()
+    sizes: tuple[int, ...]  # Units of each layer
+    blocks: tuple[tuple[int, int, torch.Tensor], ...]  # Places of two layers, and the weights between them
+    scale: torch.Tensor  # (n_units, 1) diagonal of S; 0 leaves a unit out
+
+    def __call__(self, x: torch.Tensor, fed: Sequence[bool] | None = None) -> torch.Tensor:
+        """(n_units, m) product with `x` of the same shape, which is zero outside of the layers that are `fed`."""
+        parts, out = (x * self.scale).split(self.sizes), torch.zeros_like(x)
+        into = out.split(self.sizes)
+        for i, j, block in self.blocks:
+            step = len(block) if block.dtype == x.dtype else 256  # rows converted at once
+            for rows in (slice(start, start + step) for start in range(0, len(block), step)):
+                part = block[rows].to(x.dtype)
+                if fed is None or fed[j]:
+                    into[i][rows].addmm_(part, parts[j])
+                if i != j and (fed is None or fed[i]):
+                    into[j].add_((parts[i][rows].T @ part).T)
+        return out.mul_(self.scale)
+
+
+def _walk(graph: UnitGraph) -> _Walk:
+    """Products with the adjacency matrix itself, in double precision where the device has it."""
+    place = {layer: i for i, layer in enumerate(graph.layers)}
+    blocks = tuple((place[a], place[b], block.detach()) for (a, b), block in graph.blocks.items())
+    device = blocks[0][2].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return _Walk(sizes=graph.sizes, blocks=blocks, scale=torch.ones(graph.n_units, 1, dtype=dtype, device=device))
+
+# %% ../nbs/05_partition.ipynb #f7cbdf99
+def _reach(walk: _Walk, start: np.ndarray) -> np.ndarray:
+    """(n_units, n_starts) True where a path leads from each unit of `start`; only new units walk on."""
+    new = torch.zeros(len(walk.scale), len(start), dtype=walk.scale.dtype, device=walk.scale.device)
+    new[torch.from_numpy(start), range(len(start))] = 1
+    met = new > 0
+    while any(fed := torch.stack([part.any() for part in new.split(walk.sizes)]).tolist()):
+        new = ((walk(new, fed) > 0) & ~met).to(new.dtype)
+        met |= new > 0
+    return met.cpu().numpy()
+
+
+def _components(walk: _Walk, degree: np.ndarray) -> np.ndarray:
+    """(n_units,) connected component of each unit, the one of largest volume first; -1 for dead units."""
     found = np.where(degree > 0, -2, -1)
     count, width = 0, 1
     while (todo := np.flatnonzero(found == -2)[:width]).size:
-        reach = np.zeros((graph.n_units, todo.size))
-        reach[todo, np.arange(todo.size)] = 1
-        before = 0
-        while reach.sum() > before:
-            before = reach.sum()
-            reach = (reach + graph.matmat(reach) > 0).astype(float)
-        for start, members in zip(todo, reach.T > 0, strict=True):
+        for start, members in zip(todo, _reach(walk, todo).T, strict=True):
             if found[start] == -2:
                 found[members], count = count, count + 1
         width = min(2 * width, 64)
@@ -290,11 +406,9 @@ def _components(graph: UnitGraph) -> np.ndarray:
     rank = np.argsort(np.argsort(-volume, kind="stable"))
     return np.where(found >= 0, rank[found], -1) if count else found
 
-# %% ../nbs/05_partition.ipynb #9c93b3d9
+# %% ../nbs/05_partition.ipynb #6f28f5c6
 def _restrict(graph: UnitGraph, keep: np.ndarray) -> UnitGraph:
-    """The graph of the units where `keep` (n_units,) is True."""
-    if keep.all():
-        return graph
+    """A copy of the graph of the units where `keep` (n_units,) is True."""
     kept = {a: np.flatnonzero(b) for a, b in zip(graph.layers, np.split(keep, graph.offsets[1:-1]), strict=True)}
     kept = {layer: units for layer, units in kept.items() if units.size}
     device = next(iter(graph.blocks.values())).device
@@ -310,77 +424,170 @@ class _Eigen(NamedTuple):
     vectors: np.ndarray  # (n_units, k)
     residual: float  # Largest norm of what is left of an eigenvalue's equation; 0 if the solver converged
 
-# %% ../nbs/05_partition.ipynb #bbd1a917
+# %% ../nbs/05_partition.ipynb #aded6713
+def _orthonormal(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal q of at most as many columns as `block`, and r on the CPU, so that q r is `block` up to rounding."""
+    noise, size = 16 * torch.finfo(block.dtype).eps, block.norm(dim=0)
+    scaled, size = block / size.clamp(min=noise), size.clamp(min=noise).cpu().double()
+    values, vectors = torch.linalg.eigh((scaled.T @ scaled).cpu().double())
+    root, vectors = values[values > noise].sqrt(), vectors[:, values > noise]
+    return scaled @ (vectors / root).to(block), (vectors * root).T * size
+
+
+def _split_off(block: torch.Tensor, basis: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Orthonormal q, and r and c on the CPU, so that q r + basis c is `block` without what it has of `known`."""
+    first = basis.T @ block
+    q, r = _orthonormal(block - basis @ first - known @ (known.T @ block))
+    again = basis.T @ q  # once is not enough: the difference of large numbers may point anywhere
+    q, r2 = _orthonormal(q - basis @ again - known @ (known.T @ q))
+    return q, r2 @ r, first.cpu().double() + again.cpu().double() @ r
+
+# %% ../nbs/05_partition.ipynb #9c5bd0af
+class _Ritz(NamedTuple):
+    values: torch.Tensor  # (m,) largest eigenvalues found, descending; double precision, on the CPU
+    vectors: torch.Tensor  # (n_units, m) on the device
+    residual: float  # Largest norm of what is left of an equation, of the k that were asked for
+
+
+def _largest(
+    times: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,  # (n_units, m) vectors that say in what space to look, m at least `k`
+    known: torch.Tensor,  # (n_units, 1) eigenvector to leave out, of norm 1
+    k: int,
+    tol: Callable[[float], float],  # Residual that is small enough, given the least of the `k` eigenvalues
+    max_iter: int,
+) -> _Ritz:
+    """The largest eigenpairs of a symmetric product, `k` of them to `tol`, as many as `start` has in all.
+
+    Block Lanczos, restarted from the best when memory is full.
+    """
+    width, used = start.shape[1], 0
+    room = 10 * width
+    basis, small = start.new_zeros(len(start), room), torch.zeros(room, room, dtype=torch.float64)
+    block = _split_off(start, basis[:, :0], known)[0]
+    for _ in range(max_iter):
+        new = slice(used, used := used + block.shape[1])
+        basis[:, new] = block
+        block, rest, inside = _split_off(times(block), basis[:, :used], known)
+        small[:used, new], small[new, :used] = inside, inside.T
+        values, vectors = torch.linalg.eigh(small[:used, :used])
+        values, vectors = values.flip(0), vectors.flip(1)
+        residual = float((rest @ vectors[new, :k]).norm(dim=0).max())
+        if not block.shape[1] or residual <= tol(float(values[:k][-1])):
+            break
+        if used + block.shape[1] > room:  # keep the best, and a few from the far end, which would only come back
+            kept = torch.cat([torch.arange(3 * width), torch.arange(used - width, used)])
+            basis[:, : len(kept)] = basis[:, :used] @ vectors[:, kept].to(basis)
+            used, small = len(kept), torch.zeros_like(small)
+            small[range(used), range(used)] = values[kept]
+    return _Ritz(values[:width], basis[:, :used] @ vectors[:, :width].to(basis), residual)
+
+# %% ../nbs/05_partition.ipynb #b526ec69
+def _side(walk: _Walk) -> list[bool] | None:
+    """For each layer, is it on the first of two sides that edges only run between? None if there are no such sides."""
+    sides: dict[int, bool] = {}
+    for first in range(len(walk.sizes)):
+        todo = [] if first in sides else [first]
+        sides.setdefault(first, True)
+        while todo:
+            layer = todo.pop()
+            for other in [i + j - layer for i, j, _ in walk.blocks if layer in (i, j)]:
+                if other not in sides:
+                    todo.append(other)
+                if sides.setdefault(other, not sides[layer]) == sides[layer]:
+                    return None
+    return [sides[layer] for layer in range(len(walk.sizes))]
+
+
+def _single(walk: _Walk) -> _Walk:
+    """The same products at single precision, with the scale multiplied into a copy of the blocks."""
+    scale, copies = walk.scale.split(walk.sizes), []
+    for i, j, block in walk.blocks:
+        copy = torch.empty(block.shape, dtype=torch.float32, device=block.device)
+        for rows in (slice(start, start + 256) for start in range(0, len(block), 256)):
+            copy[rows] = block[rows] * scale[i][rows] * scale[j].T
+        copies.append((i, j, copy))
+    return _Walk(sizes=walk.sizes, blocks=tuple(copies), scale=torch.ones_like(walk.scale, dtype=torch.float32))
+
+# %% ../nbs/05_partition.ipynb #bb7467cf
+def _stage(
+    walk: _Walk, start: torch.Tensor, trivial: torch.Tensor, k: int, tol: float, max_iter: int, fed: list[bool] | None
+) -> _Ritz:
+    """The `k` largest eigenpairs of `walk`; with `fed` of there and back again, from the side that is fed."""
+    start, trivial = start.to(walk.scale), trivial.to(walk.scale)
+    if fed is None:
+        return _largest(walk, start, trivial, k, lambda least: tol, max_iter)
+    other, here = [not one for one in fed], _units(walk, fed).to(start)
+    known = trivial * here / (trivial * here).norm()
+
+    def enough(least: float) -> float:  # the residual of sigma squared that stands for one of `tol` of sigma
+        return tol * max(least, 1e-6) ** 0.5
+
+    return _largest(lambda x: walk(walk(x, fed), other), start * here, known, k, enough, max_iter)
+
+
+def _units(walk: _Walk, fed: Sequence[bool]) -> torch.Tensor:
+    """(n_units, 1) True for live units of the layers that are `fed`."""
+    sizes = torch.tensor(walk.sizes, device=walk.scale.device)
+    return torch.tensor(fed, device=walk.scale.device).repeat_interleave(sizes)[:, None] & (walk.scale > 0)
+
+
+def _search(walk: _Walk, trivial: torch.Tensor, k: int, max_iter: int | None) -> _Ritz:
+    """The `k` largest eigenpairs of `walk` besides the trivial one, in double precision if the device has it."""
+    width, tol, most = max(16, k), 1e-8, max_iter or 1000
+    fed = _side(walk)
+    if fed and int(_units(walk, fed).sum()) < width:
+        fed = None
+    start = torch.randn(len(trivial), width, generator=torch.Generator().manual_seed(0)).to(trivial.device)
+    start = _stage(_single(walk), start * (walk.scale > 0), trivial, k, 1e-6, most, fed).vectors
+    found = _stage(walk, start, trivial, k, tol, most, fed)
+    if fed:
+        there = walk(found.vectors, fed) / found.values.clamp(min=1e-6).sqrt().to(trivial)
+        found = _stage(walk, found.vectors + there, trivial, k, tol, most, None)
+    values, vectors = found.values[:k], found.vectors[:, :k]
+    return _Ritz(values, vectors, found.residual if found.residual > 2 * tol else 0.0)
+
+# %% ../nbs/05_partition.ipynb #f69649ac
 _DENSE = 512  # Up to as many units, a dense solver is the faster one
 
 
-def _smallest(graph: UnitGraph, k: int, max_iter: int | None) -> _Eigen:
-    """The `k` smallest eigenpairs of the Laplacian of a *connected* graph, ascending."""
-    root = np.sqrt(graph.degree())
-    n_units, trivial = len(root), (root / np.linalg.norm(root))[:, None]
-
-    def walk(x: np.ndarray) -> np.ndarray:
-        x = x.reshape(n_units, -1)
-        return graph.matmat(x / root[:, None]) / root[:, None] - 2 * trivial @ (trivial.T @ x)
-
+def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarray | None = None) -> _Eigen:
+    """The `k` smallest eigenpairs of the Laplacian of a connected graph, or of its component `members`; ascending."""
+    plain = _walk(graph)
+    root = plain(torch.ones_like(plain.scale)).sqrt()
+    if members is not None:
+        root = root * torch.from_numpy(members).to(root.device)[:, None]
+    inside = root[:, 0] > 0
+    walk = replace(plain, scale=torch.where(root > 0, 1 / root, 0))
+    n_units, trivial = int(inside.sum()), root / root.norm()
     others, residual = min(k, n_units) - 1, 0.0
     if n_units <= max(_DENSE, 6 * k):
-        matrix = walk(np.eye(n_units))
+        vectors = torch.eye(len(root), dtype=root.dtype, device=root.device)[:, inside]
+        matrix = (walk(vectors) - 2 * trivial @ trivial[inside].T)[inside].cpu().double().numpy()
         last = (n_units - others, n_units - 1)
-        values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2, subset_by_index=last)
-        values, vectors = values[::-1], vectors[:, ::-1]
+        values, small = scipy.linalg.eigh((matrix + matrix.T) / 2, subset_by_index=last)
+        values, vectors = torch.from_numpy(values).flip(0), vectors @ torch.from_numpy(small).to(vectors).flip(1)
     else:
-        values, vectors, residual = _largest(walk, n_units, others, max_iter)
-    large = np.abs(values) > 0.01  # one more step, or rounding would drown the units of least degree
-    vectors = np.where(large, walk(vectors) / np.where(large, values, 1), vectors)
-    return _Eigen(np.r_[0, 1 - values], np.c_[trivial, vectors], residual)
+        values, vectors, residual = _search(walk, trivial, others, max_iter)
+    scale = values.to(vectors)
+    large = scale.abs() > 0.01  # one more step, or rounding would drown the units of least degree
+    vectors = torch.where(large, walk(vectors) / torch.where(large, scale, 1), vectors)
+    vectors = torch.cat([trivial, vectors], 1).cpu().double().numpy()
+    return _Eigen(np.r_[0, 1 - values.numpy()], vectors, residual)
 
-# %% ../nbs/05_partition.ipynb #ddd1b8c2
-def _largest(walk: Callable[[np.ndarray], np.ndarray], n: int, k: int, max_iter: int | None) -> _Eigen:
-    """The `k` largest eigenpairs of a symmetric product, descending, copies included."""
-    found, rng = _Eigen(np.zeros(0), np.zeros((n, 0)), 0.0), np.random.default_rng(0)
-    for _ in range(k + 1):  # each pass finds a copy more, so this many are enough
-
-        def rest(x: np.ndarray, known: np.ndarray = found.vectors) -> np.ndarray:
-            x = x.reshape(n, -1)
-            return walk(x) - 2.5 * known @ (known.T @ x)
-
-        operation = LinearOperator((n, n), matvec=rest, matmat=rest, dtype=np.float64)
-        if len(found.values) and _lanczos(operation, 1, None, 0.01, rng).values[0] <= found.values[-1] + 1e-6:
-            return found
-        values, vectors, residual = _lanczos(operation, k, max_iter, 1e-10, rng)
-        values, vectors = np.r_[found.values, values], np.c_[found.vectors, vectors]
-        order = np.argsort(-values, kind="stable")[:k]
-        found = _Eigen(values[order], vectors[:, order], residual)
-        if residual > 0:
-            break
-    return found
-
-# %% ../nbs/05_partition.ipynb #350a4491
-def _lanczos(operation: LinearOperator, k: int, max_iter: int | None, tol: float, rng: np.random.Generator) -> _Eigen:
-    """The `k` largest eigenpairs that a random start leads to; a new start each time, or what one misses all miss."""
-    n = operation.shape[0]
-    try:
-        options = {"ncv": min(n, max(3 * k, 24)), "v0": rng.standard_normal(n), "maxiter": max_iter, "tol": tol}
-        values, vectors = eigsh(operation, k, which="LA", **options)
-        return _Eigen(values[::-1], vectors[:, ::-1], 0.0)
-    except ArpackNoConvergence as error:
-        start = np.c_[error.eigenvectors, rng.standard_normal((n, k - error.eigenvectors.shape[1]))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of no convergence: the residual is looked at instead
-        values, vectors = lobpcg(operation, start, largest=True, maxiter=max_iter or 100, tol=1e-8)
-    residual = float(np.linalg.norm(operation.matmat(vectors) - vectors * values, axis=0).max())
-    return _Eigen(values, vectors, residual if residual > 1e-6 else 0.0)
-
-# %% ../nbs/05_partition.ipynb #a43d1025
-def _embed(graph: UnitGraph, component: np.ndarray, k: int, max_iter: int | None) -> _Eigen:
+# %% ../nbs/05_partition.ipynb #600d3d53
+def _embed(graph: UnitGraph, component: np.ndarray, degree: np.ndarray, k: int, max_iter: int | None) -> _Eigen:
     """The `k` + 1 smallest eigenvalues of the whole graph, and (n_units, k) coordinates of its units."""
     values, columns, residual = [], [], 0.0
     for one in range(component.max() + 1):
         members = component == one
-        part = _restrict(graph, members)
-        found = _smallest(part, k + 1, max_iter)
-        vectors = found.vectors / np.sqrt(part.degree())[:, None]
+        if 2 * members.sum() > graph.n_units:  # the others are left out, and the graph not copied
+            found = _smallest(graph, k + 1, max_iter, members)
+            vectors = found.vectors[members]
+        else:
+            found = _smallest(_restrict(graph, members), k + 1, max_iter)
+            vectors = found.vectors
+        vectors = vectors / np.sqrt(degree[members])[:, None]
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(vectors.shape[1])])
         columns += [(members, column) for column in vectors.T]
         values.append(found.values)
@@ -393,7 +600,14 @@ def _embed(graph: UnitGraph, component: np.ndarray, k: int, max_iter: int | None
         points[members, place] = column
     return _Eigen(values[order[: k + 1]], points, residual)
 
-# %% ../nbs/05_partition.ipynb #429adee3
+# %% ../nbs/05_partition.ipynb #19227802
+class _Options(NamedTuple):
+    seed: int
+    n_init: int | None
+    choose: str
+    max_iter: int | None
+
+
 class _Clusters(NamedTuple):
     labels: np.ndarray  # (n_units,) -1 for dead units
     eigenvalues: np.ndarray = np.zeros(0)
@@ -401,53 +615,100 @@ class _Clusters(NamedTuple):
     converged: bool = True
     doubts: tuple[str, ...] = ()  # What to warn of
 
-# %% ../nbs/05_partition.ipynb #514dd78c
-def _cluster(graph: UnitGraph, k: int, seed: int, n_init: int, max_iter: int | None, where: str) -> _Clusters:
-    component, doubts = _components(graph), []
-    n_live, n_components = int((component >= 0).sum()), int(component.max()) + 1
-    if not 2 <= k <= n_live:
-        dead = graph.n_units - n_live
-        raise ValueError(f"k={k}, but {where} has {n_live} live and {dead} dead units: choose k from 2 to {n_live}")
+
+def _options(seed: int, n_init: int | None, choose: str, max_iter: int | None) -> _Options:
+    if choose not in ("ncut", "inertia"):
+        raise ValueError(f"choose={choose!r}: choose the start of k-means by 'ncut' or by 'inertia'")
+    for name, number in (("n_init", n_init), ("max_iter", max_iter)):
+        if number is not None and operator.index(number) < 1:
+            raise ValueError(f"{name}={number}: give a whole number of at least 1")
+    return _Options(seed, n_init, choose, max_iter)
+
+# %% ../nbs/05_partition.ipynb #32ad7e0a
+def _cluster(graph: UnitGraph, k: int, options: _Options, where: str) -> _Clusters:
+    walk, doubts = _walk(graph), []
+    degree = walk(torch.ones_like(walk.scale))[:, 0].cpu().double().numpy()
+    component = _components(walk, degree)
+    live, n_components = component >= 0, int(component.max()) + 1
+    if not 2 <= k <= live.sum():
+        counts = f"{live.sum()} live and {(~live).sum()} dead units"
+        raise ValueError(f"k={k}, but {where} has {counts}: choose k from 2 to {live.sum()}")
     if n_components > 1:
         more = ", and some of them share a cluster" if n_components > k else ""
         forced = f"{min(n_components, k)} of the {k} clusters are forced"
         doubts.append(f"{where} falls apart into {n_components} connected components, so {forced}{more}")
-    eigenvalues, points, residual = _embed(graph, component, k, max_iter)
+    eigenvalues, points, residual = _embed(graph, component, degree, k, options.max_iter)
     if residual:
-        doubts.append(f"{where}: ARPACK and then LOBPCG stopped at a residual of {residual:.1g}: raise `max_iter`")
-    labels = np.full(graph.n_units, -1)
-    labels[component >= 0] = _kmeans(points[component >= 0], k, seed, n_init)
-    return _Clusters(labels, eigenvalues, n_components, residual == 0, tuple(doubts))
+        doubts.append(f"{where}: the eigenvalue solver stopped at a residual of {residual:.1g}: raise `max_iter`")
+    n_init = options.n_init or (100 if live.sum() > 2000 else 25)
 
-# %% ../nbs/05_partition.ipynb #fab55f55
-def _kmeans(points: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:
-    """Cluster of each point, numbered by first appearance; points are sorted first, so their order does not matter."""
-    order = np.lexsort(points.T)
-    state = int(np.random.default_rng(seed).integers(2**31))
-    labels = np.empty(len(points), dtype=np.int64)
-    with threadpool_limits(1):  # threads would add up in another order each time
-        labels[order] = KMeans(k, n_init=n_init, random_state=state).fit_predict(points[order])
-    first = np.unique(labels, return_index=True)[1]
-    rank = np.empty(k, dtype=np.int64)
-    rank[labels[np.sort(first)]] = np.arange(len(first))
-    return rank[labels]
+    def cut(runs: list[np.ndarray]) -> list[float]:
+        return _cuts(walk, degree, [_filled(live, found) for found in runs], k)
 
-# %% ../nbs/05_partition.ipynb #fe9f8460
+    found = _kmeans(points[live], k, options.seed, n_init, cut if options.choose == "ncut" else None)
+    return _Clusters(_filled(live, found), eigenvalues, n_components, residual == 0, tuple(doubts))
+
+
+def _filled(live: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels of the live units among all, -1 for the others."""
+    filled = np.full(len(live), -1)
+    filled[live] = labels
+    return filled
+
+
+def _cuts(walk: _Walk, degree: np.ndarray, runs: list[np.ndarray], k: int) -> list[float]:
+    """The n-cut of each labelling, from half of the products that `ncut` needs, but with rounding: enough to choose."""
+    at_once, one_hot, cuts = max(1, 96 // k), np.eye(k + 1)[:, :k], []
+    for some in (runs[i : i + at_once] for i in range(0, len(runs), at_once)):
+        member = torch.from_numpy(np.concatenate([one_hot[labels] for labels in some], 1)).to(walk.scale)
+        parts = member.split(walk.sizes)
+        within = sum((1 + (i != j)) * (parts[i] * (block @ parts[j].to(block))).sum(0) for i, j, block in walk.blocks)
+        volume = torch.from_numpy(degree).to(member) @ member
+        lost = torch.where(volume > 0, 1 - within / volume, 0)
+        cuts += lost.reshape(len(some), k).sum(1).tolist()
+    return cuts
+
+# %% ../nbs/05_partition.ipynb #90bfbe23
+def _kmeans(
+    points: np.ndarray, k: int, seed: int, n_init: int, score: Callable[[list[np.ndarray]], list[float]] | None
+) -> np.ndarray:
+    """The clustering of least squared distances, or of least `score`, numbered by first appearance."""
+    order = np.lexsort(points.T)  # sorted first, so that the order of the units does not matter
+    states, points = np.random.default_rng(seed).integers(2**31, size=n_init), points[order]
+
+    def best(runs: list[KMeans], n: int) -> list[KMeans]:
+        values = [run.inertia_ for run in runs] if score is None else score([_placed(run, order) for run in runs])
+        return [runs[i] for i in np.argsort(np.round(values, 12), kind="stable")[:n]]
+
+    with threadpool_limits(1), warnings.catch_warnings():  # threads would add up in another order each time
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of points that coincide
+        starts = [KMeans(k, n_init=1, max_iter=10, random_state=state).fit(points) for state in states.tolist()]
+        ends = [KMeans(k, init=one.cluster_centers_, n_init=1).fit(points) for one in best(starts, 10)]
+    return pd.factorize(_placed(best(ends, 1)[0], order))[0]
+
+
+def _placed(run: KMeans, order: np.ndarray) -> np.ndarray:
+    labels = np.empty(len(order), dtype=np.int64)
+    labels[order] = run.labels_
+    return labels
+
+# %% ../nbs/05_partition.ipynb #3265a17a
 def spectral_partition(
     graph: UnitGraph,
     k: int,  # Clusters, from 2 to the number of live units
     *,
     seed: int = 0,  # Seeds k-means; global generators are left alone
-    n_init: int = 25,  # Restarts of k-means, the best kept
-    max_iter: int | None = None,  # Most restarts of the eigenvalue solver; None: ten a unit
+    n_init: int | None = None,  # Starts of k-means, the best kept; None: 25, or 100 above 2,000 units
+    choose: str = "inertia",  # What is best: 'inertia', the least squares, as published, or 'ncut', the least n-cut
+    max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which `k` groups of units, across all layers, hold together most?
 
-    Raises: `ValueError` if k is not from 2 to the number of live units.
-    Warns: `RuntimeWarning` if the graph falls apart, the solver does not converge, or fewer than k clusters are found.
+    Raises: `ValueError` if k is not from 2 to the number of live units, or for other options.
+    Warns: `RuntimeWarning` if the graph falls apart or the solver does not converge.
     Source: Hod et al. (2021); Shi and Malik (2000), "Normalized cuts and image segmentation"
     """
-    found = _cluster(graph, operator.index(k), seed, n_init, max_iter, "the graph")
+    found = _cluster(graph, operator.index(k), _options(seed, n_init, choose, max_iter), "the graph")
     for doubt in found.doubts:
         warnings.warn(doubt, RuntimeWarning, stacklevel=2)
     labels = dict(zip(graph.layers, np.split(found.labels, graph.offsets[1:-1]), strict=True))
@@ -463,25 +724,28 @@ def spectral_partition(
         converged=found.converged,
     )
 
-# %% ../nbs/05_partition.ipynb #26c8bff3
+# %% ../nbs/05_partition.ipynb #96c03bad
 def local_partition(
     graph: UnitGraph,
     k: int | Partition,  # Clusters of each layer, at least 1; or a partition: as many as each layer has there
     *,
     layers: Sequence[str] | None = None,  # Layers to cluster; default: all of the graph
     seed: int = 0,  # Seeds k-means
-    n_init: int = 25,  # Restarts of k-means, the best kept
-    max_iter: int | None = None,  # Most restarts of the eigenvalue solver; None: ten a unit
+    n_init: int | None = None,  # Starts of k-means, the best kept; None: 25, or 100 above 2,000 units
+    choose: str = "inertia",  # What is best: 'inertia', the least squares, as published, or 'ncut', the least n-cut
+    max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which groups of units hold together within each layer?
 
     A layer with edges inside is clustered by those alone; another together with all layers it meets, of which only
     its own labels are kept. Labels of different layers have nothing to do with each other.
 
-    Raises: `ValueError` if a layer has fewer live units than clusters; `KeyError` if a layer is not in the graph.
+    Raises: `ValueError` if a layer has fewer live units than clusters, or for other options; `KeyError` if a layer
+    is not in the graph.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
     """
-    found = {layer: _cluster_layer(graph, layer, k, seed, n_init, max_iter) for layer in layers or graph.layers}
+    options = _options(seed, n_init, choose, max_iter)
+    found = {layer: _cluster_layer(graph, layer, k, options) for layer in layers or graph.layers}
     for doubt in [doubt for one in found.values() for doubt in one.doubts]:
         warnings.warn(doubt, RuntimeWarning, stacklevel=2)
     return Partition(
@@ -494,7 +758,7 @@ def local_partition(
         converged=all(one.converged for one in found.values()),
     )
 
-# %% ../nbs/05_partition.ipynb #bc997e84
+# %% ../nbs/05_partition.ipynb #61a03543
 def _n_clusters(layer: str, k: int | Partition) -> int:
     if not isinstance(k, Partition):
         return operator.index(k)
@@ -503,9 +767,7 @@ def _n_clusters(layer: str, k: int | Partition) -> int:
     return len(np.unique(k.labels[layer][k.labels[layer] >= 0]))
 
 
-def _cluster_layer(
-    graph: UnitGraph, layer: str, k: int | Partition, seed: int, n_init: int, max_iter: int | None
-) -> _Clusters:
+def _cluster_layer(graph: UnitGraph, layer: str, k: int | Partition, options: _Options) -> _Clusters:
     within = graph.block(layer, layer) is not None
     near = [other for other in graph.layers if other == layer or (not within and graph.block(layer, other) is not None)]
     n_clusters, place = _n_clusters(layer, k), near.index(layer)
@@ -514,5 +776,5 @@ def _cluster_layer(
     if n_clusters <= 1:
         return _Clusters(np.where(alive, n_clusters - 1, -1))
     part = graph.subgraph(near)
-    found = _cluster(part, n_clusters, seed, n_init, max_iter, f"the local graph of {layer!r}")
+    found = _cluster(part, n_clusters, options, f"the local graph of {layer!r}")
     return found._replace(labels=found.labels[part.offsets[place] : part.offsets[place + 1]])

@@ -9,8 +9,9 @@ specialized*."""
 # %% auto #0
 __all__ = ['Finding', 'Exhibit', 'Audit', 'audit']
 
-# %% ../nbs/14_audit.ipynb #a7886d60
+# %% ../nbs/14_audit.ipynb #fb75cf2d
 import html
+import operator
 import os
 import platform
 import shutil
@@ -26,21 +27,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
+from .activations import activation_graph
 from .coherence import Coherence, coherence
 from .controls import draw_controls
 from .data import Batches, batches, check_labels
 from .files import read_result, write_result
-from .graph import UnitGraph, activation_graph, weight_graph
+from .graph import UnitGraph, weight_graph
 from .importance import Importance, importance
 from .lesion import lesion_table, scores_node
 from .partition import Partition, local_partition, spectral_partition
 from .stats import benjamini_hochberg
-from .units import Network, trace
-from .visualize import top_images, visualize
+from .units import _LIFT, Network, trace
+from .visualize import _pictured, top_images, visualize
 
-# %% ../nbs/14_audit.ipynb #c6778fa9
+# %% ../nbs/14_audit.ipynb #da0f7de3
 @dataclass(frozen=True)
 class _EveryOther:
     """Half of the examples of every batch."""
@@ -48,8 +51,9 @@ class _EveryOther:
     source: Batches
     start: int  # 0 or 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x[self.start :: 2], y[self.start :: 2]) for x, y in self.source if len(x) > self.start)
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        half = operator.itemgetter(slice(self.start, None, 2))
+        return ((pytree.tree_map(half, x), half(y)) for x, y in self.source if len(y) > self.start)
 
 # %% ../nbs/14_audit.ipynb #59eda046
 def _find_and_confirm(data: Any, find: Any) -> tuple[Batches, Batches]:
@@ -139,10 +143,10 @@ def _in_words(audit: "Audit") -> str:
     )
     return " ".join([verdict, *_doubts(audit, rows)])
 
-# %% ../nbs/14_audit.ipynb #52a05d91
+# %% ../nbs/14_audit.ipynb #5c3f14a8
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
     """What a careful reader has to know before believing the verdict."""
-    doubts, least = [], 1 / (1 + audit.settings["n_controls"])
+    doubts, least = list(audit.notes), 1 / (1 + audit.settings["n_controls"])
     if least > audit.alpha / len(rows):
         needed = int(np.ceil(least * len(rows) / audit.alpha))
         doubts.append(
@@ -156,7 +160,7 @@ def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
             doubts.append(f"The graph of {finding.name} falls apart into {finding.partition.n_components} components.")
     return doubts
 
-# %% ../nbs/14_audit.ipynb #45b4643c
+# %% ../nbs/14_audit.ipynb #3fa50c6d
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Record:
     """Everything an audit keeps."""
@@ -172,6 +176,8 @@ class _Record:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     seconds: Mapping[str, float]  # How long each stage took
+    refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
+    notes: tuple[str, ...] = ()  # What was left out, and what would bring it back
 
 # %% ../nbs/14_audit.ipynb #ab730979
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -237,8 +243,8 @@ def _plot(audit: Audit, ax: Any) -> Any:
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/14_audit.ipynb #9e8f41ae
-_PLAIN = ("model", "data", "unknown", "alpha", "baseline", "settings", "versions", "seconds")
+# %% ../nbs/14_audit.ipynb #660accca
+_PLAIN = ("model", "data", "unknown", "alpha", "baseline", "settings", "versions", "seconds", "refused", "notes")
 
 
 def _save(audit: Audit, path: Path) -> Path:
@@ -273,7 +279,7 @@ def _write_parts(audit: Audit, folder: Path) -> None:
         for name in ("partition", "importance", "coherence"):
             getattr(finding, name).save(folder / f"{i}-{name}.npz")
 
-# %% ../nbs/14_audit.ipynb #febe6a9d
+# %% ../nbs/14_audit.ipynb #819f0820
 def _load(path: Path) -> Audit:
     if path.is_dir() and not (path / "audit.npz").exists():
         raise FileNotFoundError(f"{path.as_posix()!r} holds no saved audit: it has no audit.npz")
@@ -286,8 +292,9 @@ def _load(path: Path) -> Audit:
     for i, exhibit in enumerate(fields.pop("exhibits")):
         pictures = {name: arrays[f"{i}.{name}"] for name in ("image", "controls", "real")}
         exhibits.append(Exhibit(**exhibit | {"units": tuple(exhibit["units"])}, **pictures))
-    layers, unknown = pd.DataFrame(fields.pop("layers")), tuple(fields.pop("unknown"))
-    return Audit(**fields, layers=layers, unknown=unknown, findings=tuple(findings), exhibits=tuple(exhibits))
+    fields |= {name: tuple(fields.get(name, ())) for name in ("unknown", "notes")}
+    fields["layers"] = pd.DataFrame(fields["layers"])
+    return Audit(**fields, findings=tuple(findings), exhibits=tuple(exhibits))
 
 # %% ../nbs/14_audit.ipynb #3035a9de
 def _graphs(model: nn.Module, find: Batches, network: Network, kinds: Sequence[str]) -> dict[str, UnitGraph]:
@@ -333,6 +340,23 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+# %% ../nbs/14_audit.ipynb #11934db7
+def _left_out(network: Network, data: Batches, graphs: Sequence[str]) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
+    """The graphs that can be built, whether pictures can be made, and notes on what cannot."""
+    notes, pictured, allowed = [], True, tuple(graphs)
+    if network.refused and "weights" in graphs:
+        allowed = tuple(graph for graph in graphs if graph != "weights")
+        if not allowed:
+            told = f"the wiring of {network.model} is not known, because {network.refused}"
+            raise ValueError(f"graphs={graphs!r}: {told}; use graphs=('activations',), or {_LIFT}")
+        notes.append(f"Clusters by weights are missing: {network.refused}. To have them, {_LIFT}.")
+    try:
+        _pictured(data.example)
+    except TypeError as error:
+        pictured = False
+        notes.append(f"No pictures were made, and coherence was judged on real data alone: {error}.")
+    return allowed, pictured, tuple(notes)
 
 # %% ../nbs/14_audit.ipynb #c9f2b7cb
 def _chosen(verdicts: pd.DataFrame, finding: Finding, n: int) -> list[tuple[str, int]]:
@@ -380,13 +404,14 @@ def _exhibits(
             shelves += _shelf(model, data, network, finding, chosen, seed)
     return tuple(shelves)
 
-# %% ../nbs/14_audit.ipynb #0f37b002
+# %% ../nbs/14_audit.ipynb #2a4c90ac
 _COHERENCE = {  # Outcomes of coherence by graph, the main one first
-    "weights": ("correlation", "class_information", "visual_score", "visual_entropy"),
-    "activations": ("class_information", "correlation", "visual_score", "visual_entropy"),
+    "weights": ("correlation", "class_information"),
+    "activations": ("class_information", "correlation"),
 }
+_PICTURES = ("visual_score", "visual_entropy")  # Those that need pictures
 
-# %% ../nbs/14_audit.ipynb #76e6930d
+# %% ../nbs/14_audit.ipynb #59619c0b
 def _judge(
     model: nn.Module,
     data: Batches,
@@ -395,12 +420,14 @@ def _judge(
     scope: str,
     partition: Partition,
     numbers: dict[str, int],
+    pictured: bool,
     n_jobs: int | None,
     seed: int,
     progress: bool,
     seconds: dict[str, float],
 ) -> Finding:
     shared, outcomes = dict(network=network, seed=seed, progress=progress), _COHERENCE[graph]
+    outcomes += _PICTURES if pictured else ()
     with _timed(seconds, "importance"):
         hurt = importance(model, data, partition, n_controls=numbers["n_controls"], n_jobs=n_jobs, **shared)
     with _timed(seconds, "coherence"):
@@ -414,7 +441,7 @@ def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, fl
     intact = lesion_table(model, data, network, layer, none).intact
     return {"loss": float(intact["loss"].mean()), "accuracy": float(intact["correct"].mean()), "n_examples": data.n}
 
-# %% ../nbs/14_audit.ipynb #23240b8f
+# %% ../nbs/14_audit.ipynb #661ec49d
 def _record(
     model: nn.Module,
     data: Batches,
@@ -424,6 +451,7 @@ def _record(
     alpha: float,
     settings: dict[str, Any],
     seconds: dict[str, float],
+    notes: tuple[str, ...],
 ) -> Audit:
     return Audit(
         model=type(model).__name__,
@@ -437,9 +465,11 @@ def _record(
         settings=settings,
         versions=_versions(),
         seconds=seconds,
+        refused=network.refused,
+        notes=notes,
     )
 
-# %% ../nbs/14_audit.ipynb #b16d010d
+# %% ../nbs/14_audit.ipynb #592893d7
 def audit(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -452,6 +482,7 @@ def audit(
     n_visual: int = 49,  # Of them, how many get images made
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
     alpha: float = 0.05,  # False discovery rate of each kind of evidence
+    network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds clustering, controls, images and bootstrap; global generators are left alone
     progress: bool = False,  # Show progress bars?
@@ -465,17 +496,18 @@ def audit(
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         find, data = _find_and_confirm(data, find)
-        network = trace(model, data.example)
+        network = trace(model, data.example) if network is None else network
         check_labels(data, scores_node(network)[1])
+        graphs, pictured, notes = _left_out(network, data, graphs)
     with _timed(seconds, "partition"):
         built = _graphs(model, find, network, graphs)
         partitions = {(g, s): p for g in graphs for s, p in _partitions(built[g], network, k, scopes, seed).items()}
     numbers = dict(n_controls=n_controls, n_visual=n_visual)
     findings = tuple(
-        _judge(model, data, network, graph, scope, partition, numbers, n_jobs, seed, progress, seconds)
+        _judge(model, data, network, graph, scope, partition, numbers, pictured, n_jobs, seed, progress, seconds)
         for (graph, scope), partition in tqdm(partitions.items(), desc="audit", disable=not progress)
     )
     with _timed(seconds, "pictures"):
-        exhibits = _exhibits(model, data, network, findings, _verdicts(findings, alpha), n_exhibits, seed)
+        exhibits = _exhibits(model, data, network, findings, _verdicts(findings, alpha), n_exhibits * pictured, seed)
     options = dict(k=k, graphs=list(graphs), scopes=list(scopes), **numbers, n_exhibits=n_exhibits, seed=seed)
-    return _record(model, data, network, findings, exhibits, alpha, options, seconds)
+    return _record(model, data, network, findings, exhibits, alpha, options, seconds, notes)

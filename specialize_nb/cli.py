@@ -9,7 +9,7 @@ exit status 2."""
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/16_cli.ipynb #f32307b9
+# %% ../nbs/16_cli.ipynb #9069bea8
 import argparse
 import dataclasses
 import difflib
@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Subset
 
 from . import __version__
@@ -293,23 +294,31 @@ def _some(data: Labelled | DataLoader, n: int | None) -> Any:
         return Labelled(data.x[rows], data.y[rows])
     return DataLoader(Subset(data.dataset, rows), batch_size=data.batch_size, generator=torch.Generator())
 
-# %% ../nbs/16_cli.ipynb #adcd4750
+# %% ../nbs/16_cli.ipynb #d1bb1b74
 @torch.no_grad()
 def _check_fits(model: nn.Module, data: Batches) -> None:
     """Does the network take the data?"""
     example = to_model(data.example, model)
     try:
-        model(example)
+        _answer(model, example)
     except Exception as error:
         owners = (
             (name, one) for name, one in model.named_modules() if next(one.parameters(recurse=False), None) is not None
         )
         name, first = next(owners, ("", model))
         layer = f"its first layer with weights is {name or 'itself'} = {' '.join(repr(first).split())[:100]}"
-        found = f"inputs of shape {tuple(example.shape[1:])} each, after the batch dimension"
+        shapes = " and ".join(str(tuple(one.shape[1:])) for one in pytree.tree_leaves(example))
+        found = f"inputs of shape {shapes} each, after the batch dimension"
         raise _UserError(
             f"the model does not take the data: {found}; {layer}; PyTorch says: {_one_line(error)}"
         ) from error
+
+# %% ../nbs/16_cli.ipynb #211af115
+def _answer(model: nn.Module, x: Any) -> Any:
+    """What the model puts out for inputs as data give them: several by place in a tuple, by name in a mapping."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple | list) else model(x)
 
 # %% ../nbs/16_cli.ipynb #c8469294
 _EXAMPLES = """\

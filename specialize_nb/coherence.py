@@ -10,7 +10,7 @@ shows. Groups drawn at random are measured in the same way, and the statistics c
 # %% auto #0
 __all__ = ['Coherence', 'coherence']
 
-# %% ../nbs/11_coherence.ipynb #4998594d
+# %% ../nbs/11_coherence.ipynb #82308afa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,13 +20,14 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
+from .activations import record
 from .controls import Controls, draw_controls
 from .data import Batches, batches, check_labels
 from .importance import _check_fits, _members
 from .lesion import scores_node
 from .partition import Partition
 from .stats import Evidence, bootstrap_weights
-from .units import Network, record, trace
+from .units import Network, trace
 from .visualize import _spread, group_weights, input_range, unit_scales, visualize
 
 # %% ../nbs/11_coherence.ipynb #42cd595a
@@ -235,7 +236,7 @@ def _judge_layer(
 class Coherence(Evidence):
     """How much the units of each sub-cluster agree, beside random groups; larger is more coherent."""
 
-# %% ../nbs/11_coherence.ipynb #d81e5e5a
+# %% ../nbs/11_coherence.ipynb #5bfce2c2
 def coherence(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -267,7 +268,7 @@ def coherence(
     controls = draw_controls(partition, n_controls=n_controls, layers=layers, min_units=min_units, seed=seed)
     weights, n_visual = bootstrap_weights(data.n, n_boot, seed=seed), min(n_visual, n_controls)
     options = dict(steps=steps, parameterization=parameterization, seed=seed)
-    pictures, found = options | dict(batch_size=batch_size, value_range=input_range(data)), []
+    pictures, found = options | dict(batch_size=batch_size, value_range=_range_for(outcomes, data)), []
     subject = _Subject(model, data, network, pictures, n_starts, n_bins)
     tested = [name for name in layers if _members(controls, name)]
     for layer in tqdm(tested, desc="coherence", disable=not progress):
@@ -277,7 +278,7 @@ def coherence(
     told = dict(min_units=min_units, n_examples=data.n, model=network.model)
     return _collect(found, outcomes, controls, options | counts | told)
 
-# %% ../nbs/11_coherence.ipynb #4ccba18a
+# %% ../nbs/11_coherence.ipynb #2f02e785
 def _check_options(outcomes: Sequence[str], n_visual: int, n_starts: int, n_bins: int) -> tuple[str, ...]:
     """The outcomes asked for, each once."""
     outcomes, known = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes), [*_MEASURES, *_PICTURES]
@@ -289,6 +290,15 @@ def _check_options(outcomes: Sequence[str], n_visual: int, n_starts: int, n_bins
         told = f"n_visual={n_visual}, n_starts={n_starts} and n_bins={n_bins}"
         raise ValueError(f"got {told}: give at least 1 control with pictures, 1 start and 2 bins")
     return outcomes
+
+
+def _range_for(outcomes: Sequence[str], data: Batches) -> tuple[np.ndarray, np.ndarray] | None:
+    """The range of the pictures; None if no outcome looks at any."""
+    made = [name for name in outcomes if name in _PICTURES]
+    try:
+        return input_range(data) if made else None
+    except TypeError as error:
+        raise TypeError(f"{error}; leave out the outcomes {made}, the others do without") from error
 
 
 def _collect(found: list[dict], outcomes: Sequence[str], controls: Controls, settings: dict[str, Any]) -> Coherence:

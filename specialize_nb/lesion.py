@@ -9,7 +9,7 @@ knows no statistics: judging the damage is the next room's work."""
 # %% auto #0
 __all__ = ['scores_node', 'LesionTable', 'lesion_table']
 
-# %% ../nbs/08_lesion.ipynb #2243c25d
+# %% ../nbs/08_lesion.ipynb #34fcaf2c
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .activations import record
 from .data import Batches, batches, check_labels, to_model
-from .units import Network, record
+from .program import Layout
+from .units import Network
 
 # %% ../nbs/08_lesion.ipynb #f414583b
 def _check_groups(network: Network, layer: str, groups: np.ndarray) -> np.ndarray:
@@ -53,22 +55,42 @@ _MEASURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "correct": lambda scores, y: (scores.argmax(1) == y).double(),
 }
 
-# %% ../nbs/08_lesion.ipynb #a5fe1c13
+# %% ../nbs/08_lesion.ipynb #1cdad412
 def scores_node(
     network: Network,
 ) -> tuple[str, int]:  # Node of the traced program that holds the scores, and the number of classes
     """Where does the network put out its class scores?
 
-    Raises: `ValueError` if its output is not one tensor of (batch, classes) floating numbers, two classes or more.
+    Raises: `ValueError` if no output, or more than one, is a tensor of (batch, classes) floating numbers.
     """
-    nodes = [network.program.nodes[name] for name in network.program.outputs]
-    shapes = [tuple(str(size) for size in node.meta["val"].shape[1:]) for node in nodes]
-    if len(nodes) != 1 or len(shapes[0]) != 1 or not nodes[0].meta["val"].is_floating_point():
-        told = "; ".join(f"(batch, {', '.join(shape)})" if shape else "(batch)" for shape in shapes)
-        raise ValueError(f"the output of {network.model} is {told}; it has to be one tensor of (batch, classes) scores")
-    if (n_classes := int(nodes[0].meta["val"].shape[1])) < 2:
+    program, labels = network.program, dict(zip(network.program.outputs, network.program.labels, strict=True))
+    flat = [name for name in labels if _is_flat(program, name)]
+    scores = [name for name in flat if program.shape(name)[0] > 1]
+    chosen = [name for name in scores if labels[name] == "logits"] or scores
+    if len(chosen) == 1:
+        return chosen[0], program.shape(chosen[0])[0]
+    if flat and not scores:
         raise ValueError(f"{network.model} puts out one score an example; class scores need two classes or more")
-    return nodes[0].name, n_classes
+    told = "; ".join(f"{label!r} {_told(program, name)}".removeprefix("'' ") for name, label in labels.items())
+    needed = "it has to be" if len(labels) == 1 else "one of them, or the one called 'logits', has to be"
+    raise ValueError(f"the output of {network.model} is {told}; {needed} one tensor of (batch, classes) scores")
+
+# %% ../nbs/08_lesion.ipynb #9a2bb540
+def _is_flat(program: Any, name: str) -> bool:
+    """Is a value one floating number for each example and place in a row?"""
+    value, layout = program.value(name), program.layouts.get(name)
+    return layout == Layout(0) and value.ndim == 2 and value.is_floating_point()
+
+
+def _told(program: Any, name: str) -> str:
+    """The shape of a value in words."""
+    value, layout = program.value(name), program.layouts.get(name)
+    if layout is None:
+        return "a plain number"
+    sizes = [str(size) for size in value.shape]
+    if layout.axis is not None:
+        sizes[layout.axis] = "batch" if layout.outer * layout.inner == 1 else f"{layout.outer * layout.inner} * batch"
+    return f"({', '.join(sizes)})"
 
 # %% ../nbs/08_lesion.ipynb #287a8829
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,32 +112,40 @@ class LesionTable:
     def __repr__(self) -> str:
         return f"LesionTable({self.layer!r}: {len(self.groups)} lesions, {len(self.labels)} examples, {self.ablation})"
 
-# %% ../nbs/08_lesion.ipynb #3c2bbd7d
+# %% ../nbs/08_lesion.ipynb #40b90ddb
 class _Suffix:
     """The part of the program after one layer, run for blocks of lesions."""
 
     def __init__(self, network: Network, layer: str, scores: str):
         self.program, self.layer = network.program, network.layer(layer)
+        if self.program.layouts[self.layer.site].axis is None:
+            raise ValueError(f"layer {layer!r} puts out the same for all examples of a batch: it cannot be lesioned")
         self.kept = self.program.boundary(self.layer.site, [scores])
-        self.before = self.program.extract(self.program.inputs, self.kept)
+        self._before = self.program.extract(self.program.inputs, self.kept)
         self.after = self.program.extract(self.kept, [scores])
+        self.any_batch = self.program.any_batch
+
+    def before(self, x: Any) -> Sequence[Any]:
+        """The values to keep: what the layer puts out, and what else its consumers need."""
+        return self._before(*self.program.arguments(x))
 
     @torch.inference_mode()
     def scores(self, kept: Sequence[Any], groups: Tensor, fill: Tensor) -> Tensor:
         """(n_groups, batch, n_classes)"""
-        value, *rest = kept
+        (site, *names), (value, *rest) = self.kept, kept
+        value = self.program.examples_first(site, value)
         value = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-        stacked = _ablate(value, groups, fill, self.layer.unit_dim % value.ndim)
-        rest = [self.program.repeat(n, v, len(groups)) for n, v in zip(self.kept[1:], rest, strict=True)]
-        return self.after(stacked, *rest)[0].view(len(groups), len(value), -1)
+        stacked = self.program.examples_back(site, _ablate(value, groups, fill, self.layer.unit_dim))
+        rest = [self.program.repeat(name, one, len(groups)) for name, one in zip(names, rest, strict=True)]
+        return self.after(stacked, *rest)[0].unflatten(0, (len(groups), -1))
 
-# %% ../nbs/08_lesion.ipynb #a7dcafe8
+# %% ../nbs/08_lesion.ipynb #2129a43d
 _CACHE_NUMBERS = 2**19  # numbers of one layer's output in one call; larger blocks measured slower
 
 
-def _blocks(n_groups: int, kept: Sequence[Any]) -> Iterator[slice]:
+def _blocks(n_groups: int, kept: Sequence[Any], any_batch: bool) -> Iterator[slice]:
     """Slices of lesions that go through the suffix together."""
-    size = max(1, _CACHE_NUMBERS // kept[0].numel())
+    size = max(1, _CACHE_NUMBERS // kept[0].numel()) if any_batch else 1
     return (slice(start, min(start + size, n_groups)) for start in range(0, n_groups, size))
 
 # %% ../nbs/08_lesion.ipynb #9c136082
@@ -147,7 +177,13 @@ def _fill(model: nn.Module, data: Batches, network: Network, layer: str, ablatio
         raise ValueError(f"ablation={ablation!r}: silenced units can put out 'zero' or their 'mean'")
     return to_model(torch.as_tensor(fill), model)
 
-# %% ../nbs/08_lesion.ipynb #0b98739c
+# %% ../nbs/08_lesion.ipynb #166bfee8
+def _masks(groups: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """No unit, then the different groups, (1 + n_distinct, n_units) bool; and the place of each group among them."""
+    distinct, where = np.unique(groups, axis=0, return_inverse=True)
+    return torch.as_tensor(np.concatenate([np.zeros((1, groups.shape[1]), dtype=bool), distinct])), where.ravel()
+
+# %% ../nbs/08_lesion.ipynb #13c66331
 @torch.inference_mode()
 def lesion_table(
     model: nn.Module,  # In eval mode; returned as it was found
@@ -167,18 +203,19 @@ def lesion_table(
     scores, n_classes = scores_node(network)
     data, groups = batches(data), _check_groups(network, layer, groups)
     check_labels(data, n_classes)
-    distinct, where = np.unique(groups, axis=0, return_inverse=True)
+    masks, where = _masks(groups)
     fill, suffix = _fill(model, data, network, layer, ablation), _Suffix(network, layer, scores)
-    masks = torch.as_tensor(np.concatenate([np.zeros_like(distinct[:1], shape=(1, groups.shape[1])), distinct]))
-    masks, parts = masks.to(fill.device), []
+    masks, parts, n_jobs = masks.to(fill.device), [], n_jobs if suffix.any_batch else 1
     with _one_thread_each(n_jobs), Parallel(n_jobs=n_jobs, prefer="threads") as parallel:
         for x, y in tqdm(data, desc=layer, disable=not progress):
             kept, y = suffix.before(to_model(x, model)), y.to(fill.device)
-            tasks = (delayed(_measure)(suffix, kept, y, masks[s], fill) for s in _blocks(len(masks), kept))
+            tasks = (
+                delayed(_measure)(suffix, kept, y, masks[s], fill) for s in _blocks(len(masks), kept, suffix.any_batch)
+            )
             done = parallel(tasks)
             parts.append({name: np.concatenate([part[name] for part in done]) for name in _MEASURES})
     found = {name: np.concatenate([part[name] for part in parts], axis=1) for name in _MEASURES}
-    measures, intact = {k: v[1:][where.ravel()] for k, v in found.items()}, {k: v[0].copy() for k, v in found.items()}
+    measures, intact = {k: v[1:][where] for k, v in found.items()}, {k: v[0].copy() for k, v in found.items()}
     return LesionTable(
         layer=layer,
         groups=groups.copy(),

@@ -561,14 +561,16 @@ def _untested(audit: Audit) -> _Html:
     ]
     return _table(head, body, f"{len(rows)} sub-clusters were not tested")
 
-# %% ../nbs/15_report.ipynb #e3bfff05
+# %% ../nbs/15_report.ipynb #e5d9fd04
 def _layers(audit: Audit) -> _Html:
     """The layers, and operations that could not be followed."""
     rows = audit.layers.to_numpy().tolist()
     head = [(name.replace("_", " "), "number" if name == "n_units" else "text") for name in audit.layers]
     lost = [_tag("li", name) for name in audit.unknown]
     said = _tag("p", "Every operation of the network could be followed.")
-    if lost:
+    if audit.refused:
+        said = _tag("p", f"What joins these layers is not known: {audit.refused}. Units act where their modules end.")
+    elif lost:
         said = _join(
             [
                 _tag("p", "These operations could not be followed; connections through them are missing:"),

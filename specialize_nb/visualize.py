@@ -11,7 +11,7 @@ group is *coherent* is the next room's question."""
 __all__ = ['group_weights', 'group_objective', 'unit_scales', 'input_range', 'jitter', 'softmax_entropy', 'Visualization',
            'visualize', 'TopImages', 'top_images']
 
-# %% ../nbs/10_visualize.ipynb #f185a196
+# %% ../nbs/10_visualize.ipynb #d24a8ce4
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,13 @@ from lucent.optvis.param import image
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
+from .activations import record, summarize
 from .data import Batches, batches, to_model
 from .lesion import scores_node
-from .units import Network, record, summarize, trace
+from .units import Network, trace
 
 # %% ../nbs/10_visualize.ipynb #ad308b0f
 def group_weights(
@@ -102,19 +104,28 @@ def _spread(answers: np.ndarray) -> np.ndarray:
     """(n_units,) standard deviation of (n_images, n_units) answers; exactly 0 where all are the same."""
     return np.where(np.ptp(answers, axis=0) > 0, answers.std(0, dtype=np.float64), 0.0)
 
-# %% ../nbs/10_visualize.ipynb #d6792f8f
+# %% ../nbs/10_visualize.ipynb #97395248
+def _pictured(x: Any) -> Tensor:
+    """The one tensor among the inputs, which has to be one that small steps can change."""
+    tensors = pytree.tree_leaves(x)
+    if len(tensors) != 1:
+        raise TypeError(f"the model takes {len(tensors)} inputs: a picture is made of one, with floating numbers")
+    if not tensors[0].is_floating_point():
+        told = "a picture is made by small steps, which needs floating inputs"
+        raise TypeError(f"the inputs are {tensors[0].dtype}: {told}")
+    return tensors[0]
+
+# %% ../nbs/10_visualize.ipynb #8e794a1b
 def input_range(
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
 ) -> tuple[np.ndarray, np.ndarray]:  # Smallest and largest value of each channel or feature, (n_channels,) float64
     """Between which values do the inputs lie?
 
-    Raises: `TypeError` if the inputs are whole numbers, such as tokens, which cannot be changed by small steps.
+    Raises: `TypeError` if the inputs are several tensors, or whole numbers such as tokens.
     """
     ranges = []
     for x, _ in batches(data):
-        if not x.is_floating_point():
-            raise TypeError(f"the inputs are {x.dtype}: a picture is made by small steps, which needs floating inputs")
-        each = x.detach().double().movedim(1, 0).flatten(1)
+        each = _pictured(x).detach().double().movedim(1, 0).flatten(1)
         ranges.append(torch.stack([each.amin(1), each.amax(1)]))
     low, high = torch.stack(ranges).unbind(1)
     return low.amin(0).cpu().numpy(), high.amax(0).cpu().numpy()
@@ -301,7 +312,7 @@ def _chunks(layers: Sequence[str], batch_size: int, shape: tuple[int, ...]) -> I
         where = [i for i, name in enumerate(layers) if name == layer]
         yield from ((layer, where[start : start + size]) for start in range(0, len(where), size))
 
-# %% ../nbs/10_visualize.ipynb #a54eadb8
+# %% ../nbs/10_visualize.ipynb #4e0dea25
 class _Studio(NamedTuple):
     """What all pictures of a run have in common."""
 
@@ -326,7 +337,9 @@ class _Studio(NamedTuple):
     def activations(self, layer: str, x: Tensor) -> Callable[[str], Tensor]:
         """What the units of `layer` put out, and what they got before their activation."""
         found, program = self.network.layer(layer), self.network.program
-        values = program.extract(program.inputs, [found.site, found.pre])(x)
+        nodes = (found.site, found.pre)
+        values = program.extract(program.inputs, nodes)(*program.arguments(x))
+        values = [program.examples_first(node, value) for node, value in zip(nodes, values, strict=True)]
         return dict(zip((layer, _before(layer)), values, strict=True)).__getitem__
 
     def scores(self, x: Tensor) -> Tensor:  # (n, n_classes), or no columns
@@ -335,7 +348,8 @@ class _Studio(NamedTuple):
             node, _ = scores_node(self.network)
         except ValueError:  # it puts out something else than class scores
             return x.new_zeros(len(x), 0)
-        return self.network.program.extract(self.network.program.inputs, [node])(x)[0]
+        program = self.network.program
+        return program.extract(program.inputs, [node])(*program.arguments(x))[0]
 
 # %% ../nbs/10_visualize.ipynb #1d4e71f8
 def _make(studio: _Studio, layer: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -381,7 +395,7 @@ def _check_range(value_range: tuple[Any, Any], shape: tuple[int, ...]) -> tuple[
         raise ValueError(f"{found}: give finite ends, the lower one first")
     return low, high
 
-# %% ../nbs/10_visualize.ipynb #85333e04
+# %% ../nbs/10_visualize.ipynb #2cb656ea
 def visualize(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors: gives shape, range and scales
@@ -394,7 +408,7 @@ def visualize(
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     scales: Mapping[str, np.ndarray] | None = None,  # From `unit_scales`; measured on `data` if None
     value_range: tuple[Any, Any] | None = None,  # Smallest and largest value, (n_channels,) or numbers; None: of `data`
-    batch_size: int = 256,  # Pictures made at a time
+    batch_size: int = 256,  # Pictures made at a time; 1 if the model's code looks at its whole batch
     seed: int = 0,  # Seeds the start, the same for all groups, and the transforms; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Visualization:
@@ -405,7 +419,8 @@ def visualize(
     """
     _check_numbers(steps, lr, batch_size, parameterization)
     data = batches(data)
-    network, shape = trace(model, data.example) if network is None else network, tuple(data.example.shape[1:])
+    shape = tuple(_pictured(data.example).shape[1:])
+    network = trace(model, data.example) if network is None else network
     parsed = _parse(network, groups)
     weights = _weights_of(parsed, _scales_for(model, data, network, [layer for layer, _ in parsed], scales))
     low, high = input_range(data) if value_range is None else _check_range(value_range, shape)
@@ -485,7 +500,7 @@ class TopImages:
     def __repr__(self) -> str:
         return f"TopImages({self.index.shape[1]} examples for each of {len(self.layers)} groups)"
 
-# %% ../nbs/10_visualize.ipynb #1fa97621
+# %% ../nbs/10_visualize.ipynb #afce9b53
 def top_images(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -499,6 +514,7 @@ def top_images(
     Raises: `ValueError` if there are fewer than `n` examples; `KeyError` or `IndexError` for groups that are not there.
     """
     data = batches(data)
+    shape = tuple(_pictured(data.example).shape[1:])
     if not 1 <= n <= data.n:
         raise ValueError(f"got n={n}: give from 1 to {data.n}, the number of examples")
     network = trace(model, data.example) if network is None else network
@@ -510,13 +526,14 @@ def top_images(
     index = np.argsort(-response, axis=1, kind="stable")[:, :n]
     low, high = input_range(data)
     found = dict(index=index, response=np.take_along_axis(response, index, 1), labels=data.labels[index])
-    return TopImages(layers=layers, units=units, **found, images=_examples(data, index), low=low, high=high)
+    return TopImages(layers=layers, units=units, **found, images=_examples(data, index, shape), low=low, high=high)
 
 
-def _examples(data: Batches, index: np.ndarray) -> np.ndarray:
+def _examples(data: Batches, index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(*index.shape, ...) float32 inputs at these places of the data, read in one pass."""
-    found, start = np.empty((*index.shape, *data.example.shape[1:]), dtype=np.float32), 0
+    found, start = np.empty((*index.shape, *shape), dtype=np.float32), 0
     for x, _ in data:
+        x = _pictured(x)
         here = (index >= start) & (index < start + len(x))
         found[here] = x.cpu()[index[here] - start].float().numpy()
         start += len(x)

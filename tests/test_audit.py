@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from specialize_nb.activations import activation_graph
 from specialize_nb.audit import Audit, _find_and_confirm, audit
 from specialize_nb.data import batches, digits
-from specialize_nb.graph import activation_graph, weight_graph
+from specialize_nb.graph import weight_graph
 from specialize_nb.partition import Partition, spectral_partition
 from specialize_nb.stats import benjamini_hochberg
 from specialize_nb.testing import planted_mlp, raises, test_near, unchanged, warns
@@ -25,12 +26,35 @@ def digits_network(trained=True):
     return model
 
 
+class Worded(nn.Module):
+    """Tokens and pixels by name; with `branches`, its code looks at the data."""
+
+    def __init__(self, branches=False):
+        super().__init__()
+        self.words, self.pixels, self.branches = nn.Embedding(9, 12), nn.Linear(6, 12), branches
+        self.act, self.head = nn.ReLU(), nn.Linear(12, 3)
+
+    def forward(self, ids, pixels):
+        h = self.act(self.pixels(pixels)) + self.words(ids).mean(1)
+        return {"logits": self.head(h.abs() if self.branches and h.sum() > 1e9 else h)}
+
+
+def worded(branches=False, n=40):
+    "The model, and data for it."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x = {"ids": torch.randint(9, (n, 5)), "pixels": torch.randn(n, 6)}
+        return Worded(branches).eval(), (x, torch.arange(n) % 3)
+
+
 def test_halves():
     x, y = torch.arange(7.0)[:, None], torch.zeros(7, dtype=torch.int64)
     found, confirmed = _find_and_confirm(batches((x, y), batch_size=4), None)
     assert [v.flatten().tolist() for v, _ in found] == [[1.0, 3.0], [5.0]]
     assert [v.flatten().tolist() for v, _ in confirmed] == [[0.0, 2.0], [4.0, 6.0]]
     assert _find_and_confirm((x, y), (x[:2], y[:2]))[0].n == 2
+    found = _find_and_confirm(({"a": x, "b": -x}, y), None)[0]
+    assert [v["b"].flatten().tolist() for v, _ in found] == [[-1.0, -3.0, -5.0]]
 
 
 def test_planted():
@@ -74,6 +98,38 @@ def test_rule():
         assert finding.graph == finding.partition.graph == graph.kind
         assert all(np.array_equal(finding.partition.labels[name], labels) for name, labels in again.labels.items())
     rows["verdict"].value_counts().to_frame()
+
+
+def test_several_inputs():
+    model, data = worded()
+    with unchanged(model):
+        found = audit(model, data, k=4, n_controls=19, scopes=("global",))
+    assert {one.coherence.outcomes for one in found.findings} == {
+        ("correlation", "class_information"),
+        ("class_information", "correlation"),
+    }
+    assert found.exhibits == () and "takes 2 inputs" in found.notes[0] and found.notes[0] in found.verdict
+    found.verdict
+
+
+def test_refused():
+    model, data = worded(branches=True)
+    with unchanged(model), warns(RuntimeWarning, match="no wires are known"):
+        found = audit(model, data, k=2, n_controls=19)
+    assert [finding.graph for finding in found.findings] == ["activations"] * 2
+    assert (
+        "could not trace Worded" in found.refused
+        and f"Clusters by weights are missing: {found.refused}" in found.verdict
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        again = Audit.load(found.save(Path(folder) / "audit"))
+    assert again.notes == found.notes and again.refused == found.refused
+    with (
+        warns(RuntimeWarning),
+        raises(ValueError, match="of Worded is not known, because .* use graphs=.*or write `x.shape"),
+    ):
+        audit(model, data, k=2, graphs=("weights",))
+    found.notes[0]
 
 
 def test_save_load():

@@ -21,7 +21,7 @@ from torch import nn
 from specialize_nb import __version__
 from specialize_nb.audit import Audit
 from specialize_nb.cli import _check_fits, _data, _model, _one_line, _short_warnings, _UserError, main
-from specialize_nb.data import digits
+from specialize_nb.data import batches, digits
 from specialize_nb.testing import raises
 
 MODELS = """
@@ -222,6 +222,10 @@ def test_data_mistakes():
         flat = _data(wish("my_model.py:make_flat"))[1]
         with raises(_UserError, match=r"inputs of shape \(7,\) each.*layer with weights is 1 = Linear\(in_features=64"):
             _check_fits(_model("my_model.py:make_model", None, "cpu", 0)[1], flat)
+    two = batches(({"input1": torch.zeros(2, 3), "input2": torch.zeros(2, 4)}, torch.zeros(2, dtype=torch.int64)))
+    _check_fits(torch.nn.Bilinear(3, 4, 2), two)
+    with raises(_UserError, match=r"inputs of shape \(3,\) and \(4,\) each"):
+        _check_fits(torch.nn.Bilinear(4, 4, 2), two)
     pd.Series(cases, name="answer").rename_axis("data")
 
 

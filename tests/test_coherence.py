@@ -7,6 +7,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import mutual_info_score
 from torch import nn
 
+from specialize_nb.activations import activation_graph
 from specialize_nb.coherence import (
     Coherence,
     _class_information,
@@ -19,7 +20,6 @@ from specialize_nb.coherence import (
 )
 from specialize_nb.controls import draw_controls
 from specialize_nb.data import digits
-from specialize_nb.graph import activation_graph
 from specialize_nb.partition import Partition, spectral_partition
 from specialize_nb.stats import bootstrap_weights, effect_size
 from specialize_nb.testing import planted_mlp, raises, test_near, unchanged
@@ -306,6 +306,25 @@ def test_bad_input():
     with raises(ValueError, match="in training mode"):
         coherence(pattern_net(10)[0].train(), data, truth)
     messages[:3]
+
+
+def test_tokens():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        data = torch.randint(9, (60, 5)), torch.arange(60) % 3
+    halves = Partition.from_labels({"2": np.arange(8) // 4})
+    outcomes = ("correlation", "class_information")
+    found = coherence(model, data, halves, n_controls=19, outcomes=outcomes)
+    answers = model[:4](data[0]).detach()[:, :4].double()
+    alive = answers[:, answers.std(0) > 0]
+    by_hand = np.corrcoef(alive.numpy().T)
+    test_near(found.value["correlation"][0], np.abs(by_hand)[~np.eye(len(by_hand), dtype=bool)].sum() / 12, rtol=1e-5)
+    with raises(
+        TypeError, match=r"int64.*; leave out the outcomes \['visual_score'\], the others do without"
+    ) as caught:
+        coherence(model, data, halves, n_controls=19, outcomes=(*outcomes, "visual_score"))
+    caught.message
 
 
 def test_one_outcome():

@@ -16,11 +16,25 @@ model = copier()
 x = torch.tensor([[3.0, 0.0], [0.0, 5.0], [2.0, 0.0], [4.0, 1.0]])
 y = torch.tensor([0, 1, 0, 0])
 
+
+class Named(nn.Module):
+    """Two inputs by name, three outputs by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.left, self.right = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(64, 8)
+        self.head, self.value = nn.Linear(8, 10), nn.Linear(8, 1)
+
+    def forward(self, ids, pixels):
+        h = F.gelu(self.left(self.words(ids)).mean(1) + self.right(pixels.flatten(1)))
+        return {"hidden": h, "logits": self.head(h), "value": self.value(h)}
+
+
 data = digits("test")
 
 
 @torch.no_grad()
-def hook_loop(model, module, groups, data, fill=0.0):
+def hook_loop(model, module, groups, data, fill=0.0, dim=1):
     "(n_groups, n_examples) loss, by a forward hook on `module` and a whole pass a lesion."
     x, y = data
     rows = []
@@ -28,17 +42,53 @@ def hook_loop(model, module, groups, data, fill=0.0):
 
         def silence(mod, inputs, output, group=group):
             output = output.clone()
-            output[:, torch.as_tensor(group)] = fill
+            output.movedim(dim, -1)[..., torch.as_tensor(group)] = fill
             return output
 
         handle = module.register_forward_hook(silence)
-        rows.append(F.cross_entropy(model(x), y, reduction="none"))
+        scores = model(**x) if isinstance(x, dict) else model(x)
+        scores = scores["logits"] if isinstance(scores, dict) else scores
+        rows.append(F.cross_entropy(scores, y, reduction="none"))
         handle.remove()
     return torch.stack(rows)
 
 
+def built(kind, *args):
+    "In eval mode and in double precision, from a seed of its own."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(*args).eval().double()
+
+
 def some_groups(n_units, n_groups, seed=0):
     return np.random.default_rng(seed).random((n_groups, n_units)) < 0.3
+
+
+class Block(nn.Module):
+    """Tokens first, or with two windows of tokens folded into the batch."""
+
+    def __init__(self, fold=""):
+        super().__init__()
+        self.fold, self.embed, self.head = fold, nn.Linear(8, 8), nn.Linear(8, 10)
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=bool(fold))
+        self.up, self.act, self.down = nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)
+        self.first, self.second = nn.Identity(), nn.Identity()  # where the hooks of the slow way go
+
+    def forward(self, x):
+        h = self.turned(self.embed(x.flatten(1, 2)))
+        y = self.norm(h)
+        h = self.first(h + self.attention(y, y, y, need_weights=False)[0])
+        h = self.second(h + self.down(self.act(self.up(h))))
+        return self.head((self.back(h) if self.fold else h.transpose(0, 1)).mean(1))
+
+    def turned(self, h):
+        h = h.unflatten(1, (2, 4)) if self.fold else h.transpose(0, 1)
+        h = h.transpose(0, 1) if self.fold == "around" else h
+        return h.flatten(0, 1) if self.fold else h
+
+    def back(self, h):
+        h = h.unflatten(0, (2, -1)).transpose(0, 1) if self.fold == "around" else h.unflatten(0, (-1, 2))
+        return h.flatten(1, 2)
 
 
 def test_ablate():
@@ -46,6 +96,14 @@ def test_ablate():
     out = _ablate(value, torch.tensor([[True, False], [False, False]]), torch.tensor([9.0, 0.0]), 1)
     test_near(out, [[[9.0, 9.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.0]]])
     out
+
+
+def test_scores():
+    ids, pixels = torch.arange(8).view(2, 4), torch.zeros(2, 1, 8, 8)
+    network = trace(Named().eval(), {"ids": ids, "pixels": pixels})
+    node, n_classes = scores_node(network)
+    assert network.program.labels[network.program.outputs.index(node)] == "logits" and n_classes == 10
+    network
 
 
 def test_copier():
@@ -98,6 +156,51 @@ def test_residual():
     network
 
 
+def test_named():
+    net = built(Named)
+    rng = np.random.default_rng(0)
+    x = {"ids": torch.as_tensor(rng.integers(9, size=(len(data.y), 4))), "pixels": data.x.double()}
+    network = trace(net, x)
+    for layer in ("words", "left", "right"):
+        groups = some_groups(network.layer(layer).n_units, 5)
+        table = lesion_table(net, batches((x, data.y), batch_size=128), network, layer, groups)
+        test_near(table.measures["loss"], hook_loop(net, getattr(net, layer), groups, (x, data.y), dim=-1), rtol=1e-10)
+    table
+
+
+def test_layouts():
+    for fold in ("", "within", "around"):
+        net = built(Block, fold)
+        network = trace(net, data.x, residual="stream")
+        sums = [layer.name for layer in network.layers if layer.op == "sum"]
+        pairs = [("embed", net.embed), ("up", net.act), ("down", net.down), (sums[0], net.first), (sums[1], net.second)]
+        for layer, module in pairs:
+            groups = some_groups(network.layer(layer).n_units, 5)
+            table = lesion_table(net, batches(data, batch_size=100), network, layer, groups)
+            slow = hook_loop(net, module, groups, (data.x.double(), data.y), dim=-1)
+            test_near(table.measures["loss"], slow, rtol=1e-10)
+    pd.DataFrame(
+        {
+            "layer": [name for name, _ in pairs],
+            "examples": [network.program.layouts[network.layer(n).site] for n, _ in pairs],
+        }
+    )
+
+
+def test_heads():
+    for fold in ("", "within", "around"):
+        net = built(Block, fold)
+        network = trace(net, data.x, attention="head")
+        table = lesion_table(net, data, network, "attention", np.eye(2, dtype=bool))
+        for head in range(2):
+            silent = built(Block, fold)
+            with torch.no_grad():
+                silent.attention.out_proj.weight[:, 4 * head : 4 * head + 4] = 0
+                slow = F.cross_entropy(silent(data.x.double()), data.y, reduction="none")
+            test_near(table.measures["loss"][head], slow, rtol=1e-10)
+    network.layer("attention")
+
+
 def test_mean_ablation():
     net = mlp((64, 12, 10)).double()
     network, groups = trace(net, data.x), some_groups(12, 5)
@@ -145,6 +248,21 @@ def test_bad_input():
         scores_node(trace(nn.Conv2d(1, 4, 3, padding=1).eval(), data.x))
     with raises(ValueError, match="two classes or more"):
         scores_node(trace(mlp((64, 1)), data.x))
+
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(64, 10)
+
+        def forward(self, x):
+            h = self.body(x.flatten(1))
+            return {"one": h, "other": h * 2, "tokens": h[:, None].expand(-1, 3, -1)}
+
+    with raises(
+        ValueError, match=r"'one' \(batch, 10\); 'other' \(batch, 10\); 'tokens' \(batch, 3, 10\); one of them"
+    ) as error:
+        scores_node(trace(Twins().eval(), data.x))
+    error.message
 
 
 def test_trained():

@@ -311,6 +311,7 @@ def test_method():
         and '<td class="text">importance and coherence</td>' in told
     )
     assert "aten.fft" in _method(replace(toy, unknown=("aten.fft",)))
+    assert "not known: it branches. Units act" in _method(replace(toy, refused="it branches"))
     complete = [
         replace(one, **{name: replace(getattr(one, name), untested=()) for name in ("importance", "coherence")})
         for one in toy.findings
@@ -335,6 +336,7 @@ def test_page():
     assert {one["scope"] for one in seen.all("th")} == {"col", "row"} and len(seen.all("caption")) == len(
         seen.all("table")
     )
+    assert "No pictures were made." in Reader(written(replace(toy_audit(), notes=("No pictures were made.",)))).text
     pd.Series([tag for tag, _ in seen.elements]).value_counts().loc[["article", "table", "svg", "img"]]
 
 
@@ -363,7 +365,7 @@ def test_hostile():
     fields |= dict(
         versions={attack + "v": attack}, seconds={attack + "t": 1.0}, findings=tuple(map(hostile_finding, bad.findings))
     )
-    fields |= dict(exhibits=tuple(replace(one, graph=attack) for one in bad.exhibits))
+    fields |= dict(exhibits=tuple(replace(one, graph=attack) for one in bad.exhibits), notes=(attack + "n",))
     bad = replace(bad, **fields)
     seen = Reader(written(bad, bad))
     allowed = {

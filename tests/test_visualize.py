@@ -13,10 +13,11 @@ from lucent.optvis import objectives
 from lucent.optvis.objectives import Objective
 from torch import nn
 
+from specialize_nb.activations import record
 from specialize_nb.data import digits
 from specialize_nb.testing import planted_mlp, raises, test_near, unchanged
 from specialize_nb.train import cnn, fit
-from specialize_nb.units import record, trace
+from specialize_nb.units import trace
 from specialize_nb.visualize import (
     _before,
     _chunks,
@@ -135,6 +136,9 @@ def test_input_range():
     test_near(high, [3, 30])
     with raises(TypeError, match="int64: a picture is made by small steps"):
         input_range((torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, dtype=torch.long)))
+    with raises(TypeError, match="takes 2 inputs: a picture is made of one"):
+        input_range(((x, x), torch.zeros(4, dtype=torch.long)))
+    test_near(input_range(({"x": x}, torch.zeros(4, dtype=torch.long))), (low, high))
     low, high
 
 
@@ -311,6 +315,29 @@ def test_shapes():
     asked.image(0).shape
 
 
+def test_turned():
+    class Rows(nn.Module):
+        "Units over the rows of images; inside, the rows may come first and the examples second."
+
+        def __init__(self, turned):
+            super().__init__()
+            self.turned, self.rows, self.head = turned, nn.Linear(8, 5), nn.Linear(5, 3)
+
+        def forward(self, pixels):
+            h = pixels[:, 0].transpose(0, 1) if self.turned else pixels[:, 0]
+            return self.head(self.rows(h).relu().mean(0 if self.turned else 1))
+
+    plain, turned = Rows(False).eval(), Rows(True).eval()
+    turned.load_state_dict(plain.state_dict())
+    data, groups = digits("test"), [("rows", [0, 3]), ("rows", [2])]
+    first = visualize(plain, data, groups, steps=8)
+    second = visualize(turned, ({"pixels": data.x}, data.y), groups, steps=8)
+    assert trace(turned, data.x).layer("rows").shape == (8, 5)
+    test_near(second.images, first.images, atol=1e-4)
+    test_near(second.course, first.course, rtol=1e-3)
+    second
+
+
 def test_closed_form():
     planted = planted_mlp()
     weight = planted.model[0].weight.numpy()
@@ -392,6 +419,7 @@ def test_top_images():
     test_near(top.labels, data.y[torch.tensor(top.index)])
     cut = [(x, y) for x, y in zip(data.x.split(7), data.y.split(7), strict=True)]
     test_near(top_images(model, cut, [("1", [0, 2]), ("1", [3])], n=5).images, top.images)
+    test_near(top_images(model, ((data.x,), data.y), [("1", [0, 2]), ("1", [3])], n=5).images, top.images)
     for wrong in (0, 451):
         with raises(ValueError, match=f"n={wrong}: give from 1 to 450"):
             top_images(model, data, [("1", [0])], n=wrong)

@@ -15,5 +15,8 @@ version = re.search(r'__version__ = "(.+)"', (here / "specialize_nb" / "__init__
 setup(
     version=version,
     install_requires=needs["requirements"],
-    extras_require={"dev": needs["dev_requirements"] + needs["docs_requirements"]},
+    extras_require={
+        "dev": needs["dev_requirements"] + needs["docs_requirements"],
+        "transformers": needs["transformers_requirements"],
+    },
 )

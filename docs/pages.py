@@ -4,7 +4,7 @@ What changes on the way:
 - export cells become entries of the reference, with the source folded under them; hidden cells go;
 - `#|` options become cell tags; callouts, `@fig-`, `@eq-` and `@sec-` become MyST; names of the package become links;
 - nbs/sidebar.yml becomes the table of contents, the page `names` lists every public name;
-- CONTRIBUTING.md and CHANGELOG.md come along.
+- CONTRIBUTING.md and CHANGELOG.md come along, and so do the programs and tables beside a notebook, for it to link to.
 Nothing is imported or run: all is read from the notebooks.
 """
 
@@ -23,6 +23,7 @@ from reference import Entry, entries
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 ALONG = ("CONTRIBUTING.md", "CHANGELOG.md")
+BESIDE = (".py", ".csv")  # What a notebook may link to in its folder
 CALLOUTS = ("note", "tip", "warning", "important", "caution")
 EXPORTS = {"export", "exports", "exporti"}
 ROLES = {"fig": "numref", "tbl": "numref", "eq": "eq", "sec": "ref"}
@@ -235,6 +236,11 @@ def all_names(pages: list[Page]) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def neighbours(page: Page) -> list[Path]:
+    """The programs and tables in the folder of a notebook."""
+    return sorted(path for path in page.path.parent.iterdir() if path.suffix in BESIDE)
+
+
 def main(target: str) -> None:
     out = ROOT / target
     paths = sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()))
@@ -250,6 +256,8 @@ def main(target: str) -> None:
         language = dict(name="python", pygments_lexer="ipython3")  # knows `!shell` lines
         kernel = dict(kernelspec=dict(name="python3", display_name="python3"), language_info=language)
         path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
+        for beside in neighbours(page):
+            shutil.copy(beside, path.parent)
     (out / "names.md").write_text(all_names(pages), encoding="utf-8")
     for name in ALONG:
         shutil.copy(ROOT / name, out)

@@ -2,38 +2,49 @@
 
 Modules:
 
+- `specialize_nb.activations`: How alike any two units respond, measured over batches in fixed memory.
 - `specialize_nb.audit`: Which groups of units in a network are locally specialized?
 - `specialize_nb.cli`: Audits from the shell, without writing Python.
+- `specialize_nb.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.coherence`: Do the units of a group answer to the same thing?
 - `specialize_nb.controls`: Random groups to compare a sub-cluster with.
 - `specialize_nb.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.extract`: Writes the test cells of notebooks to `tests/test_<module>.py`, so that pytest needs no notebook machinery.
 - `specialize_nb.graph`: The units of a network as the nodes of a weighted graph.
+- `specialize_nb.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.lesion`: What a network does without a group of its units.
+- `specialize_nb.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 - `specialize_nb.partition`: Cut the units of a network into clusters that hold together.
+- `specialize_nb.perturbation`: Change single units of the real network, and see whether the wiring told the truth.
 - `specialize_nb.report`: One page that tells people who were not there what was found.
 - `specialize_nb.stats`: Is a group of units more than chance would make it?
+- `specialize_nb.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
 - `specialize_nb.testing`: Strict comparisons, and small networks whose truth is known
 - `specialize_nb.train`: Reference networks, and the training that makes them the same every time
 - `specialize_nb.units`: The units of a network, and which of them feed which.
 - `specialize_nb.visualize`: What a group of units asks to see, as pictures.
-- `specialize_nb.wiring`: Follows units through a traced program, operation by operation: which weights join which units."""
+- `specialize_nb.wiring`: Follows units through a traced program, operation by operation: which weights join which units.
+- `specialize_nb.zoo`: Small networks of every layout that people build, alone and in random compositions, to test the wiring on."""
 
+from specialize_nb.activations import activation_graph, record
 from specialize_nb.audit import Audit, audit
+from specialize_nb.clusterability import Clusterability, clusterability, stability, sweep
 from specialize_nb.coherence import Coherence, coherence
 from specialize_nb.data import Labelled, batches, digits
-from specialize_nb.graph import UnitGraph, activation_graph, weight_graph
+from specialize_nb.graph import UnitGraph, weight_graph
 from specialize_nb.importance import Importance, importance
 from specialize_nb.partition import Partition, local_partition, ncut, spectral_partition
+from specialize_nb.perturbation import check_wiring
 from specialize_nb.train import accuracy, cnn, fit, mlp, vgg
-from specialize_nb.units import Network, record, trace
+from specialize_nb.units import Network, trace
 from specialize_nb.visualize import visualize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Audit",
+    "Clusterability",
     "Coherence",
     "Importance",
     "Labelled",
@@ -44,6 +55,8 @@ __all__ = [
     "activation_graph",
     "audit",
     "batches",
+    "check_wiring",
+    "clusterability",
     "cnn",
     "coherence",
     "digits",
@@ -54,6 +67,8 @@ __all__ = [
     "ncut",
     "record",
     "spectral_partition",
+    "stability",
+    "sweep",
     "trace",
     "vgg",
     "visualize",

@@ -180,3 +180,22 @@ def test_contents_follow_the_sidebar(tmp_path, monkeypatch):
     (tmp_path / "sidebar.yml").write_text(sidebar.replace("03_toy", "04_gone"))
     with pytest.raises(KeyError, match="04_gone"):
         pages.contents([made])
+
+
+def test_a_folder_of_notebooks(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path / "nbs")
+    (tmp_path / "nbs" / "studies").mkdir(parents=True)
+    for name in pages.ALONG:
+        (tmp_path / name).touch()
+    for name in ("index", "studies/one"):
+        cells = [cell("# toy\n\n> Small\n\n[a](one.csv)", "markdown")]
+        (tmp_path / "nbs" / f"{name}.ipynb").write_text(json.dumps(dict(cells=cells)))
+    (tmp_path / "nbs" / "studies" / "one.csv").write_text("a\n1\n")
+    (tmp_path / "nbs" / "studies" / "one.txt").touch()
+    contents = "[index.ipynb, {section: Studies, contents: [studies/one.ipynb]}]"
+    (tmp_path / "nbs" / "sidebar.yml").write_text(f"website: {{sidebar: {{contents: {contents}}}}}")
+    pages.main("out")
+    *_, tables = json.loads((tmp_path / "out" / "index.ipynb").read_text())["cells"]
+    assert ":caption: Studies\n\nstudies/one\n```" in tables["source"]
+    assert sorted(path.name for path in (tmp_path / "out" / "studies").iterdir()) == ["one.csv", "one.ipynb"]

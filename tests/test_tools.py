@@ -70,6 +70,28 @@ def test_title(tmp_path, head, fault):
 
 
 @pytest.mark.parametrize(
+    ("path", "cell", "fault"),
+    [
+        ("nbs/00_toy.ipynb", code("#| default_exp toy"), None),
+        ("nbs/00_toy.ipynb", code("#| default_exp toy\n#| export\n1"), None),
+        ("nbs/00_toy.ipynb", code("1"), "defines no module"),
+        ("nbs/index.ipynb", code("1"), None),
+        ("nbs/index.ipynb", code("#| export\n1"), "exports, and no `#| default_exp`"),
+        ("nbs/studies/toy.ipynb", code("1"), None),
+        ("nbs/studies/toy.ipynb", code("#| exporti\n1"), "exports, and no `#| default_exp`"),
+        ("nbs/studies/toy.ipynb", code("#| default_exp toy"), "belong in nbs/ itself"),
+    ],
+)
+def test_place(tmp_path, monkeypatch, path, cell, fault):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    made = tmp_path / path
+    made.parent.mkdir(parents=True)
+    notebook(tmp_path, HEAD[0], cell).path.rename(made)
+    found = "; ".join(check.place(check.Notebook(made)))
+    assert fault in found if fault else not found
+
+
+@pytest.mark.parametrize(
     ("source", "fault"),
     [
         ("#| export\ndef f():\n" + "    x = 1\n\n" * 40, "exports 41 lines"),

@@ -90,6 +90,18 @@ def title(notebook: Notebook) -> Iterator[str]:
         yield f"the sentence under the title has {len(summary[1].split())} words; {MAX_WORDS} at most"
 
 
+def place(notebook: Notebook) -> Iterator[str]:
+    """A notebook of nbs/ defines a module, but for the index; one in a folder of it, a tutorial or a study, none."""
+    within = len(notebook.path.relative_to(ROOT / "nbs").parts) > 1
+    module, exports = notebook.module(), [cell for cell, source, _ in notebook.code() if is_export(source)]
+    if within and module:
+        yield f"defines the module {module!r}: notebooks that do belong in nbs/ itself"
+    elif not module and exports:
+        yield f"{where(exports[0])} exports, and no `#| default_exp` says to which module"
+    elif not (within or module or notebook.path.stem == "index"):
+        yield "defines no module: tutorials and studies belong in folders of their own"
+
+
 def export_cells(notebook: Notebook) -> Iterator[str]:
     """Export cells are short, imports have cells of their own, nothing exports from inside."""
     for cell, source, tree in notebook.code():
@@ -214,7 +226,7 @@ def main() -> int:
     paths = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()))
     package, faults, exported = Package(), list(sidebar(paths)), {}
     for notebook in map(Notebook, paths):
-        rules = [title(notebook), export_cells(notebook), outputs(notebook), public_names(notebook)]
+        rules = [title(notebook), place(notebook), export_cells(notebook), outputs(notebook), public_names(notebook)]
         for rule in [*rules, names_in_prose(notebook, package)]:
             faults += [f"{notebook.name}: {fault}" for fault in rule]
         if module := notebook.module():

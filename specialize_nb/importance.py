@@ -115,10 +115,13 @@ def _check_outcomes(outcomes: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"got outcomes {list(outcomes)}: choose one or more of {list(_OUTCOMES)}")
     return outcomes
 
-# %% ../nbs/09_importance.ipynb #e94681b5
+# %% ../nbs/09_importance.ipynb #f9af4f9f
 def _check_fits(partition: Partition, network: Network) -> list[str]:
     """The layers to judge: hidden ones that the partition labels."""
     for name, labels in partition.labels.items():
+        if name not in {layer.name for layer in network.layers}:
+            hint = "if its network was traced with options, pass that as `network`"
+            raise KeyError(f"{network.model} has no layer {name!r}, which the partition labels: {hint}")
         if len(labels) != (n := network.layer(name).n_units):
             raise ValueError(f"the partition labels {len(labels)} units of layer {name!r}, which has {n}")
     layers = [name for name in network.hidden if name in partition.labels]

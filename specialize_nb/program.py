@@ -64,7 +64,9 @@ class Program:
     def _find_fixed(self) -> set[str]:
         fixed: set[str] = set()
         for node in self.root.graph.nodes:
-            made = node.op == "get_attr" or (node.op == "call_function" and isinstance(node.meta.get("val"), Tensor))
+            leaves = pytree.tree_leaves(node.meta.get("val"))
+            tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
+            made = node.op == "get_attr" or (node.op == "call_function" and tensors)
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             if made and not random and all(source.name in fixed for source in node.all_input_nodes):
                 fixed.add(node.name)

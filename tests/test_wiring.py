@@ -258,6 +258,15 @@ def test_keys_that_several_queries_share_feed_all_their_heads():
     assert sorted(map(tuple, keys.rows.T.tolist())) == [(r, h) for r in range(4) for h in ([0, 1] if r < 2 else [2, 3])]
 
 
+def test_attention_between_two_sequences():
+    model = build(lambda m, x, y: m.a(x, y, y)[0], a=nn.MultiheadAttention(4, 2, batch_first=True))
+    x = (normal(3, 5, 4), normal(3, 2, 4, seed=1))
+    network = true_network(model, x)
+    assert [layer.name for layer in network.layers][2:] == ["a.in_proj", "a.in_proj#2", "a.out_proj"]
+    sources = [[one.source for one in network.wires if one.target == name] for name in ("a.in_proj", "a.in_proj#2")]
+    assert sources == [["input.x_0"], ["input.x_1"]]
+
+
 def test_a_sum_of_unequal_shapes_is_a_layer_when_asked():
     def function(m, x):
         return m.c(torch.relu(m.a(x) + F.pad(m.b(x), (0, 0, 0, 0, 1, 1))))

@@ -323,7 +323,7 @@ def _plot_nulls(result: Clusterability, ax: Any) -> Any:
     ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/05a_clusterability.ipynb #5042a70b
+# %% ../nbs/05a_clusterability.ipynb #557b051e
 def clusterability(
     network: Network | UnitGraph,  # From `trace`; or a graph, for which only some nulls can be had
     k: int,  # Clusters, from 2 to the number of live units
@@ -334,8 +334,8 @@ def clusterability(
     fold_bn: bool = True,  # Multiply by the factors of batch norms?
     normalize: bool = False,  # Scale the weights into each hidden unit to an L2 norm of 1?
     layers: Sequence[str] | None = None,  # Layers to keep in the graph; None: all
-    n_init: int | None = None,  # Starts of k-means, the same for all graphs
-    choose: str = "inertia",  # The start to keep: the least 'inertia', as published, or the least 'ncut'
+    n_init: int = 25,  # Starts of k-means, the same for all graphs
+    choose: str | None = None,  # How the best start is chosen: see `spectral_partition`
     seed: int = 0,  # Seeds k-means, and the nulls; more nulls continue fewer
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     progress: bool = False,  # Show a progress bar?
@@ -412,7 +412,7 @@ def _silent(function: Callable, *args: Any, **options: Any) -> Any:
         warnings.simplefilter("ignore", RuntimeWarning)
         return function(*args, **options)
 
-# %% ../nbs/05a_clusterability.ipynb #05faf2bc
+# %% ../nbs/05a_clusterability.ipynb #b03e77bd
 class _Cut(NamedTuple):
     ncut: float
     components: int
@@ -421,7 +421,7 @@ class _Cut(NamedTuple):
     misfit: float
 
 
-def _cut(graph: UnitGraph, k: int, seed: int, n_init: int | None, choose: str) -> _Cut:
+def _cut(graph: UnitGraph, k: int, seed: int, n_init: int, choose: str | None) -> _Cut:
     found = _silent(spectral_partition, graph, k, seed=seed, n_init=n_init, choose=choose)
     dead = sum(int((labels < 0).sum()) for labels in found.labels.values())
     return _Cut(found.ncut, found.n_components, dead, found.converged, graph.settings.get("misfit", 0.0))
@@ -483,13 +483,13 @@ def _n_clusters(partition: Partition) -> int:
     labels = np.concatenate(list(partition.labels.values()))
     return len(np.unique(labels[labels >= 0]))
 
-# %% ../nbs/05a_clusterability.ipynb #8e316cee
+# %% ../nbs/05a_clusterability.ipynb #a315f4d1
 def sweep(
     graph: UnitGraph,
     ks: Iterable[int],  # Numbers of clusters, each from 2 to the number of live units
     *,
     seeds: Iterable[int] = range(5),  # Of k-means
-    n_init: int | None = None,  # Restarts of k-means
+    n_init: int = 25,  # Restarts of k-means
     progress: bool = False,  # Show a progress bar?
 ) -> pd.DataFrame:  # One row a k; n-cuts are means over seeds, ari and ami over pairs of seeds (NaN for one seed)
     """How does the clustering depend on the number of clusters, and on the seed?
@@ -563,13 +563,13 @@ def _plot_pairs(found: Stability, ax: Any) -> Any:
     ax.set(xlabel="graph", ylabel="graph", title=f"k = {found.k}")
     return ax
 
-# %% ../nbs/05a_clusterability.ipynb #37ae4b22
+# %% ../nbs/05a_clusterability.ipynb #acb5b86b
 def stability(
     graphs: Iterable[UnitGraph],  # At least 2, of the same layers and units
     k: int,  # Clusters, from 2 to the number of live units
     *,
     seed: int = 0,  # Seeds k-means, the same for all graphs
-    n_init: int | None = None,  # Restarts of k-means
+    n_init: int = 25,  # Restarts of k-means
     progress: bool = False,  # Show a progress bar?
 ) -> Stability:
     """Do graphs of other data, or of copies of the model, have the same clusters?

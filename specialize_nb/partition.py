@@ -600,11 +600,11 @@ def _embed(graph: UnitGraph, component: np.ndarray, degree: np.ndarray, k: int, 
         points[members, place] = column
     return _Eigen(values[order[: k + 1]], points, residual)
 
-# %% ../nbs/05_partition.ipynb #19227802
+# %% ../nbs/05_partition.ipynb #608afd1f
 class _Options(NamedTuple):
     seed: int
-    n_init: int | None
-    choose: str
+    n_init: int
+    choose: str | None
     max_iter: int | None
 
 
@@ -616,15 +616,17 @@ class _Clusters(NamedTuple):
     doubts: tuple[str, ...] = ()  # What to warn of
 
 
-def _options(seed: int, n_init: int | None, choose: str, max_iter: int | None) -> _Options:
-    if choose not in ("ncut", "inertia"):
-        raise ValueError(f"choose={choose!r}: choose the start of k-means by 'ncut' or by 'inertia'")
+def _options(seed: int, n_init: int, choose: str | None, max_iter: int | None) -> _Options:
+    if choose not in (None, "ncut", "inertia"):
+        raise ValueError(
+            f"choose={choose!r}: choose the start of k-means by 'ncut' or by 'inertia', or None for the rule"
+        )
     for name, number in (("n_init", n_init), ("max_iter", max_iter)):
         if number is not None and operator.index(number) < 1:
             raise ValueError(f"{name}={number}: give a whole number of at least 1")
     return _Options(seed, n_init, choose, max_iter)
 
-# %% ../nbs/05_partition.ipynb #32ad7e0a
+# %% ../nbs/05_partition.ipynb #64261d67
 def _cluster(graph: UnitGraph, k: int, options: _Options, where: str) -> _Clusters:
     walk, doubts = _walk(graph), []
     degree = walk(torch.ones_like(walk.scale))[:, 0].cpu().double().numpy()
@@ -640,12 +642,12 @@ def _cluster(graph: UnitGraph, k: int, options: _Options, where: str) -> _Cluste
     eigenvalues, points, residual = _embed(graph, component, degree, k, options.max_iter)
     if residual:
         doubts.append(f"{where}: the eigenvalue solver stopped at a residual of {residual:.1g}: raise `max_iter`")
-    n_init = options.n_init or (100 if live.sum() > 2000 else 25)
+    choose = options.choose or ("ncut" if live.sum() > 2000 else "inertia")
 
     def cut(runs: list[np.ndarray]) -> list[float]:
         return _cuts(walk, degree, [_filled(live, found) for found in runs], k)
 
-    found = _kmeans(points[live], k, options.seed, n_init, cut if options.choose == "ncut" else None)
+    found = _kmeans(points[live], k, options.seed, options.n_init, cut if choose == "ncut" else None)
     return _Clusters(_filled(live, found), eigenvalues, n_components, residual == 0, tuple(doubts))
 
 
@@ -692,14 +694,14 @@ def _placed(run: KMeans, order: np.ndarray) -> np.ndarray:
     labels[order] = run.labels_
     return labels
 
-# %% ../nbs/05_partition.ipynb #3265a17a
+# %% ../nbs/05_partition.ipynb #ad45a44e
 def spectral_partition(
     graph: UnitGraph,
     k: int,  # Clusters, from 2 to the number of live units
     *,
     seed: int = 0,  # Seeds k-means; global generators are left alone
-    n_init: int | None = None,  # Starts of k-means, the best kept; None: 25, or 100 above 2,000 units
-    choose: str = "inertia",  # What is best: 'inertia', the least squares, as published, or 'ncut', the least n-cut
+    n_init: int = 25,  # Starts of k-means, the best kept
+    choose: str | None = None,  # By least squares, 'inertia', as published, or 'ncut'; None: 'ncut' above 2,000 units
     max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which `k` groups of units, across all layers, hold together most?
@@ -724,15 +726,15 @@ def spectral_partition(
         converged=found.converged,
     )
 
-# %% ../nbs/05_partition.ipynb #96c03bad
+# %% ../nbs/05_partition.ipynb #5f3e83e4
 def local_partition(
     graph: UnitGraph,
     k: int | Partition,  # Clusters of each layer, at least 1; or a partition: as many as each layer has there
     *,
     layers: Sequence[str] | None = None,  # Layers to cluster; default: all of the graph
     seed: int = 0,  # Seeds k-means
-    n_init: int | None = None,  # Starts of k-means, the best kept; None: 25, or 100 above 2,000 units
-    choose: str = "inertia",  # What is best: 'inertia', the least squares, as published, or 'ncut', the least n-cut
+    n_init: int = 25,  # Starts of k-means, the best kept
+    choose: str | None = None,  # By least squares, 'inertia', as published, or 'ncut'; None: 'ncut' above 2,000 units
     max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which groups of units hold together within each layer?

@@ -22,11 +22,10 @@ MOVES = set(
     "constant_pad_nd pad slice_scatter select_scatter diagonal unfold lift_fresh_copy reflection_pad1d "
     "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d view_as reshape_as".split()
 )
-# No number of the input comes through, though its shape or a choice may.
+# No number of the input comes through, only its shape.
 CONSTANTS = set(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty sym_size "
-    "sym_size.int argmax argmin size numel eq ne lt le gt ge isnan isinf isfinite any all logical_not logical_and "
-    "logical_or bitwise_not bitwise_and bitwise_or zeros ones full arange empty".split()
+    "sym_size.int size numel zeros ones full arange empty".split()
 )
 # Number by number, and not marked as such by torch.
 KEEPS = set(
@@ -34,7 +33,8 @@ KEEPS = set(
     "hardtanh relu relu6 elu selu celu gelu silu mish leaky_relu softplus prelu clamp clip rrelu softsign tanhshrink "
     "hardshrink softshrink logit log1p expm1 float double half triu tril nan_to_num where masked_fill square "
     "fake_quantize_per_tensor_affine rsub mul add sub div true_divide maximum minimum pow threshold log_sigmoid "
-    "_prelu_kernel lerp addcmul addcdiv".split()
+    "_prelu_kernel lerp addcmul addcdiv eq ne lt le gt ge isnan isinf isfinite logical_not logical_and logical_or "
+    "logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor".split()
 )
 # Neighbours along the last axes are mixed; how many axes.
 SPATIAL = {
@@ -49,7 +49,8 @@ SAMPLES = {  # resized along all axes but the first two
 } | {"upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample"}
 # All numbers along some axes are mixed into one.
 REDUCES = set(
-    "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod var_mean std_mean median nansum".split()
+    "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod var_mean std_mean median nansum argmax "
+    "argmin any all".split()
 )
 # Numbers along one axis are mixed, and the axis stays.
 ALONG = {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "softmin"}

@@ -381,7 +381,7 @@ def _walk(graph: UnitGraph) -> _Walk:
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return _Walk(sizes=graph.sizes, blocks=blocks, scale=torch.ones(graph.n_units, 1, dtype=dtype, device=device))
 
-# %% ../nbs/05_partition.ipynb #f7cbdf99
+# %% ../nbs/05_partition.ipynb #92c5929b
 def _reach(walk: _Walk, start: np.ndarray) -> np.ndarray:
     """(n_units, n_starts) True where a path leads from each unit of `start`; only new units walk on."""
     new = torch.zeros(len(walk.scale), len(start), dtype=walk.scale.dtype, device=walk.scale.device)
@@ -397,8 +397,8 @@ def _components(walk: _Walk, degree: np.ndarray) -> np.ndarray:
     """(n_units,) connected component of each unit, the one of largest volume first; -1 for dead units."""
     found = np.where(degree > 0, -2, -1)
     count, width = 0, 1
-    while (todo := np.flatnonzero(found == -2)[:width]).size:
-        for start, members in zip(todo, _reach(walk, todo).T, strict=True):
+    while (unseen := np.flatnonzero(found == -2)[:width]).size:
+        for start, members in zip(unseen, _reach(walk, unseen).T, strict=True):
             if found[start] == -2:
                 found[members], count = count, count + 1
         width = min(2 * width, 64)
@@ -482,18 +482,18 @@ def _largest(
             small[range(used), range(used)] = values[kept]
     return _Ritz(values[:width], basis[:, :used] @ vectors[:, :width].to(basis), residual)
 
-# %% ../nbs/05_partition.ipynb #b526ec69
+# %% ../nbs/05_partition.ipynb #8b24261b
 def _side(walk: _Walk) -> list[bool] | None:
     """For each layer, is it on the first of two sides that edges only run between? None if there are no such sides."""
     sides: dict[int, bool] = {}
     for first in range(len(walk.sizes)):
-        todo = [] if first in sides else [first]
+        waiting = [] if first in sides else [first]
         sides.setdefault(first, True)
-        while todo:
-            layer = todo.pop()
+        while waiting:
+            layer = waiting.pop()
             for other in [i + j - layer for i, j, _ in walk.blocks if layer in (i, j)]:
                 if other not in sides:
-                    todo.append(other)
+                    waiting.append(other)
                 if sides.setdefault(other, not sides[layer]) == sides[layer]:
                     return None
     return [sides[layer] for layer in range(len(walk.sizes))]

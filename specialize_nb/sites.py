@@ -38,6 +38,8 @@ def find_site(layer: RawLayer, index: int, base: Strand, program: Program, flow:
         base = strand
         if any(source is not node for source, _ in open_edges):
             continue
+        if isinstance(node.meta["val"], Tensor) and not node.meta["val"].is_floating_point():
+            return  # a comparison is no answer of a unit
         if not (relaid or normalises or op_name(node) in PASSES):
             layer.site, layer.pre, layer.axis = node.name, last, axis
             return

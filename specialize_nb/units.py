@@ -260,7 +260,7 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], refused: str)
     fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused)
     return Network(model=type(model).__name__, **fields)
 
-# %% ../nbs/03_units.ipynb #2f63b2fe
+# %% ../nbs/03_units.ipynb #b1aff9f5
 def trace(
     model: nn.Module,  # In eval mode; returned as it was found
     example: Any,  # Inputs as the model takes them, batch first: a tensor, a tuple of them, or a mapping by name
@@ -272,7 +272,8 @@ def trace(
 
     Raises: `ValueError` if the model is in training mode, holds a NaN weight, or fails on the example.
     Warns: `RuntimeWarning` if an operation could not be followed; `Network.unknown` names it. Or if export refuses
-    the model: then units are read through hooks, `Network.refused` says why, and there are no wires.
+    the model: then units are what modules put out, whatever was chosen, `Network.refused` says why, and there are no
+    wires.
     """
     _check_choices(attention=attention, residual=residual)
     _check_model(model, example)
@@ -282,7 +283,7 @@ def trace(
     except ValueError as error:
         network = _hooked(model, args, kwargs, str(error))
         message = (
-            "units are read through hooks of modules as they are called, and no wires are known. To lift it: " + _LIFT
+            f"units are read through hooks of modules as they are called, and no wires are known. To lift it: {_LIFT}"
         )
         warnings.warn(f"{error}; {message}", RuntimeWarning, stacklevel=2)
         return network

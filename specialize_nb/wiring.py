@@ -144,11 +144,15 @@ class _Follower:
             return parts[index] if index < len(parts) else ()
         return self.flow.strands[source.name] if index == 0 else ()
 
-    def _cut_off(self, node: fx.Node, why: str = "", sources: Sequence[Strand] | None = None) -> Strands:
-        if sources is None:
-            sources = [strand for source in node.all_input_nodes for strand in self.flow.strands[source.name]]
-        self.flow.unknown.setdefault(f"{node.target}{why}", set()).update(strand.layer for strand in sources)
+    def _cut_off(self, node: fx.Node) -> Strands:
+        layers = {strand.layer for source in node.all_input_nodes for strand in self._of(source)}
+        self.flow.unknown.setdefault(str(node.target), set()).update(layers)
         return ()
+
+    def _hold(self, operation: str, *nodes: str) -> None:
+        """Note nodes whose statistics are taken as fixed."""
+        if nodes:
+            self.flow.held.setdefault(operation, set()).update(nodes)
 
     def _of(self, node: Any) -> Strands:
         return self.flow.strands[node.name] if isinstance(node, fx.Node) else ()
@@ -211,7 +215,7 @@ class _Follower:
 
     def _embedding(self, node: fx.Node) -> Strands:
         weight, ids = node.args[:2]
-        if op_name(node) == "embedding_bag":
+        if op_name(node) == "embedding_bag" or self._of(ids):
             return self._cut_off(node)
         if self.program.is_fixed(ids.name) or not depends_on_inputs(ids, self.program):
             return ()
@@ -279,20 +283,15 @@ class _Follower:
         met = dict.fromkeys(strand for source in node.all_input_nodes for strand in self._of(source))
         strands = [spread(strand, shape) for strand in met]
         kept = [one for one in strands if not any(overlaps(one, other) for other in strands if other is not one)]
-        if len(kept) < len(strands):
-            mixed = {id(one) for one, strand in zip(met, strands, strict=True) if strand not in kept}
-            self._hold(node.all_input_nodes, mixed)
+        mixed = [one for one, strand in zip(met, strands, strict=True) if strand not in kept]
+        sources = [source for source in node.all_input_nodes if any(one in mixed for one in self._of(source))]
+        self._hold("statistic", *(source.name for source in sources))
         if self.residual == "stream" and op_name(node) in ("add", "add_") and len({one.layer for one in kept}) > 1:
             return self._stream(node, kept)
         factor = self._factor(node)
         if factor is None:
             return tuple(kept)
         return tuple(scaled(strand, factor) for strand in kept) if factor.any() else ()
-
-    def _hold(self, sources: Sequence[fx.Node], mixed: set[int]) -> None:
-        """Note the values that brought strands `mixed`: statistics of the units they then met."""
-        names = {source.name for source in sources if any(id(one) in mixed for one in self._of(source))}
-        self.flow.held.setdefault("statistic", set()).update(names)
 
     def _factor(self, node: fx.Node) -> Tensor | None:
         """What a product or quotient multiplies its other operand by, if that is the same for all inputs."""
@@ -334,7 +333,7 @@ class _Follower:
         strands = self._of(value)
         factor, axes = self._gain(node, name), self._normalized_axes(node, name)
         if any(varies(strand.unit, _positive(strand, axes)) for strand in strands):
-            self.flow.held.setdefault(name, set()).add(node.name)
+            self._hold(name, node.name)
         owner = self._operation_of(value)
         if owner is not None and len(value.users) == 1 and name != "instance_norm" and factor is not None:
             axis, units = self.flow.layers[owner].axis, self.flow.layers[owner].n_units
@@ -384,7 +383,7 @@ class _Follower:
         shape, dim, strands = shape_of(node), argument(node, "dim", 1), []
         for strand in self._of(node.args[0]):
             if "softm" in op_name(node) and varies(strand.unit, _positive(strand, [dim])):
-                self.flow.held.setdefault(op_name(node).strip("_"), set()).add(node.name)
+                self._hold(op_name(node).strip("_"), node.name)
                 strands.append(strand)
             else:
                 strands.append(spread(self._merge(strand, [dim]), shape))
@@ -435,9 +434,8 @@ class _Follower:
                 lined = [1 if one not in label else parts[0].shape[[label[i] for i in order].index(one)] for one in out]
                 found.append(merged.with_(*(part.reshape(lined).broadcast_to(shape) for part in parts)))
         kept = self._met(found)
-        held = {source.name for source, strand in zip(origin, found, strict=True) if strand not in kept}
-        if held:
-            self.flow.held.setdefault("statistic", set()).update(held)
+        pairs = zip(origin, found, strict=True)
+        self._hold("statistic", *(source.name for source, strand in pairs if strand not in kept))
         return kept
 
     def _met(self, strands: Sequence[Strand]) -> Strands:
@@ -459,7 +457,7 @@ class _Follower:
                 found.append(spread(merged, shape))
         kept = self._met(found)
         if len(kept) < len(found):
-            self.flow.held.setdefault(op_name(node), set()).add(node.name)
+            self._hold(op_name(node), node.name)
         return kept
 
     def _head_axis(self, node: fx.Node) -> int | None:
@@ -534,7 +532,7 @@ class _Follower:
         return tuple(s.with_(compact(unit), None if scale is None else compact(scale)) for s, unit, scale in runs)
 
     def _run(self, node: fx.Node, source: fx.Node, value: Tensor, empty: float) -> Any:
-        def argument(other: fx.Node) -> Any:
+        def given(other: fx.Node) -> Any:
             if other is source:
                 return value
             known = other.meta["val"]
@@ -542,7 +540,7 @@ class _Follower:
                 return size_at(known, 1)
             return torch.full(shape_at(known, 1), empty, dtype=value.dtype)
 
-        args, kwargs = fx.map_arg((node.args, node.kwargs), argument)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given)
         if op_name(node) in ("constant_pad_nd", "pad"):
             mode = args[2] if op_name(node) == "pad" and len(args) > 2 else "constant"
             if mode == "constant":
@@ -556,7 +554,8 @@ class _Follower:
         value = node.args[0]
         picks = node.args[1] if op_name(node) == "index" else (*[None] * node.args[1], node.args[2])
         nodes = [pick for pick in picks if isinstance(pick, fx.Node)]
-        if not self._of(value) or any(pick.meta["val"].dtype == torch.bool for pick in nodes):
+        chosen = any(self._of(pick) or pick.meta["val"].dtype == torch.bool for pick in nodes)
+        if chosen or not self._of(value):
             return self._cut_off(node)
         fixed = all(self.program.is_fixed(pick.name) for pick in nodes)
         dims, found = [i for i, pick in enumerate(picks) if pick is not None], []

@@ -103,6 +103,14 @@ LAYOUTS = {
         lambda m, x: m.b(torch.matmul(m.a.weight, x.flatten(2)).relu().transpose(1, 2)),
         {"a": nn.Linear(2, 5, bias=False), "b": nn.Linear(5, 2)},
     ),
+    "chosen by comparison": (
+        lambda m, x: m.c(torch.where(m.a(x) > m.b(x).abs(), m.a(x), torch.zeros_like(m.a(x)))),
+        {"a": nn.Conv2d(2, 3, 1), "b": nn.Conv2d(2, 3, 1), "c": nn.Conv2d(3, 3, 1, groups=3)},
+    ),
+    "ReLU as a product": (
+        lambda m, x: m.b(m.a(x) * (m.a(x) > 0)),
+        {"a": nn.Conv2d(2, 3, 1), "b": nn.Conv2d(3, 3, 1, groups=3)},
+    ),
     "running sum": (lambda m, x: m.b(m.a(x).cumsum(1)), {"a": nn.Conv2d(2, 4, 1), "b": nn.Conv2d(4, 2, 1)}),
 }
 
@@ -125,6 +133,16 @@ def test_each_channel_owns_its_block_of_a_transposed_convolution():
     for row, column in ((0, 0), (2, 1), (3, 0), (5, 1)):
         kernel = network.program.constant(next(n for n, v in network.program.nodes.items() if v.target == "b.weight"))
         assert torch.equal(found.weight[row, column], kernel[2 * (row // 3) + column, row % 3].flatten())
+
+
+def test_a_site_is_never_a_comparison():
+    def function(m, x):
+        h = m.a(x)
+        return m.b(h * (h > 0)) + (m.c(x) > 0)
+
+    model = build(function, a=nn.Linear(4, 5), b=nn.Linear(5, 2), c=nn.Linear(4, 2))
+    network = true_network(model, VECTORS)
+    assert [network.layer(name).site for name in "abc"] == ["mul", "linear_1", "linear_2"]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +329,21 @@ def test_what_a_choice_depends_on_is_not_followed_but_told():
         network = trace(model, VECTORS)
     assert [one.layers for one in network.unknown] == [("a",)] and "topk" in network.unknown[0].op
     assert any("topk" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.b(m.a(x)[torch.arange(x.shape[0]), m.a(x).argmax(1)][:, None]),
+        lambda m, x: m.b(F.embedding(m.a(x).argmax(1), m.table)[:, None]),
+        lambda m, x: m.b(torch.where(m.a(x) > 0, m.a(x), 0.0).topk(1, dim=1)[0]),
+    ],
+)
+def test_places_chosen_by_units_are_told(function):
+    model = build(function, a=nn.Linear(4, 5), b=nn.Linear(1, 2))
+    model.register_buffer("table", torch.rand(5, dtype=torch.float64)[:, None])
+    with pytest.warns(RuntimeWarning, match=r"no edges from \['a'"):
+        assert trace(model, VECTORS).unknown
 
 
 def test_weights_that_depend_on_the_input_are_told():

@@ -18,5 +18,6 @@ setup(
     extras_require={
         "dev": needs["dev_requirements"] + needs["docs_requirements"],
         "transformers": needs["transformers_requirements"],
+        "dask": needs["dask_requirements"],
     },
 )

@@ -8,16 +8,21 @@ Modules:
 - `specialize_nb.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.coherence`: Do the units of a group answer to the same thing?
 - `specialize_nb.controls`: Random groups to compare a sub-cluster with.
+- `specialize_nb.damage`: The damage of many lesions, in blocks that are kept, resumed and shared out.
 - `specialize_nb.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.extract`: Writes the test cells of notebooks to `tests/test_<module>.py`, so that pytest needs no notebook machinery.
 - `specialize_nb.graph`: The units of a network as the nodes of a weighted graph.
 - `specialize_nb.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.lesion`: What a network does without a group of its units.
+- `specialize_nb.matching`: Controls from equally strong units, so that important means more than large weights
+- `specialize_nb.networks`: How large is the effect over several networks of one setting?
 - `specialize_nb.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
+- `specialize_nb.outcomes`: What a lesion costs, image by image, and which summary of it to take
 - `specialize_nb.partition`: Cut the units of a network into clusters that hold together.
 - `specialize_nb.perturbation`: Change single units of the real network, and see whether the wiring told the truth.
 - `specialize_nb.report`: One page that tells people who were not there what was found.
+- `specialize_nb.sequential`: How many random controls does each sub-cluster need before its verdict is clear?
 - `specialize_nb.stats`: Is a group of units more than chance would make it?
 - `specialize_nb.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
 - `specialize_nb.testing`: Strict comparisons, and small networks whose truth is known
@@ -31,11 +36,16 @@ from specialize_nb.activations import activation_graph, record
 from specialize_nb.audit import Audit, audit
 from specialize_nb.clusterability import Clusterability, clusterability, stability, sweep
 from specialize_nb.coherence import Coherence, coherence
+from specialize_nb.damage import DamageRun, damage_run
 from specialize_nb.data import Labelled, batches, digits
 from specialize_nb.graph import UnitGraph, weight_graph
 from specialize_nb.importance import Importance, importance
+from specialize_nb.lesion import LesionTable, lesion_table
+from specialize_nb.matching import strata, unit_properties
+from specialize_nb.networks import Combined, combine
 from specialize_nb.partition import Partition, local_partition, ncut, spectral_partition
 from specialize_nb.perturbation import check_wiring
+from specialize_nb.sequential import Sequential
 from specialize_nb.train import accuracy, cnn, fit, mlp, vgg
 from specialize_nb.units import Network, trace
 from specialize_nb.visualize import visualize
@@ -46,10 +56,14 @@ __all__ = [
     "Audit",
     "Clusterability",
     "Coherence",
+    "Combined",
+    "DamageRun",
     "Importance",
     "Labelled",
+    "LesionTable",
     "Network",
     "Partition",
+    "Sequential",
     "UnitGraph",
     "accuracy",
     "activation_graph",
@@ -59,17 +73,22 @@ __all__ = [
     "clusterability",
     "cnn",
     "coherence",
+    "combine",
+    "damage_run",
     "digits",
     "fit",
     "importance",
+    "lesion_table",
     "local_partition",
     "mlp",
     "ncut",
     "record",
     "spectral_partition",
     "stability",
+    "strata",
     "sweep",
     "trace",
+    "unit_properties",
     "vgg",
     "visualize",
     "weight_graph",

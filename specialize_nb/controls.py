@@ -33,7 +33,7 @@ def n_distinct(
         raise ValueError(f"got size={size} of n_live={n_live} units: a group has from 0 to all of them")
     return math.comb(n_live, size)
 
-# %% ../nbs/06_controls.ipynb #4a199407
+# %% ../nbs/06_controls.ipynb #a8cdf27b
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Controls:
     """The sub-clusters that can be tested, and for each of them random groups of as many units of its layer."""
@@ -44,6 +44,7 @@ class Controls:
     untested: pd.DataFrame  # Columns layer, cluster, n_units, reason
     n_controls: int  # Permuted partitions
     seed: int  # Seed that permuted them
+    strata: dict[str, np.ndarray] | None = None  # Layer -> (n_units,) what was permuted among itself; None: the layer
 
     def groups(self, i: int) -> np.ndarray:  # (1 + n_controls, n_units) bool, True for members
         """Sub-cluster `i` in row 0, and its controls in the others; row b of all sub-clusters is one permutation."""
@@ -57,24 +58,35 @@ class Controls:
     def __repr__(self) -> str:
         layers = len({sub.layer for sub in self.subclusters})
         tested = f"{len(self.subclusters)} sub-clusters of {layers} layers"
-        return f"Controls({self.n_controls} for each of {tested}, {len(self.untested)} untested, seed {self.seed})"
+        kind = "" if self.strata is None else "matched, "
+        return (
+            f"Controls({kind}{self.n_controls} for each of {tested}, {len(self.untested)} untested, seed {self.seed})"
+        )
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(index=False, border=0, float_format="{:.3g}".format, max_rows=12)
 
-# %% ../nbs/06_controls.ipynb #de680422
+# %% ../nbs/06_controls.ipynb #5c88d279
+def _n_groups(alive: np.ndarray, units: np.ndarray, strata: np.ndarray | None) -> int:
+    """Different groups that could be drawn for `units`, themselves included."""
+    if strata is None:
+        return n_distinct(int(alive.sum()), len(units))
+    sizes, members = np.bincount(strata[alive]), np.bincount(strata[units])
+    return math.prod(n_distinct(int(n), int(m)) for n, m in zip(sizes, members, strict=False))
+
+# %% ../nbs/06_controls.ipynb #5b457c5b
 _COLUMNS = ["layer", "cluster", "n_units", "n_live", "n_distinct", "p_floor"]
 
 
 def _describe(controls: Controls, layer: str, cluster: int, units: np.ndarray) -> tuple:
     """One row of the frame."""
     n_live, n = int(controls.live[layer].sum()), controls.n_controls
-    distinct = n_distinct(n_live, len(units))
+    distinct = _n_groups(controls.live[layer], units, None if controls.strata is None else controls.strata[layer])
     shown = float(distinct) if distinct < 2**1000 else math.inf
     return layer, cluster, len(units), n_live, shown, (1 + n / distinct) / (1 + n)
 
-# %% ../nbs/06_controls.ipynb #6bfe3354
-def _reason(n_units: int, n_live: int, min_units: int) -> str:
+# %% ../nbs/06_controls.ipynb #8e4eba93
+def _reason(n_units: int, n_live: int, min_units: int, n_groups: int) -> str:
     """Why a sub-cluster can't be tested; '' if it can."""
     if n_live == 1:
         return "the layer has one live unit"
@@ -82,6 +94,8 @@ def _reason(n_units: int, n_live: int, min_units: int) -> str:
         return f"it is all {n_live} live units of its layer: there is no other group of its size"
     if n_units < min_units:
         return f"it has fewer than {min_units} units"
+    if n_groups == 1:
+        return "each stratum holds all or nothing of it: no other group is matched to it"
     return ""
 
 # %% ../nbs/06_controls.ipynb #d4d5b28d
@@ -102,16 +116,40 @@ def _may_be_drawn(partition: Partition, layer: str, live: Mapping[str, np.ndarra
     alive.setflags(write=False)
     return alive
 
-# %% ../nbs/06_controls.ipynb #9e08222e
-def _permuted(labels: np.ndarray, alive: np.ndarray, n_controls: int, layer: str, seed: int) -> np.ndarray:
-    """(1 + n_controls, n_units) int32 labels, the real ones first; read-only. Each layer has its own random stream."""
-    rng = np.random.default_rng([seed, zlib.crc32(layer.encode())])
+# %% ../nbs/06_controls.ipynb #77bdb3c8
+def _stratum(strata: Mapping[str, np.ndarray] | None, layer: str, alive: np.ndarray) -> np.ndarray | None:
+    """(n_units,) int64; read-only."""
+    if strata is None:
+        return None
+    if layer not in strata:
+        raise KeyError(f"`strata` has no layer {layer!r}: it has {list(strata)}")
+    found = np.array(strata[layer])
+    if found.shape != alive.shape or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"`strata` of {layer!r} is {found.dtype} {found.shape}: give each of its {len(alive)} units one"
+        )
+    if len(bad := np.flatnonzero(alive & (found < 0))):
+        raise ValueError(
+            f"units {bad[:5].tolist()} of {layer!r} may be drawn and are in no stratum: give one from 0 up"
+        )
+    found = np.unique(found, return_inverse=True)[1].reshape(found.shape)
+    found.setflags(write=False)
+    return found
+
+# %% ../nbs/06_controls.ipynb #97c388c8
+def _permuted(
+    labels: np.ndarray, alive: np.ndarray, n_controls: int, layer: str, seed: int, strata: np.ndarray | None
+) -> np.ndarray:
+    """(1 + n_controls, n_units) int32 labels, the real ones first; read-only. Layers and strata have own streams."""
+    stream = [seed, zlib.crc32(layer.encode())]
     rows = np.tile(labels.astype(np.int32), (1 + n_controls, 1))
-    rows[1:, alive] = rng.permuted(rows[1:, alive], axis=1)
+    parts = [] if strata is None else [([*stream, int(s)], alive & (strata == s)) for s in np.unique(strata[alive])]
+    for key, members in parts if strata is not None else [(stream, alive)]:
+        rows[1:, members] = np.random.default_rng(key).permuted(rows[1:, members], axis=1)
     rows.setflags(write=False)
     return rows
 
-# %% ../nbs/06_controls.ipynb #9b80457c
+# %% ../nbs/06_controls.ipynb #fe4db81d
 def draw_controls(
     partition: Partition,  # Whose sub-clusters are to be tested
     *,
@@ -120,28 +158,34 @@ def draw_controls(
     min_units: int = 1,  # Smaller sub-clusters are not tested, but permuted with the rest
     live: Mapping[str, np.ndarray]
     | None = None,  # Layer -> (n_units,) bool, what may be drawn; None: what is clustered
+    strata: Mapping[str, np.ndarray]
+    | None = None,  # Layer -> (n_units,) int: units of one number trade labels, as by `matching.strata`; None: all do
     seed: int = 0,  # Seeds the permutations; global generators are left alone
 ) -> Controls:
     """What would the sub-clusters be if labels were dealt to the live units of each layer at random?
 
-    The draws of a layer depend on its labels, its name and the seed only, and more controls continue fewer.
+    The draws of a layer depend on its labels, its name, its strata and the seed only, and more controls continue fewer.
 
-    Raises: `KeyError` if a layer is not in the partition; `ValueError` if a number is too small or `live` does not fit.
+    Raises: `KeyError` if a layer is missing; `ValueError` if a number is too small, or `live` or `strata` do not fit.
     """
     if n_controls < 1 or min_units < 1:
         raise ValueError(f"got n_controls={n_controls} and min_units={min_units}: give at least 1 of each")
     subclusters, tested, untested = partition.subclusters(layers), [], []
     names = [layer for layer in partition.labels if layers is None or layer in layers]
     alive = {layer: _may_be_drawn(partition, layer, live) for layer in names}
+    within = {layer: _stratum(strata, layer, alive[layer]) for layer in names}
     for sub in subclusters:
-        reason = _reason(len(sub.units), int(alive[sub.layer].sum()), min_units)
+        live_here = alive[sub.layer]
+        n_groups = _n_groups(live_here, sub.units, within[sub.layer])
+        reason = _reason(len(sub.units), int(live_here.sum()), min_units, n_groups)
         tested += [] if reason else [sub]
         untested += [(sub.layer, sub.cluster, len(sub.units), reason)] if reason else []
     return Controls(
         subclusters=tuple(tested),
-        labels={a: _permuted(partition.labels[a], alive[a], n_controls, a, seed) for a in names},
+        labels={a: _permuted(partition.labels[a], alive[a], n_controls, a, seed, within[a]) for a in names},
         live=alive,
         untested=pd.DataFrame(untested, columns=["layer", "cluster", "n_units", "reason"]),
         n_controls=n_controls,
         seed=seed,
+        strata=None if strata is None else within,
     )

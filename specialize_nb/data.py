@@ -9,7 +9,7 @@ makes sure that a second pass meets the same examples in the same order."""
 
 # %% auto #0
 __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves', 'stacked', 'Batches', 'batches', 'to_model',
-           'check_labels']
+           'to_like', 'check_labels']
 
 # %% ../nbs/01_data.ipynb #13f9748b
 import operator
@@ -167,16 +167,17 @@ def stacked(
     first, second, y = _pairs(images, label, seed)
     return Labelled(torch.cat([first, second], 1), y)
 
-# %% ../nbs/01_data.ipynb #69b93330
+# %% ../nbs/01_data.ipynb #9e05bbd9
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
     """Checked `(x, y)` batches, the same in every pass; made by `batches`."""
 
     source: Iterable  # What they are read from
-    labels: np.ndarray  # (n,) int64 class indices in the order of reading, read-only
+    labels: np.ndarray  # (n,) int64 class indices, or floating targets (n, ...), in the order of reading, read-only
     example: Tensor  # The first inputs, at most two
     n_batches: int  # Batches a pass
     ordered: bool = True  # Must the examples come in the same order in every pass?
+    targets: str = "classes"  # 'classes', or 'any': floating numbers too
 
     def __post_init__(self) -> None:
         self.labels.setflags(write=False)
@@ -191,7 +192,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start, advice = 0, "examples must come in the same order in every pass: set shuffle=False"
-        for x, y in _read(self.source):
+        for x, y in _read(self.source, self.targets):
             known = self.labels[start : start + len(y)]
             if self.ordered and not np.array_equal(known, y.cpu().numpy()):
                 where = f"examples {start} to {start + len(y) - 1}"
@@ -206,14 +207,14 @@ class Batches:
         classes = len(np.unique(self.labels))
         return f"Batches({self.n} examples of shape {shapes} in {classes} classes, {len(self)} batches)"
 
-# %% ../nbs/01_data.ipynb #84f03190
-def _read(source: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
+# %% ../nbs/01_data.ipynb #b6f9c4a7
+def _read(source: Iterable, targets: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Read once through `source`, checking every batch; empty batches are left out."""
     with torch.random.fork_rng(devices=[]):
         iterator = iter(source)
     shape = None
     for i, item in enumerate(iterator):
-        x, y = _checked(item, f"batch {i}")
+        x, y = _checked(item, f"batch {i}", targets)
         if shape is not None and _shapes(x) != shape:
             raise ValueError(f"batch {i} has inputs of shape {_told(_shapes(x))}, those before it {_told(shape)}")
         shape = _shapes(x)
@@ -221,8 +222,8 @@ def _read(source: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
             yield x, y
 
 
-def _checked(item: Any, where: str) -> tuple[Tensor, Tensor]:
-    """One `(x, y)` batch as tensors, the labels as int64."""
+def _checked(item: Any, where: str, targets: str) -> tuple[Tensor, Tensor]:
+    """One `(x, y)` batch as tensors, class labels as int64."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
         raise TypeError(f"{where} is a {type(item).__name__}{size}, not a pair (inputs, labels)")
@@ -234,6 +235,8 @@ def _checked(item: Any, where: str) -> tuple[Tensor, Tensor]:
             f"{where} holds {found}: inputs are one tensor, or several in a tuple or mapping; labels are one"
         )
     x, y = pytree.tree_map(torch.as_tensor, tuple(item))
+    if y.dtype.is_floating_point and targets == "any":
+        return _with_numbers(x, y, where)
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         raise ValueError(f"{where} has labels of {y.dtype}; expected integer class indices, such as y.long()")
     if y.ndim != 1:
@@ -243,6 +246,15 @@ def _checked(item: Any, where: str) -> tuple[Tensor, Tensor]:
     if len(y) and int(y.min()) < 0:
         raise ValueError(f"{where} has the label {int(y.min())}; class indices start at 0")
     return x, y.long()
+
+# %% ../nbs/01_data.ipynb #08a10925
+def _with_numbers(x: Any, y: Tensor, where: str) -> tuple[Any, Tensor]:
+    """A batch whose targets are floating numbers, (n,) or (n, ...)."""
+    if not y.ndim or bool(~y.isfinite().all()):
+        raise ValueError(f"{where} has targets of shape {tuple(y.shape)}; expected finite numbers (n,) or (n, ...)")
+    for one in pytree.tree_leaves(x):
+        _check_input(one, y, where)
+    return x, y
 
 # %% ../nbs/01_data.ipynb #07b4c4f6
 def _check_input(x: Tensor, y: Tensor, where: str) -> None:
@@ -260,12 +272,13 @@ def _shapes(x: Any) -> list[tuple[int, ...]]:
 def _told(shapes: list[tuple[int, ...]]) -> str:
     return str(shapes[0] if len(shapes) == 1 else shapes)
 
-# %% ../nbs/01_data.ipynb #9a7c21d1
+# %% ../nbs/01_data.ipynb #f15200f0
 def batches(
     data: Any,  # Pair of tensors x (n, ...), y (n,); or `DataLoader`, or re-iterable of such pairs; or `Batches`
     *,
     batch_size: int = 256,  # Examples a batch when a pair of tensors is cut; a re-iterable comes as it is
     ordered: bool = True,  # False for training only: lets a `DataLoader` shuffle
+    targets: str = "classes",  # What may be predicted: 'classes', or 'any': floating numbers too
 ) -> Batches:
     """Data of any accepted form, checked in one pass, as batches that can be read again.
 
@@ -276,25 +289,28 @@ def batches(
         return data
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}: at least 1")
-    source = _source(data, batch_size)
+    _one_of("targets", targets, ("classes", "any"))
+    source = _source(data, batch_size, targets)
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
     if ordered and isinstance(getattr(data, "sampler", None), random):
         raise ValueError("the DataLoader shuffles, so passes would not line up: set shuffle=False")
     labels, example = [], None
     with torch.random.fork_rng(devices=[]):
-        for x, y in _read(source):
+        for x, y in _read(source, targets):
             example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
             labels.append(y.cpu().numpy())
     if example is None:
         raise ValueError("the data gave no examples: pass at least one batch")
     joined = np.concatenate(labels)
-    return Batches(source=source, labels=joined, example=example, n_batches=len(labels), ordered=ordered)
+    return Batches(
+        source=source, labels=joined, example=example, n_batches=len(labels), ordered=ordered, targets=targets
+    )
 
-# %% ../nbs/01_data.ipynb #1fcea5d6
-def _source(data: Any, batch_size: int) -> Iterable:
+# %% ../nbs/01_data.ipynb #e9c0acba
+def _source(data: Any, batch_size: int, targets: str) -> Iterable:
     """The re-iterable behind `data`."""
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray):
-        x, y = _checked(data, "the pair of tensors")
+        x, y = _checked(data, "the pair of tensors", targets)
         cuts = [slice(start, start + batch_size) for start in range(0, max(len(y), 1), batch_size)]
         return [(pytree.tree_map(operator.itemgetter(cut), x), y[cut]) for cut in cuts]
     if isinstance(data, Dataset):
@@ -306,7 +322,7 @@ def _source(data: Any, batch_size: int) -> Iterable:
         raise ValueError(f"got a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
     return data
 
-# %% ../nbs/01_data.ipynb #1eedbc6e
+# %% ../nbs/01_data.ipynb #a0dbba36
 def to_model(
     x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
     model: nn.Module,  # Its parameters and buffers say where to go
@@ -315,12 +331,18 @@ def to_model(
     own = [*model.parameters(), *model.buffers()]
     if not own:
         return x
-    floating = next((one.dtype for one in own if one.is_floating_point()), None)
-    return pytree.tree_map_only(Tensor, lambda one: _moved(one, own[0].device, floating), x)
+    return to_like(x, next((one for one in own if one.is_floating_point()), own[0]))
 
-
-def _moved(x: Tensor, device: torch.device, floating: torch.dtype | None) -> Tensor:
-    return x.to(device, floating if x.is_floating_point() and floating is not None else x.dtype)
+# %% ../nbs/01_data.ipynb #314af24f
+def to_like(
+    x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
+    like: Tensor,  # Says where to go
+) -> Any:
+    """The inputs on a tensor's device, and in its floating type if both are floating."""
+    both = like.is_floating_point()
+    return pytree.tree_map_only(
+        Tensor, lambda one: one.to(like.device, like.dtype if both and one.is_floating_point() else one.dtype), x
+    )
 
 # %% ../nbs/01_data.ipynb #eccae466
 def check_labels(

@@ -8,114 +8,148 @@ A sub-cluster is *important* if silencing it hurts the network more than silenci
 # %% auto #0
 __all__ = ['Importance', 'importance']
 
-# %% ../nbs/09_importance.ipynb #74b3a648
+# %% ../nbs/09_importance.ipynb #8af6a65b
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from .controls import Controls, draw_controls
-from .data import batches
-from .lesion import LesionTable, lesion_table, scores_node
+from .damage import DamageRun, damage_run
+from .data import Batches, batches
+from .matching import strata, unit_properties
+from .outcomes import find_outcomes, residual, resolved
 from .partition import Partition
-from .stats import Evidence, bootstrap_weights, effect_size
+from .sequential import Sequential, undecided
+from .stats import Evidence, effect_size
 from .units import Network, trace
 
-# %% ../nbs/09_importance.ipynb #5fbefb61
-def _class_means(per_image: np.ndarray, table: LesionTable, weights: np.ndarray) -> np.ndarray:
-    """(n_rows, n_boot, n_present) weighted mean of each class; classes without an image are left out."""
-    present = np.unique(table.labels)
-    member = (table.labels[:, None] == present).astype(float)
-    total = weights @ member
-    share = weights[:, :, None] * member / np.where(total > 0, total, np.nan)[:, None, :]
-    shape = (len(weights), len(present))
-    return (per_image @ share.transpose(1, 0, 2).reshape(len(table.labels), -1)).reshape(-1, *shape)
+# %% ../nbs/09_importance.ipynb #84b4b15a
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Null:
+    """How controls are drawn, more of them continuing fewer."""
 
-# %% ../nbs/09_importance.ipynb #af64a826
-def _cross_entropy(table: LesionTable, weights: np.ndarray) -> np.ndarray:
-    """Nats of loss added, mean over images."""
-    added = table.measures["loss"] - table.intact["loss"]
-    return added @ (weights / weights.sum(1, keepdims=True)).T
+    partition: Partition
+    layers: tuple[str, ...]
+    min_units: int
+    seed: int
+    strata: Mapping[str, np.ndarray] | None  # Units whose labels may change places; None is all of a layer
 
-# %% ../nbs/09_importance.ipynb #02e1d8e4
-def _accuracy(table: LesionTable, weights: np.ndarray) -> np.ndarray:
-    """Accuracy lost, mean over classes: 0.1 is ten points."""
-    lost = table.intact["correct"] - table.measures["correct"]
-    return np.nanmean(_class_means(lost, table, weights), axis=2)
+    def controls(self, n: int) -> Controls:
+        """The first n of each sub-cluster."""
+        options = dict(layers=self.layers, min_units=self.min_units, seed=self.seed, strata=self.strata)
+        return draw_controls(self.partition, n_controls=n, **options)
 
-# %% ../nbs/09_importance.ipynb #be111aa8
-_RESOLUTION = 1e-6  # nats: below it the order of summation in single precision decides
+# %% ../nbs/09_importance.ipynb #d1727331
+def _matched(model: nn.Module, data: Batches, network: Network, null: _Null) -> _Null:
+    """The null of units that are alike."""
+    properties = unit_properties(model, data, network, layers=null.layers)
+    labelled = Partition.from_labels({name: null.partition.labels[name] for name in null.layers})
+    fields = dict(partition=null.partition, layers=null.layers, min_units=null.min_units, seed=null.seed)
+    return _Null(**fields, strata=strata(properties, labelled))
+
+# %% ../nbs/09_importance.ipynb #4437ea63
+def _members(controls: Controls, layer: str) -> list[int]:
+    """Places of the sub-clusters of one layer."""
+    return [i for i, sub in enumerate(controls.subclusters) if sub.layer == layer]
+
+# %% ../nbs/09_importance.ipynb #79b39f15
+_N_REPLICATED = 199  # controls whose damage is also measured on the bootstrap draws
 
 
-def _selectivity(table: LesionTable, weights: np.ndarray) -> np.ndarray:
-    """How unevenly the added loss falls on the classes, from 0 to 1; NaN where there is none."""
-    added = np.nan_to_num(_class_means(table.measures["loss"] - table.intact["loss"], table, weights)).clip(min=0)
-    total = added.sum(2, keepdims=True)
-    share = added / np.where(total > _RESOLUTION * added.shape[2], total, np.nan)
-    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(2)
-    return 1 - entropy / np.log(max(added.shape[2], 2))
+class _Tally:
+    """The damage of sub-clusters, in row 0, and of their controls; what was not drawn is NaN."""
 
-# %% ../nbs/09_importance.ipynb #6426fcf4
-def _class_range(table: LesionTable, weights: np.ndarray) -> np.ndarray:
-    """max - min over classes of (class change / mean change), as published; NaN where the mean change is none."""
-    lost = _class_means(table.intact["correct"] - table.measures["correct"], table, weights)
-    mean = np.nanmean(lost, axis=2)
-    return (np.nanmax(lost, axis=2) - np.nanmin(lost, axis=2)) / np.where(np.abs(mean) > 1e-12, np.abs(mean), np.nan)
+    def __init__(self, controls: Controls, outcomes: Sequence[str], n_boot: int):
+        m = len(controls.subclusters)
+        self.controls, self.n_drawn = controls, np.full(m, -1)  # -1: not even the sub-cluster itself
+        self.damage = {name: np.full((1, m), np.nan) for name in outcomes}
+        self.boot = {name: np.zeros((3, n_boot, m)) for name in outcomes}  # real, sum of controls, how many are known
 
-# %% ../nbs/09_importance.ipynb #78b10953
-_OUTCOMES: Mapping[str, Callable[[LesionTable, np.ndarray], np.ndarray]] = {
-    "cross_entropy": _cross_entropy,
-    "accuracy": _accuracy,
-    "selectivity": _selectivity,
-    "class_range": _class_range,
-}
+    def grow(self, run: DamageRun, controls: Controls, going: np.ndarray, progress: bool) -> None:
+        """Measure the controls that some sub-clusters do not have yet."""
+        self.controls, n = controls, controls.n_controls
+        extra = 1 + n - len(next(iter(self.damage.values())))
+        pad = ((0, extra), (0, 0))
+        self.damage = {name: np.pad(rows, pad, constant_values=np.nan) for name, rows in self.damage.items()}
+        wanted = [part for layer in controls.labels for part in _wanted(self, layer, going)]
+        requests = [({layer: _rows(controls, pairs)}, replicates) for layer, pairs, replicates in wanted]
+        for (_, pairs, _), found in zip(wanted, run.damages(requests, progress=progress), strict=True):
+            for name in self.damage:
+                self._take(name, pairs, found[name])
+        self.n_drawn[going] = n
 
-# %% ../nbs/09_importance.ipynb #71e48a3a
-def _judge_rows(table: LesionTable, outcome: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Damage of a sub-cluster and its controls (1 + n_controls,), and replicates of the effect (n_boot,)."""
-    measure, ones = _OUTCOMES[outcome], np.ones((1, len(table.labels)))
-    damage = np.round(measure(table, ones)[:, 0] / _RESOLUTION) * _RESOLUTION
-    spread = effect_size(damage[:1], damage[1:, None])[1]
-    again = measure(table, weights)
-    return damage, effect_size(again[0], again[1:], scale=spread)[2]
+    def _take(self, name: str, pairs: Sequence[tuple[int, range]], found: np.ndarray) -> None:
+        """Put measured rows into their places."""
+        start = 0
+        for i, rows in pairs:
+            part = found[start : start + len(rows)]
+            self.damage[name][rows.start : rows.stop, i] = part[:, 0]
+            if part.shape[1] > 1:
+                drawn = part[int(rows.start == 0) :, 1:]
+                self.boot[name][0, :, i] += part[0, 1:] if rows.start == 0 else 0
+                self.boot[name][1, :, i] += np.nansum(drawn, axis=0)
+                self.boot[name][2, :, i] += np.isfinite(drawn).sum(0)
+            start += len(rows)
 
-# %% ../nbs/09_importance.ipynb #d71ea3eb
-def _judge_layer(
-    table: LesionTable,  # Lesions of every sub-cluster of one layer, each followed by its controls
-    n_each: int,  # 1 + controls
-    outcomes: Sequence[str],
-    weights: np.ndarray,  # (n_boot, n_examples)
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # Outcome -> damage (n_each, m), effects (n_boot, m)
-    found = {}
-    for name in outcomes:
-        starts = range(0, len(table.groups), n_each)
-        parts = [_judge_rows(_rows(table, slice(start, start + n_each)), name, weights) for start in starts]
-        found[name] = tuple(np.stack(part, axis=1) for part in zip(*parts, strict=True))
-    return found
+# %% ../nbs/09_importance.ipynb #3a504e93
+def _wanted(tally: _Tally, layer: str, going: np.ndarray) -> list[tuple[str, list[tuple[int, range]], bool]]:
+    """Rows to measure of each sub-cluster of a layer: those with replicates, and those without."""
+    split, end = 1 + _N_REPLICATED, 1 + tally.controls.n_controls
+    rows = {i: range(tally.n_drawn[i] + 1, end) for i in _members(tally.controls, layer) if going[i]}
+    first = [(i, range(one.start, min(one.stop, split))) for i, one in rows.items() if one.start < split]
+    later = [(i, range(max(one.start, split), one.stop)) for i, one in rows.items() if one.stop > split]
+    return [(layer, pairs, replicates) for pairs, replicates in ((first, True), (later, False)) if pairs]
 
-# %% ../nbs/09_importance.ipynb #a6c46ebc
-def _rows(table: LesionTable, rows: slice) -> LesionTable:
-    measures = {name: values[rows] for name, values in table.measures.items()}
-    kept = dict(intact=table.intact, labels=table.labels, n_classes=table.n_classes, ablation=table.ablation)
-    return LesionTable(layer=table.layer, groups=table.groups[rows], measures=measures, **kept)
+
+def _rows(controls: Controls, pairs: Sequence[tuple[int, range]]) -> np.ndarray:
+    """(n_groups, n_units) the groups of some rows of some sub-clusters."""
+    return np.concatenate([controls.groups(i)[rows.start : rows.stop] for i, rows in pairs])
+
+# %% ../nbs/09_importance.ipynb #71b1ba94
+def _judged(tally: _Tally, run: DamageRun, name: str) -> np.ndarray:
+    """(1 + n, m) the outcome of sub-clusters and controls, rounding taken out."""
+    damage = resolved(tally.damage[name])
+    outcome = next(one for one in run.work.outcomes if one.name == name)
+    return residual(damage, resolved(tally.damage[outcome.residual_on])) if outcome.residual_on else damage
+
+
+def _replicates(tally: _Tally, name: str, rows: np.ndarray) -> np.ndarray:
+    """(n_boot, m) the effect on each draw of the images, about the effect on all of them."""
+    real, total, known = tally.boot[name]
+    _, spread, effect = effect_size(rows[0], rows[1:])
+    damage = resolved(tally.damage[name])
+    few = effect_size(damage[0], damage[1 : 1 + _N_REPLICATED])[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moved = (real - total / known) - (damage[0] - few)
+        steps = moved / np.where(spread > 0, spread, 1.0)
+    return np.where((spread > 0) | (moved == 0), effect + steps, np.nan)
+
+# %% ../nbs/09_importance.ipynb #4e4f4dc2
+def _gathered(run: DamageRun, null: _Null, looks: Sequence[int], design: Any, main: str, progress: bool) -> _Tally:
+    """The tally of all sub-clusters, until each one's verdict on the main outcome is clear."""
+    controls = null.controls(looks[0])
+    tally = _Tally(controls, [one.name for one in run.work.outcomes], run.work.n_boot)
+    going = np.ones(len(controls.subclusters), dtype=bool)
+    for n in looks:
+        if not going.any():
+            break
+        tally.grow(run, null.controls(n), going, progress)
+        if design is not None:
+            rows = _judged(tally, run, main)
+            going = undecided(rows[0], rows[1:], tally.n_drawn, design)
+    return tally
 
 # %% ../nbs/09_importance.ipynb #8332d47d
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Importance(Evidence):
     """How much each sub-cluster's lesion hurts, beside lesions of random groups; positive is worse for the network."""
 
-# %% ../nbs/09_importance.ipynb #326fbe54
-def _check_outcomes(outcomes: Sequence[str]) -> tuple[str, ...]:
-    outcomes = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
-    if not outcomes or not set(outcomes) <= set(_OUTCOMES):
-        raise ValueError(f"got outcomes {list(outcomes)}: choose one or more of {list(_OUTCOMES)}")
-    return outcomes
-
-# %% ../nbs/09_importance.ipynb #f9af4f9f
+# %% ../nbs/09_importance.ipynb #c79e19e9
 def _check_fits(partition: Partition, network: Network) -> list[str]:
     """The layers to judge: hidden ones that the partition labels."""
     for name, labels in partition.labels.items():
@@ -130,55 +164,121 @@ def _check_fits(partition: Partition, network: Network) -> list[str]:
         raise ValueError(f"the partition labels {given}; the hidden layers of {network.model} are {hidden}")
     return layers
 
-# %% ../nbs/09_importance.ipynb #91c53c21
+
+def _plan_of(n_controls: int | Sequential) -> tuple[tuple[int, ...], Sequential | None]:
+    """When to look, and the design that says when to stop, if there is one."""
+    if isinstance(n_controls, Sequential):
+        return n_controls.looks, n_controls
+    if isinstance(n_controls, bool) or not isinstance(n_controls, int | np.integer):
+        found = type(n_controls).__name__
+        raise TypeError(f"`n_controls` is a {found}: give a number of controls, or a `Sequential` design")
+    return (int(n_controls),), None
+
+# %% ../nbs/09_importance.ipynb #75a5300e
 def importance(
     model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
     partition: Partition,  # Which cluster each unit is in
     *,
-    n_controls: int = 199,  # Random groups for each sub-cluster; the smallest possible p-value is 1 / (1 + n_controls)
-    ablation: str = "zero",  # What silenced units put out: 'zero', or their 'mean' over the data
-    outcomes: Sequence[str] = ("cross_entropy", "accuracy", "selectivity"),  # The first one is the main one
+    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
+    ablation: str = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
+    matched: bool = True,  # Also compare with groups of units that are as strong?
     min_units: int = 1,  # Smaller sub-clusters are not tested
     n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
+    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
+    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Importance:
     """Does silencing each sub-cluster hurt more than silencing as many random live units of its layer?
 
+    `outcomes` are cross-entropy, accuracy and selectivity unless given; of a regression, the squared error.
+
     Raises: `ValueError` if partition, outcomes, labels or the model's output do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
-    outcomes, data = _check_outcomes(outcomes), batches(data)
+    (looks, design), data = _plan_of(n_controls), batches(data, targets="any")
     network = trace(model, data.example) if network is None else network
-    layers, _ = _check_fits(partition, network), scores_node(network)
-    controls = draw_controls(partition, n_controls=n_controls, layers=layers, min_units=min_units, seed=seed)
-    weights, found = bootstrap_weights(data.n, n_boot, seed=seed), []
-    for layer in tqdm([name for name in layers if _members(controls, name)], desc="importance", disable=not progress):
-        groups = np.concatenate([controls.groups(i) for i in _members(controls, layer)])
-        table = lesion_table(model, data, network, layer, groups, ablation=ablation, n_jobs=n_jobs)
-        found.append(_judge_layer(table, 1 + n_controls, outcomes, weights))
-    settings = dict(n_controls=n_controls, ablation=ablation, min_units=min_units, n_boot=n_boot, seed=seed)
-    return _collect(found, outcomes, controls, settings | {"n_examples": data.n, "model": network.model})
+    null = _first_null(partition, network, min_units, seed)
+    options = dict(outcomes=_default(outcomes, data), ablation=ablation, precision=precision, n_boot=n_boot, seed=seed)
+    run = damage_run(model, data, network, _tested(null), store=store, n_jobs=n_jobs, **options)
+    nulls = [null, _matched(model, data, network, null)] if matched else [null]
+    names = _asked_for(run, options["outcomes"])
+    _check_steering(run, names[0], design)
+    tallies = [_gathered(run, one, looks, design, names[0], progress) for one in nulls]
+    settings = dict(n_controls=n_controls if design is None else asdict(design), ablation=ablation)
+    settings |= dict(min_units=min_units, n_boot=n_boot, seed=seed, n_examples=data.n, model=network.model)
+    return _collected(run, names, tallies, looks if design else (), settings | {"precision": precision or "model"})
 
-# %% ../nbs/09_importance.ipynb #94384c41
-def _members(controls: Controls, layer: str) -> list[int]:
-    return [i for i, sub in enumerate(controls.subclusters) if sub.layer == layer]
+# %% ../nbs/09_importance.ipynb #875480d1
+def _first_null(partition: Partition, network: Network, min_units: int, seed: int) -> _Null:
+    """Groups of as many live units of the layer."""
+    layers = tuple(_check_fits(partition, network))
+    return _Null(partition=partition, layers=layers, min_units=min_units, seed=seed, strata=None)
 
-# %% ../nbs/09_importance.ipynb #5d1a67b1
-def _collect(found: list, outcomes: Sequence[str], controls: Controls, settings: dict) -> Importance:
-    if not found:
+
+def _tested(null: _Null) -> list[str]:
+    """The layers that hold a sub-cluster that can be tested."""
+    controls = null.controls(1)
+    if not controls.subclusters:
         raise ValueError(f"no sub-cluster can be tested: {controls.untested.to_dict('records')[:3]}")
-    damage = {name: np.concatenate([layer[name][0] for layer in found], axis=1) for name in outcomes}
-    rows = [(sub.layer, sub.cluster, len(sub.units)) for sub in controls.subclusters]
+    return list(dict.fromkeys(sub.layer for sub in controls.subclusters))
+
+# %% ../nbs/09_importance.ipynb #5fe7b5a3
+def _default(outcomes: Sequence[str | Callable] | None, data: Batches) -> list[str | Callable]:
+    if outcomes is None:
+        return ["squared_error"] if data.labels.dtype.kind == "f" else ["cross_entropy", "accuracy", "selectivity"]
+    return [outcomes] if isinstance(outcomes, str) or callable(outcomes) else list(outcomes)
+
+
+def _asked_for(run: DamageRun, outcomes: Sequence[str | Callable]) -> list[str]:
+    """Names of the outcomes, without those that are measured only to be taken out of another."""
+    n_classes = None if run.work.data.labels.dtype.kind == "f" else run.work.engine.n_scores
+    return [one.name for one in find_outcomes(outcomes, n_classes=n_classes)]
+
+
+def _check_steering(run: DamageRun, main: str, design: Sequential | None) -> None:
+    outcome = next(one for one in run.work.outcomes if one.name == main)
+    if design is not None and outcome.residual_on:
+        told = f"{main!r} is measured against the draws themselves, so it cannot say when to stop drawing"
+        raise ValueError(f"{told}: name another outcome first, or give a number as n_controls")
+
+# %% ../nbs/09_importance.ipynb #2887df86
+def _collected(
+    run: DamageRun, names: Sequence[str], tallies: Sequence[_Tally], looks: tuple[int, ...], settings: dict
+) -> Importance:
+    """The evidence of the tallies: of random controls, and of matched ones if there are any."""
+    plain, *others = tallies
+    rows = {name: _judged(plain, run, name) for name in names}
+    keys = [(sub.layer, sub.cluster, len(sub.units)) for sub in plain.controls.subclusters]
+    fields: dict[str, Any] = dict(looks=looks, n_drawn=plain.n_drawn) if looks else {}
+    for tally in others:
+        fields |= _second(run, names, plain, tally, bool(looks))
+        settings = settings | {"unmatched": tally.controls.untested.to_numpy().tolist()}
     return Importance(
-        keys=pd.DataFrame(rows, columns=["layer", "cluster", "n_units"]),
-        outcomes=tuple(outcomes),
-        value={name: d[0] for name, d in damage.items()},
-        draws={name: d[1:] for name, d in damage.items()},
-        replicates={name: np.concatenate([layer[name][1] for layer in found], axis=1) for name in outcomes},
+        keys=pd.DataFrame(keys, columns=["layer", "cluster", "n_units"]),
+        outcomes=tuple(names),
+        value={name: one[0] for name, one in rows.items()},
+        draws={name: one[1:] for name, one in rows.items()},
+        replicates={name: _replicates(plain, name, rows[name]) for name in names},
         settings=settings,
-        untested=controls.untested,
+        untested=plain.controls.untested,
+        **fields,
     )
+
+
+def _second(run: DamageRun, names: Sequence[str], plain: _Tally, tally: _Tally, counted: bool) -> dict[str, Any]:
+    """The draws of the second null in the columns of the first; a sub-cluster that has none there is all NaN."""
+    columns = {(sub.layer, sub.cluster): i for i, sub in enumerate(plain.controls.subclusters)}
+    to = [columns[sub.layer, sub.cluster] for sub in tally.controls.subclusters]
+    matched = {}
+    for name in names:
+        rows = _judged(tally, run, name)[1:]
+        matched[name] = np.full((len(rows), len(columns)), np.nan)
+        matched[name][:, to] = rows
+    counts = np.zeros(len(columns), dtype=int)
+    counts[to] = tally.n_drawn
+    return dict(matched=matched, n_matched=counts) if counted else dict(matched=matched)

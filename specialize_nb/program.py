@@ -38,6 +38,26 @@ class Layout(NamedTuple):
     inner: int = 1
 
 
+def examples_first(value: Tensor, layout: Layout) -> Tensor:
+    """A value with its examples along axis 0; what else lay on their axis follows in its place."""
+    if layout.axis is None or layout == Layout(0):
+        return value
+    axis, n = layout.axis, value.shape[layout.axis] // (layout.outer * layout.inner)
+    value = value.unflatten(axis, (layout.outer, n, layout.inner)).movedim(axis + 1, 0)
+    value = value.flatten(axis + 1, axis + 2)
+    return value.squeeze(axis + 1) if layout.outer * layout.inner == 1 else value
+
+
+def examples_back(value: Tensor, layout: Layout) -> Tensor:
+    """The inverse of `examples_first`."""
+    if layout.axis is None or layout == Layout(0):
+        return value
+    axis = layout.axis
+    value = value if layout.outer * layout.inner > 1 else value.unsqueeze(axis + 1)
+    value = value.unflatten(axis + 1, (layout.outer, layout.inner)).movedim(0, axis + 1)
+    return value.flatten(axis, axis + 2)
+
+
 class Program:
     """A model as one graph: run from any of its nodes to any others.
 
@@ -154,23 +174,11 @@ class Program:
 
     def examples_first(self, name: str, value: Tensor) -> Tensor:
         """The value of node `name` with its examples along axis 0; what else lay on their axis follows in its place."""
-        layout = self.layouts[name]
-        if layout.axis is None or layout == Layout(0):
-            return value
-        axis, n = layout.axis, value.shape[layout.axis] // (layout.outer * layout.inner)
-        value = value.unflatten(axis, (layout.outer, n, layout.inner)).movedim(axis + 1, 0)
-        value = value.flatten(axis + 1, axis + 2)
-        return value.squeeze(axis + 1) if layout.outer * layout.inner == 1 else value
+        return examples_first(value, self.layouts[name])
 
     def examples_back(self, name: str, value: Tensor) -> Tensor:
         """The inverse of `examples_first`."""
-        layout = self.layouts[name]
-        if layout.axis is None or layout == Layout(0):
-            return value
-        axis = layout.axis
-        value = value if layout.outer * layout.inner > 1 else value.unsqueeze(axis + 1)
-        value = value.unflatten(axis + 1, (layout.outer, layout.inner)).movedim(0, axis + 1)
-        return value.flatten(axis, axis + 2)
+        return examples_back(value, self.layouts[name])
 
     def axis_first(self, name: str, axis: int) -> int:
         """Where `axis` of the value of node `name` is after `examples_first`; `axis` is not the examples' own."""

@@ -82,6 +82,45 @@ def test_streams():
     agree.mean()
 
 
+def test_strata():
+    partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1, 0, 1, 1, 1, -1])})
+    strata = {"fc": np.array([3, 3, 3, 3, 7, 7, 7, 7, -1]), "other": np.zeros(2, int)}
+    controls = draw_controls(partition, n_controls=4800, strata=strata)
+    drawn = controls.labels["fc"]
+    assert (
+        np.all((drawn[:, :4] == 0).sum(1) == 2)
+        and np.all((drawn[:, 4:8] == 0).sum(1) == 1)
+        and np.all(drawn[:, 8] == -1)
+    )
+    counts = np.unique(drawn[1:], axis=0, return_counts=True)[1]
+    assert len(counts) == 24 and stats.chisquare(counts).pvalue > 0.001
+    test_near(controls.to_frame()["n_distinct"], [24, 24])
+    test_near(controls.to_frame()["p_floor"], [(1 + 4800 / 24) / 4801] * 2)
+    fewer = draw_controls(partition, n_controls=48, strata=strata)
+    assert np.array_equal(fewer.labels["fc"], drawn[:49]) and not controls.strata["fc"].flags.writeable
+    assert list(controls.strata) == ["fc"] and repr(fewer).startswith("Controls(matched, 48 for each")
+    assert draw_controls(partition).strata is None
+    same = (drawn[1:] == drawn[0]).all(1).mean()
+    test_near(same, 1 / 24, atol=0.02)
+    fewer.to_frame()
+
+
+def test_strata_untested():
+    partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1, 2, 2])})
+    controls = draw_controls(partition, strata={"fc": np.array([0, 0, 1, 1, 1, 1])})
+    assert [sub.cluster for sub in controls.subclusters] == [1, 2] and controls.untested["cluster"].tolist() == [0]
+    refused = {
+        "`strata` has no layer 'fc': it has \\['fc2'\\]": {"fc2": np.zeros(6, int)},
+        "is int64 \\(5,\\): give each of its 6 units one": {"fc": np.zeros(5, int)},
+        "is float64 \\(6,\\)": {"fc": np.zeros(6)},
+        "units \\[5\\] of 'fc' may be drawn and are in no stratum": {"fc": np.array([0, 0, 0, 0, 0, -1])},
+    }
+    for match, strata in refused.items():
+        with raises((ValueError, KeyError), match=match):
+            draw_controls(partition, strata=strata)
+    controls.untested
+
+
 def test_untested():
     partition = Partition.from_labels(
         {

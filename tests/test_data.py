@@ -307,6 +307,21 @@ def test_bad_data():
     said
 
 
+def test_numbers():
+    x, y = torch.rand(5, 3), torch.rand(5, 2)
+    with raises(ValueError, match="integer class indices"):
+        batches((x, y))
+    numbers = batches((x, y), batch_size=2, targets="any")
+    test_near(numbers.labels, y.numpy())
+    test_near(torch.cat([part for _, part in numbers]), y)
+    assert batches((x, y[:, 0]), targets="any").labels.shape == (5,)
+    assert batches((x, torch.arange(5)), targets="any").labels.dtype == np.int64
+    with raises(ValueError, match="finite numbers"):
+        batches((x, y / 0), targets="any")
+    with raises(ValueError, match="targets='labels'"):
+        batches((x, y), targets="labels")
+
+
 def test_to_model():
     x = torch.rand(2, 2)
     with unchanged(model := copier().double()):

@@ -10,14 +10,19 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from specialize_nb.files import write_result
 from specialize_nb.stats import (
     Evidence,
     PaperTest,
     _interval,
+    _taken_apart,
     benjamini_hochberg,
     bootstrap_weights,
+    crossing_probability,
     effect_size,
+    holm,
     irwin_hall,
+    look_p_values,
     max_t,
     p_values,
     paper_range,
@@ -267,6 +272,74 @@ def test_benjamini_hochberg_null():
     pd.Series(share, name="at q <= 0.1").to_frame()
 
 
+def test_holm():
+    rng = np.random.default_rng(17)
+    for _ in range(50):
+        p = rng.random(rng.integers(1, 40)).round(rng.integers(1, 4))
+        test_near(holm(p), multipletests(p, method="holm")[1])
+    test_near(holm([[0.01, np.nan], [0.02, 0.9]]), [[0.04, np.nan], [0.06, 1.0]])  # the undefined one counts as a test
+    assert holm(np.zeros(0)).shape == (0,)
+    with raises(ValueError, match="from 0 to 2: they must lie from 0 to 1"):
+        holm([2.0, 0.0])
+    holm([0.01, 0.02, 0.9])
+
+
+def test_crossing_probability_exactly():
+    for looks in ((1, 2, 4), (2, 5, 7), (3, 7), (7,)):
+        orders = np.array(list(itertools.permutations(range(1 + looks[-1]))))
+        exceeding = np.cumsum(orders[:, 1:] > orders[:, :1], axis=1)
+        best = np.min([(1 + exceeding[:, t - 1]) / (1 + t) for t in looks], axis=0)
+        levels = np.r_[np.unique(best), 0.0, 0.3, 0.51, 1.0]
+        counted = (best[:, None] <= levels + 1e-12).mean(0)
+        test_near(crossing_probability(levels, looks), counted, rtol=1e-12, atol=1e-15)
+    test_near(crossing_probability([[0.05, np.nan], [1.0, 1e-4]], (19, 9999))[1], [1, 1e-4])
+    test_near(crossing_probability(np.arange(1, 101) / 100, (99,)), np.arange(1, 101) / 100)  # one look costs nothing
+    with raises(ValueError, match=r"got looks \(9, 9\): give growing numbers of controls"):
+        crossing_probability(0.1, (9, 9))
+    pd.Series(counted, index=levels.round(3), name="F, seven controls, one look").head(4)
+
+
+def test_crossing_probability_by_steps():
+    def crossing_one_by_one(level, looks):
+        """The urn, one control at a time, without shortcuts."""
+        alive, total = np.ones(1), 0.0
+        for t in range(1, looks[-1] + 1):
+            more = (1 + np.arange(t)) / (1 + t)
+            alive = np.r_[alive * (1 - more), 0.0] + np.r_[0.0, alive * more]
+            if t in looks:
+                crossed = (1 + np.arange(t + 1)) / (1 + t) <= level + 1e-12
+                total, alive = total + alive[crossed].sum(), np.where(crossed, 0.0, alive)
+        return total
+
+    looks, levels = (19, 39, 79, 159, 400, 1500), np.array([1 / 1501, 0.004, 0.05, 0.3, 0.9])
+    test_near(crossing_probability(levels, looks), [crossing_one_by_one(a, looks) for a in levels], rtol=1e-9)
+    test_near(crossing_probability([0.02, 0.4], (5, 999)), [crossing_one_by_one(a, (5, 999)) for a in (0.02, 0.4)])
+    rng = np.random.default_rng(18)
+    steps, share = np.diff((0, *looks)), rng.random((100_000, 1))
+    best = ((1 + np.cumsum(rng.binomial(steps, share), axis=1)) / (1 + np.array(looks))).min(1)
+    drawn = (best[:, None] <= levels + 1e-12).mean(0)
+    exact = crossing_probability(levels, looks)
+    assert np.all(np.abs(drawn - exact) <= 4 * np.sqrt(exact * (1 - exact) / len(best)))
+    pd.DataFrame({"level": levels, "exact": exact, "drawn": drawn})
+
+
+def test_look_p_values_by_hand():
+    draws = np.array([[1.0, 1.0, 1.0, np.nan, 1.0], [1.0, 2.0, 9.0, 1.0, 1.0], [1.0, 1.0, 9.0, 1.0, 1.0]])
+    value, n_drawn = np.array([2.0, 2.0, 2.0, 2.0, np.nan]), np.array([3, 3, 1, 3, 3])
+    found = look_p_values(value, draws, n_drawn, (1, 3))
+    F = {a: float(crossing_probability(a, (1, 3))) for a in (1 / 4, 1 / 2, 1.0)}
+    test_near(found, [F[1 / 4], F[1 / 2], F[1 / 2], F[1 / 2], np.nan])
+    test_near([F[1 / 4], F[1.0]], [1 / 4, 1])
+    assert F[1 / 2] > 0.5  # it may be reached at either look
+    padded = np.where(np.arange(3)[:, None] < n_drawn, draws, np.nan)
+    test_near(look_p_values(value, padded, n_drawn, (1, 3)), found)
+    test_near(look_p_values(value, padded, [0, 1, 1, 2, 3], (2, 3)), [np.nan, 1, 1, 2 / 3, np.nan])
+    test_near(look_p_values(value[:4], draws[:, :4], [3] * 4, (3,)), p_values(value[:4], draws[:, :4]))
+    with raises(ValueError, match=r"got n_drawn \[1, 4\]: give 2 numbers of controls, from 0 to 3"):
+        look_p_values(value[:2], draws[:, :2], [1, 4], (1, 3))
+    dict(zip(["clear", "tied", "stopped", "against NaN", "undefined"], found.tolist(), strict=True))
+
+
 def test_dependence():
     def joint_p_value(rows):
         """One statistic a permuted partition: the mean of the standardised columns."""
@@ -453,7 +526,9 @@ def test_to_frame():
     evidence = toy_evidence()
     frame = evidence.to_frame()
     columns = ["layer", "cluster", "n_units", "outcome", "value", "control_mean", "control_sd", "n_controls", "effect"]
-    assert list(frame.columns) == [*columns, "ci_low", "ci_high", "p_value", "q_value", "p_fwer"]
+    columns += ["ci_low", "ci_high", "p_value", "q_value", "p_fwer"]
+    strict = ["matched_mean", "matched_effect", "p_matched", "q_matched"]
+    assert list(frame.columns) == columns + strict and frame[strict].isna().all(axis=None)
     loss, accuracy = (frame[frame["outcome"] == name].reset_index() for name in ("loss", "accuracy"))
     assert (loss["n_controls"] == 199).all() and (accuracy["n_controls"] == 99).all() and len(frame) == 12
     for rows, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -468,7 +543,42 @@ def test_to_frame():
     test_near(loss[["ci_low", "ci_high"]].to_numpy().T, ends[[2, -3]])
     assert np.all(loss["ci_low"] < loss["effect"]) and np.all(loss["effect"] < loss["ci_high"])
     assert accuracy["ci_low"].isna().all() and loss["p_fwer"][0] == 1 / 200
-    frame.drop(columns=["control_sd", "n_controls"]).round(3)
+    frame.drop(columns=["control_sd", "n_controls", *strict]).round(3)
+
+
+def test_stopped_early():
+    whole = toy_evidence()
+    looks, n_drawn = (19, 39, 79, 99), np.array([99, 19, 79, 39, 19, 0])
+    drawn = {name: np.where(np.arange(len(d))[:, None] < n_drawn, d, np.nan) for name, d in whole.draws.items()}
+    matched = {"loss": whole.draws["loss"][::-1] * 1.1}
+    stopped = toy_evidence(draws=drawn, n_drawn=n_drawn, looks=looks, matched=matched, level=0.9)
+    frame = stopped.to_frame()
+    for draws in (whole.draws, {name: d[:99] for name, d in whole.draws.items()}):
+        again = toy_evidence(
+            draws=draws, n_drawn=dict.fromkeys(draws, n_drawn), looks=list(looks), matched=matched, level=0.9
+        )
+        pd.testing.assert_frame_equal(again.to_frame(), frame)
+    loss, value = frame[:6], whole.value["loss"]
+    assert loss["n_controls"].tolist() == n_drawn.tolist()
+    for i, n in enumerate(n_drawn[:5]):
+        kept = whole.draws["loss"][:n, i]
+        test_near(loss.loc[i, "p_value"], look_p_values(value[[i]], kept[:, None], [n], looks)[0])
+        test_near(loss.loc[i, ["control_mean", "control_sd"]].astype(float), [kept.mean(), kept.std(ddof=1)])
+        test_near(loss.loc[i, "effect"], (value[i] - kept.mean()) / kept.std(ddof=1))
+    assert loss.loc[5, ["control_mean", "effect", "p_value", "q_value", "p_fwer"]].isna().all()
+    test_near(loss["p_fwer"], holm(loss["p_value"]))
+    test_near(loss["p_matched"], p_values(value, matched["loss"]))
+    test_near(loss["q_matched"], benjamini_hochberg(loss["p_matched"]))
+    test_near(loss["matched_mean"], matched["loss"].mean(0))
+    test_near(loss["matched_effect"], effect_size(value, matched["loss"])[2])
+    assert frame[6:][["matched_mean", "matched_effect", "p_matched", "q_matched"]].isna().all(axis=None)
+    some = toy_evidence(matched=matched, n_matched=n_drawn, looks=looks)  # only the stricter null stopped early
+    test_near(some.to_frame()["p_matched"][:6], look_p_values(value, matched["loss"], n_drawn, looks))
+    test_near(some.to_frame()["p_value"][:6], p_values(value, whole.draws["loss"]))
+    assert "stand out at FDR <= 0.1: 1 of 6 in loss (1 undefined)" in stopped.verdict
+    few = toy_evidence(n_drawn=[9] * 6, looks=(9, 18))
+    assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
+    frame[["layer", "cluster", "outcome", "n_controls", "effect", "p_value", "q_value", "p_fwer", "p_matched"]].round(3)
 
 
 def test_undefined():
@@ -504,15 +614,23 @@ def test_save():
 
     with tempfile.TemporaryDirectory() as folder:
         bare, extended = toy_evidence(replicates={}, untested=()), toy_evidence(Extended, extra=np.eye(2), word="é")
-        for evidence in (toy_evidence(), bare, extended):
+        early = toy_evidence(n_drawn=np.full(6, 39), looks=(19, 39), matched={"loss": np.eye(6)}, n_matched=[6] * 6)
+        for evidence in (toy_evidence(), bare, early, extended):
             again = type(evidence).load(evidence.save(f"{folder}/evidence.npz"))
             pd.testing.assert_frame_equal(again.to_frame(), evidence.to_frame(), check_exact=True)
             pd.testing.assert_frame_equal(again.untested, evidence.untested)
             assert again.settings == evidence.settings == {"seed": 16, "n": 200, "layers": ["fc1", "fc2"]}
             assert again.outcomes == evidence.outcomes and again.level == evidence.level
-            for kind in ("value", "draws", "replicates"):
+            assert again.looks == evidence.looks
+            for kind in ("value", "draws", "replicates", "n_drawn", "matched", "n_matched"):
                 first, second = getattr(evidence, kind), getattr(again, kind)
-                assert list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
+                assert list(first) == list(second)
+                assert all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
+                assert all(first[name].dtype == second[name].dtype for name in first)
+        later = {"looks", "n_drawn", "matched", "n_matched"}  # a file from before these fields
+        arrays, plain = _taken_apart(bare)
+        write_result(f"{folder}/old.npz", "Evidence", arrays, {name: plain[name] for name in set(plain) - later})
+        pd.testing.assert_frame_equal(Evidence.load(f"{folder}/old.npz").to_frame(), bare.to_frame())
         test_near(again.extra, np.eye(2))
         assert again.word == "é" and not again.value["loss"].flags.writeable
         with raises(ValueError, match="holds a Extended, not a Evidence"):
@@ -556,6 +674,12 @@ def test_refused():
         "`draws` of 'loss' has shape \\(0, 6\\): give \\(n, 6\\)": dict(draws={"loss": empty, "accuracy": empty}),
         "`replicates` has \\['los'\\], not among": dict(replicates={"los": np.zeros((9, 6))}),
         "got level=95: give": dict(level=95),
+        "got looks \\(9, 19\\) without `n_drawn`": dict(looks=(9, 19)),
+        "`n_drawn` has no `looks` beside it": dict(n_drawn=[19] * 6),
+        "`n_drawn` has outcomes \\['loss'\\], not": dict(n_drawn={"loss": [19] * 6}, looks=(9, 19)),
+        "got n_drawn \\[19\\]: give 6 numbers of controls, from 0 to 199": dict(n_drawn=[19], looks=(9, 19)),
+        "`matched` has \\['los'\\], not among": dict(matched={"los": np.zeros((9, 6))}),
+        "`matched` of 'loss' has shape \\(9, 5\\): give \\(n, 6\\)": dict(matched={"loss": np.zeros((9, 5))}),
     }
     said = []
     for match, change in refused.items():
@@ -568,6 +692,8 @@ def test_refused():
         evidence.plot(outcome="los")
     with raises(ValueError, match="got n_controls=100: 'accuracy' has from 1 to 99"):
         evidence.paper("accuracy", n_controls=100)
+    with raises(ValueError, match="got n_controls=19: 'loss' has from 1 to 9"):
+        toy_evidence(n_drawn=[9] * 6, looks=(9, 19)).paper("loss")
     test_near(evidence.paper().p_value, strict_p_values(evidence.value["loss"], evidence.draws["loss"][:19]))
     with raises(ValueError, match=r"got value of shape \(2,\) and draws of shape \(3,\)"):
         p_values([1.0, 2.0], [1.0, 2.0, 3.0])

@@ -9,7 +9,7 @@ specialized*."""
 # %% auto #0
 __all__ = ['Finding', 'Exhibit', 'Audit', 'audit']
 
-# %% ../nbs/14_audit.ipynb #fb75cf2d
+# %% ../nbs/14_audit.ipynb #b7ede130
 import html
 import operator
 import os
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from .graph import UnitGraph, weight_graph
 from .importance import Importance, importance
 from .lesion import lesion_table, scores_node
 from .partition import Partition, local_partition, spectral_partition
+from .sequential import Sequential
 from .stats import benjamini_hochberg
 from .units import _LIFT, Network, trace
 from .visualize import _pictured, top_images, visualize
@@ -143,22 +144,43 @@ def _in_words(audit: "Audit") -> str:
     )
     return " ".join([verdict, *_doubts(audit, rows)])
 
-# %% ../nbs/14_audit.ipynb #5c3f14a8
+# %% ../nbs/14_audit.ipynb #69b8eab6
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
     """What a careful reader has to know before believing the verdict."""
-    doubts, least = list(audit.notes), 1 / (1 + audit.settings["n_controls"])
-    if least > audit.alpha / len(rows):
+    doubts, n_controls = list(audit.notes), _most(audit.settings["n_controls"])
+    if (least := 1 / (1 + n_controls)) > audit.alpha / len(rows):
         needed = int(np.ceil(least * len(rows) / audit.alpha))
         doubts.append(
-            f"With {audit.settings['n_controls']} controls no p-value is below {least:.2g}, so at least {needed} "
+            f"With {n_controls} controls no p-value is below {least:.2g}, so at least {needed} "
             "sub-clusters must reach it together before any is called important: more controls see more."
         )
+    doubts += _matched_doubt(audit)
     if audit.unknown:
         doubts.append(f"Operations that could not be followed cut the weight graph: {', '.join(audit.unknown)}.")
     for finding in audit.findings:
         if finding.partition.n_components > 1:
             doubts.append(f"The graph of {finding.name} falls apart into {finding.partition.n_components} components.")
     return doubts
+
+# %% ../nbs/14_audit.ipynb #0714bf0a
+def _most(n_controls: int | Mapping[str, Any]) -> int:
+    """Controls of a sub-cluster, at most."""
+    return n_controls["most"] if isinstance(n_controls, Mapping) else n_controls
+
+
+def _matched_doubt(audit: "Audit") -> list[str]:
+    """Of how many important sub-clusters is that no more than their strength would make it?"""
+    parts = [finding.importance.to_frame() for finding in audit.findings]
+    mains = [part[part["outcome"] == part["outcome"].iloc[0]] for part in parts]
+    frame = pd.concat(mains, ignore_index=True)
+    q = benjamini_hochberg(frame["p_value"].to_numpy())
+    important, known = q <= audit.alpha, frame["p_matched"].notna()
+    weak = int((important & known & (frame["p_matched"] > audit.alpha)).sum())
+    if not weak:
+        return []
+    told = f"{weak} of the {int(important.sum())} important sub-clusters"
+    verb = "is" if weak == 1 else "are"
+    return [f"{told} {verb} not shown to matter more than units as strong as theirs do (p_matched > {audit.alpha:g})."]
 
 # %% ../nbs/14_audit.ipynb #3fa50c6d
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -404,14 +426,15 @@ def _exhibits(
             shelves += _shelf(model, data, network, finding, chosen, seed)
     return tuple(shelves)
 
-# %% ../nbs/14_audit.ipynb #2a4c90ac
+# %% ../nbs/14_audit.ipynb #6b9c2d7f
 _COHERENCE = {  # Outcomes of coherence by graph, the main one first
     "weights": ("correlation", "class_information"),
     "activations": ("class_information", "correlation"),
 }
 _PICTURES = ("visual_score", "visual_entropy")  # Those that need pictures
+_N_COHERENCE = 199  # controls of coherence where those of importance are drawn until it is clear
 
-# %% ../nbs/14_audit.ipynb #59619c0b
+# %% ../nbs/14_audit.ipynb #db42b54a
 def _judge(
     model: nn.Module,
     data: Batches,
@@ -419,9 +442,10 @@ def _judge(
     graph: str,
     scope: str,
     partition: Partition,
-    numbers: dict[str, int],
+    n_controls: int | Sequential,
+    n_visual: int,
     pictured: bool,
-    n_jobs: int | None,
+    running: dict[str, Any],
     seed: int,
     progress: bool,
     seconds: dict[str, float],
@@ -429,10 +453,19 @@ def _judge(
     shared, outcomes = dict(network=network, seed=seed, progress=progress), _COHERENCE[graph]
     outcomes += _PICTURES if pictured else ()
     with _timed(seconds, "importance"):
-        hurt = importance(model, data, partition, n_controls=numbers["n_controls"], n_jobs=n_jobs, **shared)
+        hurt = importance(model, data, partition, n_controls=n_controls, **running, **shared)
+    n = min(n_controls.most, _N_COHERENCE) if isinstance(n_controls, Sequential) else n_controls
     with _timed(seconds, "coherence"):
-        agree = coherence(model, data, partition, outcomes=outcomes, **numbers, **shared)
+        agree = coherence(model, data, partition, outcomes=outcomes, n_controls=n, n_visual=n_visual, **shared)
     return Finding(graph=graph, scope=scope, partition=partition, importance=hurt, coherence=agree)
+
+# %% ../nbs/14_audit.ipynb #e794a49f
+def _judge_all(
+    model: nn.Module, data: Batches, network: Network, partitions: Mapping, progress: bool, **options: Any
+) -> tuple[Finding, ...]:
+    todo = tqdm(partitions.items(), desc="audit", disable=not progress)
+    options |= dict(progress=progress)
+    return tuple(_judge(model, data, network, *name, partition, **options) for name, partition in todo)
 
 # %% ../nbs/14_audit.ipynb #57fc7daa
 def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, float]:
@@ -469,7 +502,13 @@ def _record(
         notes=notes,
     )
 
-# %% ../nbs/14_audit.ipynb #592893d7
+# %% ../nbs/14_audit.ipynb #990a67a1
+def _told_settings(**settings: Any) -> dict[str, Any]:
+    """The settings as JSON has them."""
+    plain = {tuple: list, list: list, Sequential: asdict}
+    return {name: plain.get(type(one), lambda same: same)(one) for name, one in settings.items()}
+
+# %% ../nbs/14_audit.ipynb #0a280e6b
 def audit(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -478,12 +517,14 @@ def audit(
     graphs: Sequence[str] = ("weights", "activations"),  # What joins units
     scopes: Sequence[str] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
-    n_controls: int = 199,  # Random groups for each sub-cluster
+    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
     n_visual: int = 49,  # Of them, how many get images made
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
     alpha: float = 0.05,  # False discovery rate of each kind of evidence
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
+    precision: str | None = None,  # Of lesions: 'bfloat16' for products in bf16; None is the model's own
+    store: str | Path | None = None,  # Folder to keep finished lesions in; an audit broken off goes on from there
+    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds clustering, controls, images and bootstrap; global generators are left alone
     progress: bool = False,  # Show progress bars?
 ) -> Audit:
@@ -493,21 +534,19 @@ def audit(
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
     _check(k, graphs, scopes, alpha)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "trace"):
+    with _timed(seconds := {}, "trace"):
         find, data = _find_and_confirm(data, find)
-        network = trace(model, data.example) if network is None else network
+        network = network or trace(model, data.example)
         check_labels(data, scores_node(network)[1])
         graphs, pictured, notes = _left_out(network, data, graphs)
     with _timed(seconds, "partition"):
         built = _graphs(model, find, network, graphs)
         partitions = {(g, s): p for g in graphs for s, p in _partitions(built[g], network, k, scopes, seed).items()}
-    numbers = dict(n_controls=n_controls, n_visual=n_visual)
-    findings = tuple(
-        _judge(model, data, network, graph, scope, partition, numbers, pictured, n_jobs, seed, progress, seconds)
-        for (graph, scope), partition in tqdm(partitions.items(), desc="audit", disable=not progress)
-    )
+    options = dict(n_controls=n_controls, n_visual=n_visual, pictured=pictured, seed=seed, seconds=seconds)
+    running = dict(n_jobs=n_jobs, store=store, precision=precision)
+    findings = _judge_all(model, data, network, partitions, progress, running=running, **options)
     with _timed(seconds, "pictures"):
         exhibits = _exhibits(model, data, network, findings, _verdicts(findings, alpha), n_exhibits * pictured, seed)
-    options = dict(k=k, graphs=list(graphs), scopes=list(scopes), **numbers, n_exhibits=n_exhibits, seed=seed)
-    return _record(model, data, network, findings, exhibits, alpha, options, seconds, notes)
+    asked = dict(k=k, graphs=graphs, scopes=scopes, n_visual=n_visual, n_exhibits=n_exhibits, seed=seed)
+    settings = _told_settings(n_controls=n_controls, **asked)
+    return _record(model, data, network, findings, exhibits, alpha, settings, seconds, notes)

@@ -360,7 +360,7 @@ def _whole(least: int) -> Callable[[str], int]:
 
     return parse
 
-# %% ../nbs/16_cli.ipynb #69c4e313
+# %% ../nbs/16_cli.ipynb #79a756c0
 def _layout(prog: str) -> argparse.HelpFormatter:
     width = min(shutil.get_terminal_size().columns, 100) - 2
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=width)
@@ -371,7 +371,13 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
     add = parser.add_argument_group("how to compute, and where to write").add_argument
     add("--out", metavar="DIR", help=f"folder of the report and the saved audits (default: {out})")
     add("--seed", type=_whole(0), metavar="N", default=0, help="of everything that is drawn at random (default: 0)")
-    add("--jobs", type=_whole(1), metavar="N", help="lesions computed at once (default: one a processor)")
+    add(
+        "--jobs",
+        type=_whole(1),
+        metavar="N",
+        help="processes that lesions are shared out to (default: one a processor)",
+    )
+    add("--store", metavar="DIR", help="keep finished lesions there; broken off, the same command goes on from them")
     add("--traceback", action="store_true", help="show where in the code a mistake was noticed")
 
 # %% ../nbs/16_cli.ipynb #e93fd75f
@@ -487,7 +493,7 @@ def _threads(jobs: int | None) -> Iterator[int]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/16_cli.ipynb #98c9c25e
+# %% ../nbs/16_cli.ipynb #588e3eee
 def _audit(options: argparse.Namespace) -> None:
     """`specialize-nb audit`."""
     name, model = _model(options.model, options.weights, options.device, options.seed)
@@ -501,10 +507,11 @@ def _audit(options: argparse.Namespace) -> None:
     }
     chosen = {key: value for key, value in chosen.items() if value is not None}
     with _threads(options.jobs) as jobs:
-        result = audit(model, data, **chosen, n_jobs=jobs, seed=options.seed, progress=_progress())
+        running = dict(n_jobs=jobs, store=options.store, progress=_progress())
+        result = audit(model, data, **chosen, **running, seed=options.seed)
     _finish([_named_audit(result, title, words, f"every other example of {words}")], out)
 
-# %% ../nbs/16_cli.ipynb #5e4273f2
+# %% ../nbs/16_cli.ipynb #02334df6
 _DEMO_CONTROLS = 299  # enough for a few sub-clusters to stand out among a hundred
 
 
@@ -525,7 +532,8 @@ def _demo(options: argparse.Namespace) -> None:
             fit(model, train, epochs=40, seed=options.seed, progress=_progress())
             right = f"{accuracy(model, test):.0%} of {len(test.y)} digits it has not seen right"
             print(f"{name}: trained, gets {right}; auditing", flush=True)
-            shared = dict(n_controls=_DEMO_CONTROLS, n_jobs=jobs, seed=options.seed, progress=_progress())
+            shared = dict(n_controls=_DEMO_CONTROLS, n_jobs=jobs, store=options.store, seed=options.seed)
+            shared["progress"] = _progress()
             result = audit(model, test, find=train, **shared)
             found.append(_named_audit(result, name, "digits, test split", "digits, train split"))
     print()

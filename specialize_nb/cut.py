@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from specialize_nb.fuse import FusedProgram, peak
 from specialize_nb.hooked import HookedProgram
+from specialize_nb.operations import op_name
 from specialize_nb.program import Layout, Program, examples_back, examples_first, size_at
 from specialize_nb.units import Layer, Network
 
@@ -50,7 +51,8 @@ class _AblateInside(nn.Module):
 class Cut:
     """The two parts of a program around some layers; it can be sent to other processes.
 
-    Raises: `ValueError` if a layer cannot be lesioned there, or what one reader gets cannot be told from what others do.
+    Raises: `ValueError` if a layer cannot be lesioned there, or what one reader gets cannot be told from what others
+    do.
     """
 
     arguments = Program.arguments  # The tensors of one call's inputs
@@ -76,6 +78,7 @@ class Cut:
         self._growth = {name: _growth(program, name) for name in self.kept if name not in program.layouts}
         self._before = program.extract(program.inputs, self.kept)
         self._after = program.extract(self.kept, [scores])
+        self.has_maps = self.any_batch and any(op_name(node) == "conv2d" for node in self._after.graph.nodes)
         self.inside = [layer.name for layer in inside]
         if inside:
             users = {layer.name: _readers(network, program, layer, reader) for layer in inside}
@@ -87,16 +90,25 @@ class Cut:
         for name, layer in self.layers.items():
             if program.layouts[layer.site].axis is None:
                 raise ValueError(f"layer {name!r} puts out the same for all examples of a batch: it cannot be lesioned")
+            if layer.shape[layer.unit_dim - 1] != layer.n_units:
+                told = f"its values are {layer.shape} and its units {layer.n_units}, one for each number"
+                raise ValueError(f"layer {name!r} cannot be lesioned: {told}; lesion the layers that read it")
         if not self.any_batch and (n > 1 or reader is not None):
             what = "groups across layers" if reader is None else "a lesion for one reader"
             raise ValueError(f"{what} cannot be lesioned: the model is read through hooks, so its wiring is not known")
 
     def keep(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The values to keep of one batch's `arguments`: what the layers put out, and what else those after them need."""
-        return tuple(self._before(*tensors))
+        """The values to keep of one batch's `arguments`: what layers put out, and what else is needed after them."""
+        return tuple(self._laid_out(value) for value in self._before(*tensors))
+
+    def _laid_out(self, value: Any) -> Any:
+        """Maps that convolutions will read with their channels last in memory, once for all lesions."""
+        if not self.has_maps or not isinstance(value, Tensor) or value.ndim != 4:
+            return value
+        return value.contiguous(memory_format=torch.channels_last)
 
     def scores(self, kept: Sequence[Any], masks: Mapping[str, Tensor], fills: Mapping[str, Tensor]) -> Tensor:
-        """(n_groups, n, n_scores): what the network says under each lesion; masks (n_groups, n_units) for each layer."""
+        """(n_groups, n, n_scores): what the network says under each lesion; masks (n_groups, n_units) by layer."""
         extra = [part[name] for name in self.inside for part in (masks, fills)]
         n_groups = len(next(iter(masks.values())))
         return self._after(*self.stacked(kept, masks, fills), *extra)[0].unflatten(0, (n_groups, -1))
@@ -107,7 +119,6 @@ class Cut:
         values = [self._stacked(name, value, n_groups) for name, value in zip(self.kept, kept, strict=True)]
         for i, name in enumerate(self.first):
             layout, rows = self._layouts[self.kept[i]], examples_first(kept[i], self._layouts[self.kept[i]])
-            rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
             rows = ablate(rows, masks[name], fills[name], self.layers[name].unit_dim, stacked=False)
             values[i] = examples_back(rows, layout)
         return values

@@ -35,7 +35,7 @@ def fuse(
     *,
     dtype: torch.dtype | None = None,  # Of the weights of convolutions and products; None leaves them as they are
 ) -> FusedProgram:
-    """The same program with every fixed value computed once, and batch norms folded into the convolutions before them."""
+    """The same program with fixed values computed once, and batch norms folded into the convolutions before them."""
     keep, root, graph = {*keep, *program.outputs}, nn.Module(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.root.graph.nodes:
@@ -58,8 +58,9 @@ def fuse(
 
 def _constant(root: nn.Module, graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
     """A node that holds a fixed tensor; fixed for all inputs, so gradients stop here."""
-    root.register_buffer(name, value.detach(), persistent=False)
-    node = graph.create_node("get_attr", name, name=name)
+    target = f"fixed_{name}"  # a node may be called like a method of modules: "to"
+    root.register_buffer(target, value.detach(), persistent=False)
+    node = graph.create_node("get_attr", target, name=name)
     node.meta["val"] = value
     return node
 
@@ -100,9 +101,7 @@ def _folded(program: Program, node: fx.Node, keep: set[str]) -> tuple[fx.Node, T
     return source, new.to(weight), shift.to(weight)
 
 
-def _merged(
-    root: nn.Module, graph: fx.Graph, node: fx.Node, folded: tuple, copies: dict, program: Program
-) -> fx.Node:
+def _merged(root: nn.Module, graph: fx.Graph, node: fx.Node, folded: tuple, copies: dict, program: Program) -> fx.Node:
     """The convolution in the batch norm's place, under the batch norm's name."""
     source, *tensors = folded
     names = [_unused(f"{node.name}_{kind}", program.nodes) for kind in ("weight", "bias")]
@@ -133,7 +132,11 @@ def _cast_weights(root: nn.Module, graph: fx.Graph, dtype: torch.dtype) -> None:
 def _lay_out(graph: fx.Graph) -> None:
     """Give convolutions of many channels over few places their channels first: measured up to three times faster."""
     for node in list(graph.nodes):
-        if op_name(node) != "conv2d" or math.prod(node.meta["val"].shape[2:]) > _FEW or node.meta["val"].shape[1] < _MANY:
+        if (
+            op_name(node) != "conv2d"
+            or math.prod(node.meta["val"].shape[2:]) > _FEW
+            or node.meta["val"].shape[1] < _MANY
+        ):
             continue
         with graph.inserting_before(node):
             new = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],))

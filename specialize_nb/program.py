@@ -21,7 +21,17 @@ from torch.utils import _pytree as pytree
 __all__ = ["Layout", "Program", "export_program"]
 
 # Operations that may hand back their input, or a view of it, without saying so in their schema.
-_MAY_ALIAS = {"reshape", "flatten", "contiguous", "dropout", "to", "type_as", "expand_as", "view_as", "feature_dropout"}
+_MAY_ALIAS = {
+    "reshape",
+    "flatten",
+    "contiguous",
+    "dropout",
+    "to",
+    "type_as",
+    "expand_as",
+    "view_as",
+    "feature_dropout",
+} | set("einsum alpha_dropout feature_alpha_dropout atleast_1d atleast_2d atleast_3d conj_physical tile".split())
 _RECURRENT = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 # Operations that lay the numbers of one value out anew, or take some of them.
 _RELAYS = set(

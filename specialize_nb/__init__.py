@@ -40,11 +40,13 @@ from specialize_nb.damage import DamageRun, damage_run
 from specialize_nb.data import Labelled, batches, digits
 from specialize_nb.graph import UnitGraph, weight_graph
 from specialize_nb.importance import Importance, importance
+from specialize_nb.interactions import Interactions, dependency_graph, interactions, taxonomy
 from specialize_nb.lesion import LesionTable, lesion_table
 from specialize_nb.matching import strata, unit_properties
 from specialize_nb.networks import Combined, combine
 from specialize_nb.partition import Partition, local_partition, ncut, spectral_partition
 from specialize_nb.perturbation import check_wiring
+from specialize_nb.plan import Plan, plan
 from specialize_nb.sequential import Sequential
 from specialize_nb.train import accuracy, cnn, fit, mlp, vgg
 from specialize_nb.units import Network, trace
@@ -59,10 +61,12 @@ __all__ = [
     "Combined",
     "DamageRun",
     "Importance",
+    "Interactions",
     "Labelled",
     "LesionTable",
     "Network",
     "Partition",
+    "Plan",
     "Sequential",
     "UnitGraph",
     "accuracy",
@@ -75,18 +79,22 @@ __all__ = [
     "coherence",
     "combine",
     "damage_run",
+    "dependency_graph",
     "digits",
     "fit",
     "importance",
+    "interactions",
     "lesion_table",
     "local_partition",
     "mlp",
     "ncut",
+    "plan",
     "record",
     "spectral_partition",
     "stability",
     "strata",
     "sweep",
+    "taxonomy",
     "trace",
     "unit_properties",
     "vgg",

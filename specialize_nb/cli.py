@@ -9,7 +9,7 @@ exit status 2."""
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/16_cli.ipynb #9069bea8
+# %% ../nbs/16_cli.ipynb #4a43139d
 import argparse
 import dataclasses
 import difflib
@@ -38,7 +38,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Subset
 
 from . import __version__
-from .audit import Audit, audit
+from .audit import Audit, audit, plan_audit
 from .data import Batches, Labelled, batches, digits, image_folder, to_model, torchvision_images
 from .report import write_report
 from .train import accuracy, cnn, fit, mlp
@@ -320,7 +320,7 @@ def _answer(model: nn.Module, x: Any) -> Any:
         return model(**x)
     return model(*x) if isinstance(x, tuple | list) else model(x)
 
-# %% ../nbs/16_cli.ipynb #c8469294
+# %% ../nbs/16_cli.ipynb #52573f30
 _EXAMPLES = """\
 examples:
   specialize-nb demo
@@ -339,6 +339,7 @@ torch.nn.Module) or the data (tensors x and y, or (x, y) batches that can be rea
 Loading it runs its code: audit only files you trust. Weights are read with
 weights_only=True and run nothing.
 """
+_PLAN = "say what the lesions of such an audit would take, after a short probe"
 _DEMO = """\
 Train a fully connected and a convolutional network on scikit-learn's handwritten digits,
 audit both on digits they have not seen, and write a report. It takes a minute or two,
@@ -360,16 +361,17 @@ def _whole(least: int) -> Callable[[str], int]:
 
     return parse
 
-# %% ../nbs/16_cli.ipynb #79a756c0
+# %% ../nbs/16_cli.ipynb #89773664
 def _layout(prog: str) -> argparse.HelpFormatter:
     width = min(shutil.get_terminal_size().columns, 100) - 2
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=width)
 
 
 def _common(parser: argparse.ArgumentParser, out: str) -> None:
-    """Options of both commands that compute."""
-    add = parser.add_argument_group("how to compute, and where to write").add_argument
-    add("--out", metavar="DIR", help=f"folder of the report and the saved audits (default: {out})")
+    """Options of the commands that compute; `out` is empty where nothing is written."""
+    add = parser.add_argument_group(f"how to compute{', and where to write' if out else ''}").add_argument
+    if out:
+        add("--out", metavar="DIR", help=f"folder of the report and the saved audits (default: {out})")
     add("--seed", type=_whole(0), metavar="N", default=0, help="of everything that is drawn at random (default: 0)")
     add(
         "--jobs",
@@ -380,7 +382,7 @@ def _common(parser: argparse.ArgumentParser, out: str) -> None:
     add("--store", metavar="DIR", help="keep finished lesions there; broken off, the same command goes on from them")
     add("--traceback", action="store_true", help="show where in the code a mistake was noticed")
 
-# %% ../nbs/16_cli.ipynb #e93fd75f
+# %% ../nbs/16_cli.ipynb #3ebb7ad3
 def _parser() -> argparse.ArgumentParser:
     """The whole command line."""
     about = "Which groups of units of a PyTorch network are locally specialized? Finds and tests them."
@@ -394,16 +396,18 @@ def _parser() -> argparse.ArgumentParser:
     own = commands.add_parser(
         "audit", help="audit a network of your own", description=_AUDIT, epilog=_EXAMPLES, **usage
     )
-    for add_options in (_network_options, _data_options, _search_options):
-        add_options(own)
-    _common(own, "audit-FACTORY")
+    ahead = commands.add_parser("plan", help=_PLAN, description=f"{_PLAN}.", **_usage("plan MODEL --data DATA"))
+    for one, out in ((own, "audit-FACTORY"), (ahead, "")):
+        for add_options in (_network_options, _data_options, _search_options):
+            add_options(one)
+        _common(one, out)
     says = "write the report of saved audits again"
     usage = _usage("report DIR [DIR ...]")
     again = commands.add_parser("report", help=says, description=f"{says.capitalize()}.", **usage)
     again.add_argument("audits", nargs="+", metavar="DIR", help="a saved audit, or a folder that holds some")
     again.add_argument("--out", metavar="FILE.html", default="report.html", help="file to write (default: report.html)")
     again.add_argument("--traceback", action="store_true", help="show where in the code a mistake was noticed")
-    for command, function in ((demo, _demo), (own, _audit), (again, _report)):
+    for command, function in ((demo, _demo), (own, _audit), (ahead, _plan), (again, _report)):
         command.set_defaults(run=function)
     return parser
 
@@ -510,6 +514,22 @@ def _audit(options: argparse.Namespace) -> None:
         running = dict(n_jobs=jobs, store=options.store, progress=_progress())
         result = audit(model, data, **chosen, **running, seed=options.seed)
     _finish([_named_audit(result, title, words, f"every other example of {words}")], out)
+
+# %% ../nbs/16_cli.ipynb #6e96e7e7
+def _plan(options: argparse.Namespace) -> None:
+    """`specialize-nb plan`."""
+    _, model = _model(options.model, options.weights, options.device, options.seed)
+    data = batches(_data(options)[1])
+    _check_fits(model, data)
+    chosen = {key: getattr(options, key) for key in ("k", "graphs", "scopes", "n_controls")}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    with _threads(options.jobs) as jobs:
+        plans = plan_audit(model, data, **chosen, store=options.store, n_jobs=jobs, seed=options.seed)
+    for name, one in plans.items():
+        print(f"{name}: {one}")
+    print(
+        f"together about {sum(one.seconds for one in plans.values()) / 60:.1f} min; coherence and pictures come on top"
+    )
 
 # %% ../nbs/16_cli.ipynb #02334df6
 _DEMO_CONTROLS = 299  # enough for a few sub-clusters to stand out among a hundred

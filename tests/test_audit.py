@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from specialize_nb.activations import activation_graph
-from specialize_nb.audit import Audit, _find_and_confirm, audit
+from specialize_nb.audit import Audit, _find_and_confirm, audit, plan_audit
 from specialize_nb.data import batches, digits
 from specialize_nb.graph import weight_graph
 from specialize_nb.partition import Partition, spectral_partition
@@ -57,6 +57,17 @@ def test_halves():
     assert _find_and_confirm((x, y), (x[:2], y[:2]))[0].n == 2
     found = _find_and_confirm(({"a": x, "b": -x}, y), None)[0]
     assert [v["b"].flatten().tolist() for v, _ in found] == [[-1.0, -3.0, -5.0]]
+
+
+def test_plan():
+    model, data = mlp((64, 24, 24, 10)), digits("test")
+    options = dict(k=3, graphs=("weights",), n_controls=19)
+    planned = plan_audit(model, data, probe_seconds=0.2, **options)
+    done = audit(model, data, n_visual=1, n_exhibits=0, **options)
+    for finding in done.findings:
+        tested = len(finding.importance.keys)
+        assert tested * 20 <= planned[finding.name].n_lesions <= tested * 40
+    list(planned)
 
 
 def test_planted():

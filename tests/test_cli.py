@@ -277,6 +277,15 @@ def test_audit():
     kept.data, len(kept.verdicts())
 
 
+def test_plan():
+    with lesson():
+        small = "--k 4 --graphs weights --scopes global --controls 19 --examples 60 --jobs 1"
+        status, out, err = run("plan", "my_model.py:make_model", "--data", "digits", *small.split())
+    assert status == 0, err
+    first, last = out.splitlines()
+    assert first.startswith("weights, global: about") and "lesions of" in first and last.startswith("together about")
+
+
 def test_statuses():
     with lesson():
         stopped = run("audit", "my_model.py:make_stop", "--data", "digits")

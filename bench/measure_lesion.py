@@ -124,19 +124,19 @@ def against_floor(given: Scene) -> Race:
     return Race(lambda: sweep(given), passes, lambda mine, theirs: "no answers")
 
 
-@measure("lesion sweep, ResNet-20, 19 layers, 60 lesions each, 32 images", peer=HOOKS, rounds=1)
+@measure("lesion sweep, ResNet-20, 19 layers, 60 lesions each, 24 images", peer=HOOKS, rounds=3)
 def resnet_hooks() -> Race:
-    return against_hooks(scene(resnet20(), (3, 32, 32), 32))
+    return against_hooks(scene(resnet20(), (3, 32, 32), 24))
 
 
-@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 128 images", peer=HOOKS, rounds=1)
+@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 48 images", peer=HOOKS, rounds=3)
 def cnn_hooks() -> Race:
-    return against_hooks(scene(cnn(size=28), (1, 28, 28), 128))
+    return against_hooks(scene(cnn(size=28), (1, 28, 28), 48))
 
 
-@measure("lesion sweep, reference VGG-16, every fourth layer, 16 lesions each, 32 images", peer=HOOKS, rounds=1)
+@measure("lesion sweep, reference VGG-16, every fourth layer, 20 lesions each, 16 images", peer=HOOKS, rounds=3)
 def vgg_hooks() -> Race:
-    return against_hooks(scene(vgg(), (3, 32, 32), 32, n_lesions=16, every=4))
+    return against_hooks(scene(vgg(), (3, 32, 32), 16, n_lesions=20, every=4))
 
 
 @measure("lesion sweep, reference MLP, 4 layers, 60 lesions each, 256 images", peer=HOOKS, rounds=3)
@@ -144,23 +144,23 @@ def mlp_hooks() -> Race:
     return against_hooks(scene(mlp(), (784,), 256))
 
 
-@measure("lesion sweep, ResNet-20, 19 layers, 60 lesions each, 32 images, bare", peer=FLOOR, rounds=2)
+@measure("lesion sweep, ResNet-20, 19 layers, 60 lesions each, 24 images, bare", peer=FLOOR, rounds=3)
 def resnet_floor() -> Race:
-    return against_floor(scene(resnet20(), (3, 32, 32), 32))
+    return against_floor(scene(resnet20(), (3, 32, 32), 24))
 
 
-@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 128 images, bare", peer=FLOOR, rounds=2)
+@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 48 images, bare", peer=FLOOR, rounds=3)
 def cnn_floor() -> Race:
-    return against_floor(scene(cnn(size=28), (1, 28, 28), 128))
+    return against_floor(scene(cnn(size=28), (1, 28, 28), 48))
 
 
 @measure(
-    "lesion sweep, CNN trained on digits, bfloat16, 60 lesions each, 128 images", peer=f"{HOOKS}, in float32", rounds=1
+    "lesion sweep, CNN trained on digits, bfloat16, 60 lesions each, 48 images", peer=f"{HOOKS}, in float32", rounds=3
 )
 def bfloat16() -> Race:
     model, train, test = cnn(size=28), *(larger(*digits(part)) for part in ("train", "test"))
     fit(model, (train[0][:512], train[1][:512]), epochs=2)
-    given = with_data(model, test[0][:128], test[1][:128], 60)
+    given = with_data(model, test[0][:48], test[1][:48], 60)
     info = Path("/proc/cpuinfo")
     amx = "amx_bf16" in info.read_text().split() if info.exists() else False
 
@@ -182,9 +182,9 @@ def ordered(found: np.ndarray) -> np.ndarray:
     return (loss[:, None] > loss)[np.triu_indices(len(loss), 1)]
 
 
-@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 128 images, 2 processes", peer="1 process", rounds=1)
+@measure("lesion sweep, reference CNN, 4 layers, 60 lesions each, 48 images, 2 processes", peer="1 process", rounds=1)
 def processes() -> Race:
-    given = scene(cnn(size=28), (1, 28, 28), 128)
+    given = scene(cnn(size=28), (1, 28, 28), 48)
     engine = lesion_engine(given.model, given.data, given.network, list(given.groups))
     halves = [(name, half) for name, table in given.groups.items() for half in np.array_split(table, 2)]
     blocks = [Block(str(i), arguments) for i, arguments in enumerate(halves)]

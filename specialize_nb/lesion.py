@@ -304,7 +304,7 @@ def _distinct(groups: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     rows, where = np.unique(np.concatenate(list(groups.values()), axis=1), axis=0, return_inverse=True)
     return dict(zip(groups, np.split(rows, widths, axis=1), strict=True)), where.ravel()
 
-# %% ../nbs/08_lesion.ipynb #aa823652
+# %% ../nbs/08_lesion.ipynb #8b6a8699
 def measure_lesions(
     engine: LesionEngine,
     data: Batches,  # Checked data
@@ -324,7 +324,7 @@ def measure_lesions(
         for measure, kept in zip(measures, found, strict=True):
             kept[rows, part.examples] = measure(scores, intact, part.y).cpu().numpy()
 
-    with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, prefer="threads") as parallel:
+    with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
         for part in engine.parts(data, tuple(groups)):
             intact = engine.scores(part, none)[0]
             parallel(delayed(run)(part, rows, intact) for rows in _slices(n_groups, part.n_together))

@@ -352,7 +352,7 @@ class _Follower:
         if name in ("layer_norm", "rms_norm"):
             return gain
         gain = None if gain is None else gain.view(-1, *[1] * (rank - 2))
-        if name in ("group_norm", "instance_norm"):
+        if name in ("group_norm", "instance_norm") or get("running_var", 4) is None:
             return gain
         variance = self.program.constant(get("running_var", 4).name).double().cpu().view(-1, *[1] * (rank - 2))
         epsilon = get("eps", 7 if name == "batch_norm" else 6)

@@ -234,6 +234,14 @@ def test_other_types():
         program.extract(program.inputs, program.outputs)(x)
 
 
+def test_statistics_of_the_batch():
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    network = trace(nn.Sequential(*layers).eval(), torch.rand(4, 1, 8, 8))
+    assert not network.unknown
+    with raises(ValueError, match="by the statistics of the batch"):
+        fuse(network.program, [])
+
+
 def test_peak():
     network = trace(built(lambda s, x: s.d(F.relu(s.c(x))), c=lambda: conv(3, 7), d=lambda: conv(7, 3)), X)
     program = fused(network)

@@ -14,6 +14,7 @@ Modules:
 - `specialize_nb.graph`: The units of a network as the nodes of a weighted graph.
 - `specialize_nb.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.importance`: Does a group of units matter more than random units do?
+- `specialize_nb.interactions`: Which groups of units stand in for each other, and which work through each other?
 - `specialize_nb.lesion`: What a network does without a group of its units.
 - `specialize_nb.matching`: Controls from equally strong units, so that important means more than large weights
 - `specialize_nb.networks`: How large is the effect over several networks of one setting?
@@ -21,6 +22,7 @@ Modules:
 - `specialize_nb.outcomes`: What a lesion costs, image by image, and which summary of it to take
 - `specialize_nb.partition`: Cut the units of a network into clusters that hold together.
 - `specialize_nb.perturbation`: Change single units of the real network, and see whether the wiring told the truth.
+- `specialize_nb.plan`: How long an analysis will take, and what it needs, before it is started.
 - `specialize_nb.report`: One page that tells people who were not there what was found.
 - `specialize_nb.sequential`: How many random controls does each sub-cluster need before its verdict is clear?
 - `specialize_nb.stats`: Is a group of units more than chance would make it?

@@ -110,12 +110,12 @@ def _rows(controls: Controls, pairs: Sequence[tuple[int, range]]) -> np.ndarray:
     """(n_groups, n_units) the groups of some rows of some sub-clusters."""
     return np.concatenate([controls.groups(i)[rows.start : rows.stop] for i, rows in pairs])
 
-# %% ../nbs/09_importance.ipynb #71b1ba94
+# %% ../nbs/09_importance.ipynb #ebec136e
 def _judged(tally: _Tally, run: DamageRun, name: str) -> np.ndarray:
     """(1 + n, m) the outcome of sub-clusters and controls, rounding taken out."""
     damage = resolved(tally.damage[name])
     outcome = next(one for one in run.work.outcomes if one.name == name)
-    return residual(damage, resolved(tally.damage[outcome.residual_on])) if outcome.residual_on else damage
+    return resolved(residual(damage, resolved(tally.damage[outcome.residual_on]))) if outcome.residual_on else damage
 
 
 def _replicates(tally: _Tally, name: str, rows: np.ndarray) -> np.ndarray:
@@ -246,7 +246,7 @@ def _check_steering(run: DamageRun, main: str, design: Sequential | None) -> Non
         told = f"{main!r} is measured against the draws themselves, so it cannot say when to stop drawing"
         raise ValueError(f"{told}: name another outcome first, or give a number as n_controls")
 
-# %% ../nbs/09_importance.ipynb #2887df86
+# %% ../nbs/09_importance.ipynb #b12895e4
 def _collected(
     run: DamageRun, names: Sequence[str], tallies: Sequence[_Tally], looks: tuple[int, ...], settings: dict
 ) -> Importance:
@@ -271,14 +271,17 @@ def _collected(
 
 
 def _second(run: DamageRun, names: Sequence[str], plain: _Tally, tally: _Tally, counted: bool) -> dict[str, Any]:
-    """The draws of the second null in the columns of the first; a sub-cluster that has none there is all NaN."""
+    """The draws of the second null in the columns of the first; a sub-cluster that has none there is all NaN.
+
+    What is measured against the draws themselves differs for the sub-cluster too: its draws keep their distance to it.
+    """
     columns = {(sub.layer, sub.cluster): i for i, sub in enumerate(plain.controls.subclusters)}
     to = [columns[sub.layer, sub.cluster] for sub in tally.controls.subclusters]
     matched = {}
     for name in names:
-        rows = _judged(tally, run, name)[1:]
-        matched[name] = np.full((len(rows), len(columns)), np.nan)
-        matched[name][:, to] = rows
+        real, rows = _judged(plain, run, name)[0][to], _judged(tally, run, name)
+        matched[name] = np.full((len(rows) - 1, len(columns)), np.nan)
+        matched[name][:, to] = resolved(real + (rows[1:] - rows[0]))
     counts = np.zeros(len(columns), dtype=int)
     counts[to] = tally.n_drawn
     return dict(matched=matched, n_matched=counts) if counted else dict(matched=matched)

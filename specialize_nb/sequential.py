@@ -10,7 +10,8 @@ stopped, and the list at a false discovery rate is the same as if nothing had be
 # %% auto #0
 __all__ = ['Sequential', 'futile', 'next_look', 'undecided']
 
-# %% ../nbs/07a_sequential.ipynb #0c85c649
+# %% ../nbs/07a_sequential.ipynb #58ac6ec1
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from scipy.special import betainc
 
 from .stats import _checked_drawn, _counts, _pair, benjamini_hochberg, crossing_probability, look_p_values
 
-# %% ../nbs/07a_sequential.ipynb #e1b49e24
+# %% ../nbs/07a_sequential.ipynb #a206e396
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
     """At which numbers of controls is each test looked at, and when does it stop?
@@ -33,7 +34,7 @@ class Sequential:
     first: int = 19  # Controls of the first look
     growth: float = 1.5  # Controls of a look, times those of the one before; above 1
     alpha: float = 0.05  # False discovery rate of the list
-    hopeless: float = 0.01  # A test stops when its chance to reach `alpha` is below this; 0 never stops for that
+    hopeless: float = 0.02  # A test stops when its chance to reach a list is below this; 0 never stops for that
     enough: int = 15  # A test stops after so many controls at least as extreme
 
     def __post_init__(self):
@@ -51,7 +52,7 @@ class Sequential:
     @property
     def reach(self) -> float:
         """The largest (1 + L) / (1 + t) with a p-value of at most `alpha`."""
-        return _reach(self.looks, self.alpha)
+        return _reach(self, 1.0)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a look: n_controls, least_p that can be had there, stops_at so many exceedances."""
@@ -64,7 +65,7 @@ class Sequential:
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(index=False, border=0, float_format="{:.3g}".format, max_rows=20)
 
-# %% ../nbs/07a_sequential.ipynb #39e5a175
+# %% ../nbs/07a_sequential.ipynb #63104ba1
 def _planned(most: int, first: int, growth: float) -> tuple[int, ...]:
     """first, ... most: 1 + n grows by `growth`, by one control at least."""
     looks = [first]
@@ -74,23 +75,30 @@ def _planned(most: int, first: int, growth: float) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=32)
-def _reach(looks: tuple[int, ...], alpha: float) -> float:
-    """By bisection: the crossing probability only grows with the level."""
-    low, high = 0.0, alpha * (1 + 1e-9)  # it is never below the level
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if crossing_probability(middle, looks) <= alpha * (1 + 1e-9) else (low, middle)
-    return low
+def _prices(looks: tuple[int, ...], enough: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (1 + L) / (1 + t) that can be had before `enough`, in order, and what each costs; none above `alpha`."""
+    ranks = np.unique((1 + np.arange(enough)) / (1 + np.array(looks))[:, None])
+    ranks = ranks[ranks <= alpha * (1 + 1e-9)]
+    return ranks, crossing_probability(ranks, looks)
 
-# %% ../nbs/07a_sequential.ipynb #5aa29228
+
+def _reach(design: "Sequential", share: float) -> float:
+    """The largest rank whose price is at most `alpha` times `share`; 0 if there is none."""
+    ranks, prices = _prices(design.looks, design.enough, design.alpha)
+    n = int(np.searchsorted(prices, design.alpha * share * (1 + 1e-9), side="right"))
+    return float(ranks[n - 1]) if n else 0.0
+
+# %% ../nbs/07a_sequential.ipynb #c69e938b
 def futile(
     exceedances: np.ndarray,  # Controls at least as extreme, of any shape
     n: np.ndarray | int,  # Controls drawn, of a shape that fits
     design: Sequential,  # When to stop
+    *,
+    share: float = 1.0,  # Of the sub-clusters, how many may still be on the list together; above 0
 ) -> np.ndarray:  # bool, of the same shape
-    """Should a test stop without success, by its own counts alone?"""
+    """Should a test stop without success?"""
     exceedances, n = np.asarray(exceedances, dtype=float), np.asarray(n, dtype=float)
-    hope = betainc(exceedances + 1, n - exceedances + 1, design.reach)  # of the share to be below `reach`
+    hope = betainc(exceedances + 1, n - exceedances + 1, _reach(design, share))  # of its share to be below
     return (exceedances >= design.enough) | (hope < design.hopeless)
 
 # %% ../nbs/07a_sequential.ipynb #8db94097
@@ -123,7 +131,7 @@ def _regions(design: Sequential, ax: Axes | None) -> Axes:
     ax.legend(frameon=False, fontsize=8, loc="lower left")
     return ax
 
-# %% ../nbs/07a_sequential.ipynb #e6b969ab
+# %% ../nbs/07a_sequential.ipynb #d7dd900e
 def undecided(
     value: np.ndarray,  # (m,) measure of each real group, larger is more extreme; NaN where undefined
     draws: np.ndarray,  # (n, m) the same measure of its controls
@@ -132,7 +140,7 @@ def undecided(
 ) -> np.ndarray:  # (m,) bool
     """Which groups need more controls?
 
-    None that is undefined, on the list at `alpha`, stopped by its own counts, or at the last look.
+    None that is undefined, on the list at `alpha`, without hope for any list still possible, or at the last look.
 
     Raises: `ValueError` if the shapes do not fit.
     """
@@ -140,8 +148,19 @@ def undecided(
     n_drawn = _checked_drawn(n_drawn, len(draws), len(value))
     reached = (looks[:, None] <= n_drawn).sum(0)  # looks reached
     last = np.maximum(reached - 1, 0)
-    counts = _counts(value, draws, n_drawn, design.looks)[last, np.arange(len(value))]
-    q = benjamini_hochberg(look_p_values(value, draws, n_drawn, design.looks))
-    decided = (q <= design.alpha) | (n_drawn >= design.most)
-    decided |= (reached > 0) & futile(np.nan_to_num(counts), looks[last], design)
-    return ~(np.isnan(value) | decided)
+    counts = np.nan_to_num(_counts(value, draws, n_drawn, design.looks)[last, np.arange(len(value))])
+    p = np.where(np.isnan(value), 1.0, np.nan_to_num(look_p_values(value, draws, n_drawn, design.looks), nan=1.0))
+    never = np.isnan(value) | (n_drawn >= design.most)
+    hopeful = _hopeful(
+        p, lambda share: ~never & ((reached == 0) | ~futile(counts, looks[last], design, share=share)), design
+    )
+    return hopeful & ~never & (benjamini_hochberg(p) > design.alpha)
+
+
+def _hopeful(p: np.ndarray, hopes: Callable[[float], np.ndarray], design: Sequential) -> np.ndarray:
+    """(m,) bool: who may be on the longest list that is still possible, or is."""
+    for n in range(len(p), 0, -1):
+        found = (p <= design.alpha * n / len(p) * (1 + 1e-9)) | hopes(n / len(p))
+        if found.sum() >= n:
+            return found
+    return np.zeros(len(p), dtype=bool)

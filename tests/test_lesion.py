@@ -38,8 +38,13 @@ class Named(nn.Module):
 data = digits("test")
 
 
+def nats(scores, y):
+    "(n_examples,) loss."
+    return F.cross_entropy(scores, y, reduction="none")
+
+
 @torch.no_grad()
-def hook_loop(model, module, groups, data, fill=0.0, dim=1):
+def hook_loop(model, module, groups, data, fill=0.0, dim=1, measure=nats):
     "(n_groups, n_examples) loss, by a forward hook on `module` and a whole pass a lesion."
     x, y = data
     rows = []
@@ -53,7 +58,7 @@ def hook_loop(model, module, groups, data, fill=0.0, dim=1):
         handle = module.register_forward_hook(silence)
         scores = model(**x) if isinstance(x, dict) else model(x)
         scores = scores["logits"] if isinstance(scores, dict) else scores
-        rows.append(F.cross_entropy(scores, y, reduction="none"))
+        rows.append(measure(scores, y))
         handle.remove()
     return torch.stack(rows)
 
@@ -168,6 +173,8 @@ def test_hook_loop_float32():
     table = lesion_table(net, data, trace(net, data.x), "2", groups)
     slow = hook_loop(net, net[3], groups, data)
     test_near(table.measures["loss"], slow, rtol=1e-5)
+    right = hook_loop(net, net[3], groups, data, measure=lambda scores, y: (scores.argmax(1) == y).double())
+    assert np.array_equal(table.measures["correct"], right)
     float(np.abs(table.measures["loss"] - slow.numpy()).max())
 
 

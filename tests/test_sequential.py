@@ -37,9 +37,21 @@ def judged(counts, design, stop_on_success=True):
         n[alive] = t
         p = crossing_probability(best, design.looks)
         listed = stats.false_discovery_control(p, axis=1) <= design.alpha
-        alive &= ~futile(L, t, design)
+        alive &= longest_list(p, alive, L, t, design)
         alive &= ~listed if stop_on_success else True
     return p, n, listed
+
+
+def longest_list(p, alive, L, t, design):
+    """(studies, m) who may be on the longest list still possible."""
+    m, L = p.shape[1], np.minimum(L, design.enough)
+    found, open_ = np.zeros(p.shape, dtype=bool), np.ones(len(p), dtype=bool)
+    for R in range(m, 0, -1):
+        lost = futile(np.arange(design.enough + 1), t, design, share=R / m)
+        hopeful = (p <= design.alpha * R / m) | (alive & ~lost[L])
+        fits = open_ & (hopeful.sum(1) >= R)
+        found[fits], open_ = hopeful[fits], open_ & ~fits
+    return found
 
 
 def test_design():
@@ -48,18 +60,21 @@ def test_design():
     assert Sequential(most=19).looks == (19,) and Sequential(first=1, most=5, growth=1.01).looks == (1, 2, 3, 4, 5)
     assert [next_look(n, design) for n in (0, 19, 20, 5119, 9999)] == [19, 39, 39, 9999, None]
     assert crossing_probability(design.reach, design.looks) <= 0.05 * (1 + 1e-8)
-    assert crossing_probability(design.reach + 1e-4, design.looks) > 0.05
+    later = [
+        r for t in design.looks for L in range(design.enough) if (r := (1 + L) / (1 + t)) > design.reach * (1 + 1e-9)
+    ]
+    assert crossing_probability(min(later), design.looks) > 0.05  # the next rank that can be had
     test_near(Sequential(most=99, first=99).reach, 0.05, rtol=1e-6)  # one look has no price
     for L, t in ((0, 19), (2, 19), (6, 79), (14, 1279)):
         hope = stats.beta(L + 1, t - L + 1).cdf(design.reach)
-        assert futile(L, t, design) == (hope < 0.01)
+        assert futile(L, t, design) == (hope < 0.02)
     assert futile([14, 15], 9999, design).tolist() == [False, True] and not futile(14, 19, Sequential(hopeless=0.0))
     frame = design.to_frame()
     assert frame["stops_at"].is_monotonic_increasing and frame["stops_at"].iloc[-1] == 15
     test_near(frame["least_p"].iloc[-1], 1 / 10_000)
     with raises(ValueError, match="got first=19, most=9, growth=1.5, enough=15: give 1 <= first <= most"):
         Sequential(most=9)
-    with raises(ValueError, match="got alpha=5, hopeless=0.01: give rates between 0 and 1"):
+    with raises(ValueError, match="got alpha=5, hopeless=0.02: give rates between 0 and 1"):
         Sequential(alpha=5)
     with raises(ValueError, match="growth above 1"):
         Sequential(growth=1.0)
@@ -71,26 +86,39 @@ def test_undecided():
     draws = np.array([[0.0] * 6] * 3 + [[np.nan] * 5 + [0.0]] * 4)
     draws[:2, 1], draws[0, 2] = 9.0, 9.0
     value = np.array([1.0, 1.0, 1.0, np.nan, 1.0, 1.0])
-    test_near(undecided(value, draws, [3, 3, 3, 3, 0, 7], small), [True, False, True, False, True, False])
+    test_near(undecided(value, draws, [3, 3, 3, 3, 0, 7], small), [True, False, False, False, True, False])
     many = np.zeros((3, 6))
     assert undecided(np.ones(6), many, [3] * 6, small).sum() == 0  # all pass together
-    assert undecided(np.r_[1.0, [-1.0] * 5], many, [3] * 6, small).tolist() == [True] + [False] * 5  # alone it doesn't
+    assert undecided(np.r_[1.0, [-1.0] * 5], many, [3] * 6, small).sum() == 0  # alone it never can, with 7 controls
+    longer = Sequential(first=3, most=63, growth=2.0, alpha=0.31, hopeless=0.02, enough=3)
+    assert undecided(np.r_[1.0, [-1.0] * 5], many, [3] * 6, longer).tolist() == [True] + [False] * 5  # with 63 it may
 
     def undecided_in_loops(value, draws, n_drawn, design):
-        p, go = look_p_values(value, draws, n_drawn, design.looks), []
+        p, m = look_p_values(value, draws, n_drawn, design.looks), len(value)
         q = benjamini_hochberg(p)
-        for i in range(len(value)):
-            looks = [t for t in design.looks if t <= n_drawn[i]]
-            t = looks[-1] if looks else 0
-            L = sum(not draws[b, i] < value[i] for b in range(t))
-            futile_now = t > 0 and (
-                L >= design.enough or stats.beta.cdf(design.reach, L + 1, t - L + 1) < design.hopeless
+        for R in range(m, 0, -1):
+            hopeful, reach = (
+                [],
+                max([0] + [r for r in ranks if crossing_probability(r, design.looks) <= design.alpha * R / m]),
             )
-            go.append(not (np.isnan(value[i]) or q[i] <= design.alpha or t == design.most or futile_now))
-        return np.array(go)
+            for i in range(m):
+                looks = [t for t in design.looks if t <= n_drawn[i]]
+                t = looks[-1] if looks else 0
+                L = sum(not draws[b, i] < value[i] for b in range(t))
+                hope = t == 0 or (L < design.enough and stats.beta.cdf(reach, L + 1, t - L + 1) >= design.hopeless)
+                going = t < design.most and not np.isnan(value[i])
+                hopeful.append(p[i] <= design.alpha * R / m or (going and hope))
+            if sum(hopeful) >= R:
+                break
+        else:
+            hopeful = [False] * m
+        ended = np.isnan(value) | (np.asarray(n_drawn) >= design.most) | (q <= design.alpha)
+        return np.array(hopeful) & ~ended
 
     rng, some = np.random.default_rng(1), Sequential(most=199)
-    for _ in range(30):
+    ranks = {(1 + L) / (1 + t) for t in some.looks for L in range(some.enough)}
+    ranks = [r for r in ranks if r <= 0.05]
+    for _ in range(15):
         value = rng.normal(1, 2, 12).round(1)
         draws, n_drawn = rng.standard_normal((199, 12)).round(1), rng.choice([0, *some.looks], 12)
         draws[rng.random(draws.shape) < 0.01] = value[rng.integers(12)] = np.nan
@@ -143,7 +171,7 @@ def test_list():
             "families": len(listed),
             "lists that differ": int((listed != listed_late).any(1).sum()),
             "controls a sub-cluster, stopped on success": n.mean(),
-            "the same, by own counts only": own.mean(),
+            "the same, until futile": own.mean(),
         },
         name="value",
     ).to_frame()

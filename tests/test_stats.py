@@ -120,6 +120,36 @@ def test_nothing():
     dict(published=published, here=p_values(*nothing).min())
 
 
+def test_accuracy_is_discrete():
+    def lesions(rng, n_images, stronger):
+        """Damage of a group `stronger` times as harmful as a random one, then of 39 controls: in accuracy, and in loss."""
+        margin, harm = rng.normal(4, 2, n_images), rng.gamma(4, 0.05, (40, 1))
+        harm[0] *= stronger
+        after = margin - harm * rng.exponential(size=(40, n_images))
+        return {"accuracy": np.sum(after <= 0, 1), "loss": np.logaddexp(0, -after).mean(1)}
+
+    rng, studies, by_images = np.random.default_rng(20), 600, {}
+    for n_images in (30, 100, 1000):
+        null, strong = ([lesions(rng, n_images, times) for _ in range(studies)] for times in (1, 3))
+        row = by_images[n_images] = {}
+        for outcome in ("accuracy", "loss"):
+            chance, real = (np.stack([damage[outcome] for damage in sample], 1) for sample in (null, strong))
+            row[f"{outcome}: controls tied"] = np.mean(chance[1:] == chance[0])
+            row[f"{outcome}: false alarms, ties for the claim"] = np.mean(
+                strict_p_values(chance[0], chance[1:]) <= 0.05
+            )
+            row[f"{outcome}: false alarms"] = np.mean(p_values(chance[0], chance[1:]) <= 0.05)
+            row[f"{outcome}: power"] = np.mean(p_values(real[0], real[1:]) <= 0.05)
+    by_images = pd.DataFrame(by_images).rename_axis("at 0.05, by number of images")
+    few, noise = by_images[30], 3.5 * np.sqrt(0.05 * 0.95 / studies)
+    assert by_images.loc[["accuracy: false alarms", "loss: false alarms"]].max(None) <= 0.05 + noise
+    assert few["accuracy: false alarms, ties for the claim"] > 0.05 + noise
+    assert few["loss: controls tied"] == 0 and few["accuracy: controls tied"] > 0.1
+    assert few["loss: power"] > few["accuracy: power"] + 0.2
+    assert by_images.loc["loss: power", 1000] - by_images.loc["accuracy: power", 1000] < 0.1
+    by_images.round(3)
+
+
 def test_floor():
     floor = {}
     for n in (19, 99, 199, 999, 1999):
@@ -272,6 +302,30 @@ def test_benjamini_hochberg_null():
     pd.Series(share, name="at q <= 0.1").to_frame()
 
 
+def test_nothing_passes():
+    def published_list(p):
+        """Which are listed at 0.05, by a threshold that is 1.0 where nothing passes?"""
+        passed = benjamini_hochberg(p) <= 0.05
+        return p <= (p[passed].max() if passed.any() else 1.0)
+
+    rng, studies, listing = np.random.default_rng(21), 400, {}
+    for n in (19, 199, 999):
+        networks = [p_values(rng.standard_normal(25), rng.standard_normal((n, 25))) for _ in range(studies)]
+        published = np.array([published_list(p) for p in networks])
+        here = np.array([benjamini_hochberg(p) <= 0.05 for p in networks])
+        listing[n] = {
+            "listed, published": published.mean(),
+            "listed, here": here.mean(),
+            "any false discovery, published": published.any(1).mean(),
+            "any false discovery, here": here.any(1).mean(),
+        }
+    listing = pd.DataFrame(listing).T.rename_axis("controls")
+    assert np.all(listing["any false discovery, published"] == 1) and listing["listed, published"].min() > 0.9
+    assert listing["any false discovery, here"].max() <= 0.05 + 3.5 * np.sqrt(0.05 * 0.95 / studies)
+    assert listing.loc[19, "listed, here"] == 0
+    listing.round(3)
+
+
 def test_holm():
     rng = np.random.default_rng(17)
     for _ in range(50):
@@ -282,6 +336,16 @@ def test_holm():
     with raises(ValueError, match="from 0 to 2: they must lie from 0 to 1"):
         holm([2.0, 0.0])
     holm([0.01, 0.02, 0.9])
+
+
+def test_power():
+    rng, overwhelming = np.random.default_rng(19), np.r_[99.0, np.zeros(49)]
+    power = {
+        n: np.mean([holm(p_values(overwhelming, rng.standard_normal((n, 50))))[0] <= 0.05 for _ in range(20)])
+        for n in (19, 199, 999, 1999)
+    }
+    assert power[19] == power[199] == 0 and power[999] == power[1999] == 1
+    pd.Series(power, name="passes").rename_axis("controls").to_frame()
 
 
 def test_crossing_probability_exactly():

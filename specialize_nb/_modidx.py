@@ -819,6 +819,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'specialize_nb.report._summary': ('report.html#_summary', 'specialize_nb/report.py'),
                                       'specialize_nb.report._table': ('report.html#_table', 'specialize_nb/report.py'),
                                       'specialize_nb.report._tag': ('report.html#_tag', 'specialize_nb/report.py'),
+                                      'specialize_nb.report._told_controls': ('report.html#_told_controls', 'specialize_nb/report.py'),
                                       'specialize_nb.report._units': ('report.html#_units', 'specialize_nb/report.py'),
                                       'specialize_nb.report._untested': ('report.html#_untested', 'specialize_nb/report.py'),
                                       'specialize_nb.report._verdicts_of': ('report.html#_verdicts_of', 'specialize_nb/report.py'),

@@ -9,7 +9,7 @@ estimates their mean, how far they scatter, and where a network yet to be traine
 # %% auto #0
 __all__ = ['Combined', 'combine']
 
-# %% ../nbs/07b_networks.ipynb #53d51c7f
+# %% ../nbs/07b_networks.ipynb #5d3e4c31
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 from scipy.optimize import brentq
 
-from .stats import Evidence, _Kept, _one_of, _read_only, _standardised, effect_size, irwin_hall, p_values
+from .stats import Evidence, _Kept, _one_of, _read_only, _standardised, effect_size, p_values
 
 # %% ../nbs/07b_networks.ipynb #86d71bd4
 def _control_error(evidence: Evidence, outcome: str, tested: np.ndarray) -> float:

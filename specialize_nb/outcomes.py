@@ -9,7 +9,7 @@ function of (outputs, labels). Larger is always worse for the network."""
 # %% auto #0
 __all__ = ['Outcome', 'find_outcomes', 'resolved', 'residual']
 
-# %% ../nbs/08a_outcomes.ipynb #f0c97ea0
+# %% ../nbs/08a_outcomes.ipynb #26533f3d
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # %% ../nbs/08a_outcomes.ipynb #85a30351
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -579,14 +579,19 @@ def _layers(audit: Audit) -> _Html:
         )
     return _join([_table(head, rows, "Layers of the network"), said])
 
-# %% ../nbs/15_report.ipynb #e0800ea7
+# %% ../nbs/15_report.ipynb #3089afeb
+def _told_controls(n_controls: Any) -> str:
+    """A number of controls, or the most that a design may draw."""
+    return f"up to {n_controls['most']}" if isinstance(n_controls, dict) else str(n_controls)
+
+
 def _partitions(audit: Audit) -> _Html:
     """How each partition came out."""
     rows = []
     for finding in audit.findings:
         found = finding.partition
         settings = (finding.importance.settings, finding.coherence.settings)
-        controls = [str(one.get("n_controls", "–")) for one in settings]
+        controls = [_told_controls(one.get("n_controls", "–")) for one in settings]
         rows.append(
             [
                 finding.name,

@@ -235,7 +235,13 @@ def test_other_types():
 
 
 def test_statistics_of_the_batch():
-    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    layers = (
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+    )
     network = trace(nn.Sequential(*layers).eval(), torch.rand(4, 1, 8, 8))
     assert not network.unknown
     with raises(ValueError, match="by the statistics of the batch"):

@@ -246,7 +246,7 @@ def _check_steering(run: DamageRun, main: str, design: Sequential | None) -> Non
         told = f"{main!r} is measured against the draws themselves, so it cannot say when to stop drawing"
         raise ValueError(f"{told}: name another outcome first, or give a number as n_controls")
 
-# %% ../nbs/09_importance.ipynb #b12895e4
+# %% ../nbs/09_importance.ipynb #ede51663
 def _collected(
     run: DamageRun, names: Sequence[str], tallies: Sequence[_Tally], looks: tuple[int, ...], settings: dict
 ) -> Importance:
@@ -256,7 +256,7 @@ def _collected(
     keys = [(sub.layer, sub.cluster, len(sub.units)) for sub in plain.controls.subclusters]
     fields: dict[str, Any] = dict(looks=looks, n_drawn=plain.n_drawn) if looks else {}
     for tally in others:
-        fields |= _second(run, names, plain, tally, bool(looks))
+        fields |= _second(run, names, plain, tally, bool(looks)) if len(tally.n_drawn) else {}
         settings = settings | {"unmatched": tally.controls.untested.to_numpy().tolist()}
     return Importance(
         keys=pd.DataFrame(keys, columns=["layer", "cluster", "n_units"]),

@@ -162,6 +162,17 @@ def test_matched():
     frame[["cluster", "value", "control_mean", "p_value", "matched_mean", "p_matched"]]
 
 
+def test_unmatched():
+    model, data = linear_model(n_units=8)
+    with torch.no_grad():
+        model[2].weight.copy_(torch.ones(3, 1) * torch.logspace(-2, 1, 8) * torch.tensor([[1.0], [-1.0], [0.5]]))
+    for n_controls in (19, Sequential(most=59)):
+        found = importance(model, data, Partition.from_labels({"0": [0] * 4 + [1] * 4}), n_controls=n_controls)
+        frame = found.to_frame()
+        assert frame["p_matched"].isna().all() and frame["p_value"].notna().any()
+    found.settings["unmatched"]
+
+
 def test_store():
     model, data = trained()
     partition = random_partition(trace(model, data.x), 3, 0)

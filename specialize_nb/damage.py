@@ -110,7 +110,10 @@ def _damages(run: DamageRun, requests: Sequence, progress: bool) -> list[dict[st
         joined.append({one.name: np.concatenate([arrays[one.name] for arrays in found]) for one in run.work.outcomes})
     return joined
 
-# %% ../nbs/08b_damage.ipynb #e631f3ad
+# %% ../nbs/08b_damage.ipynb #837aba60
+_FORMAT = 1  # of kept blocks: raise it when this package comes to compute them in another way
+
+
 def _identity(model: nn.Module, data: Batches, network: Network, settings: Mapping[str, Any]) -> dict[str, str]:
     """The content of the model, the data and the settings, hashed."""
     code = getattr(getattr(network.program, "root", None), "code", "")
@@ -136,7 +139,7 @@ def _written(outcome: str | Callable) -> str:
         code = getattr(outcome, "__code__", None)
         return f"{outcome!r}" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
 
-# %% ../nbs/08b_damage.ipynb #7ca135fe
+# %% ../nbs/08b_damage.ipynb #0d3b300b
 def damage_run(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
@@ -171,11 +174,8 @@ def damage_run(
     kept = None
     if store is not None:
         names = [outcomes] if isinstance(outcomes, str) or callable(outcomes) else list(outcomes)
-        settings = options | {
-            "outcomes": [_written(one) for one in names],
-            "n_boot": n_boot,
-            "torch": torch.__version__,
-        }
+        versions = {"blocks": _FORMAT, "torch": torch.__version__}
+        settings = options | versions | {"outcomes": [_written(one) for one in names], "n_boot": n_boot}
         kept = Store(store, _identity(model, data, network, settings))
     return DamageRun(work=work, store=kept, n_jobs=n_jobs)
 

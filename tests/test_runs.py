@@ -397,7 +397,7 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_workers(tmp_path, nurs
 
 def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, expected):
     distributed = pytest.importorskip("distributed")
-    blocks, shared, first = work(pause=0.15), Model(), tmp_path / "first"
+    blocks, shared, first = work(pause=0.5), Model(), tmp_path / "first"
     state = generators()
     with (
         distributed.LocalCluster(
@@ -421,12 +421,12 @@ def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, expecte
 
 
 def told_and_killed(shared, group, pause):
-    """The victim kills itself in the middle of its third block."""
+    """The victim kills itself in its first block, the others waiting."""
     model, marker, victim = shared
     found = told(model, group, pause)
     if os.getpid() == victim:
         with open(marker, "a") as file:
             file.write("x")
-        if os.path.getsize(marker) == 3:
+        if os.path.getsize(marker) == 1:
             os.kill(victim, signal.SIGKILL)
     return found

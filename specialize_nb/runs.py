@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import operator
+import os
 import pickle
 import re
 import sys
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -443,6 +446,8 @@ def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> 
     if client is None and getattr(backend, "supports_sharedmem", False):
         with _alike(_settings()):
             return _rounds(run, n_jobs, _work_here, operator.attrgetter("arguments"), (function, shared))
+    if client is None:
+        _end_workers_with(os.getpid())
     try:
         parcel = _parcel(function, shared, any_device=client is not None)
     except _OnDevice:
@@ -453,6 +458,16 @@ def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> 
     # told of all blocks at once: it may have few workers yet, and grow with what waits.
     packed = lambda block: cloudpickle.dumps(block.arguments)  # noqa: E731
     _rounds(run, n_jobs, _work, packed, (digest, sent, _settings()), ahead="2*n_jobs" if client is None else "all")
+
+
+@lru_cache(maxsize=1)
+def _end_workers_with(process: int) -> None:
+    """Idle workers would keep a process of somebody's pool from ending for minutes."""
+    Finalize(None, _end_workers, exitpriority=100)
+
+
+def _end_workers() -> None:
+    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def _in_order(run: _Run, function: Callable, shared: Any) -> None:

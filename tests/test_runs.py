@@ -430,3 +430,17 @@ def told_and_killed(shared, group, pause):
         if os.path.getsize(marker) == 1:
             os.kill(victim, signal.SIGKILL)
     return found
+
+
+def test_idle_workers_do_not_keep_a_process_from_ending():
+    code = (
+        "import multiprocessing as mp, numpy as np\n"
+        "from specialize_nb.runs import Block, run_blocks\n"
+        "def one(shared, i): return {'x': np.full(2, i)}\n"
+        "def child(): assert len(run_blocks(one, None, [Block(str(i), (i,)) for i in range(3)], n_jobs=2)) == 3\n"
+        "process = mp.get_context('fork').Process(target=child)\n"
+        "process.start()\n"
+        "process.join(100)\n"
+        "assert process.exitcode == 0, process.exitcode\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=150)

@@ -34,6 +34,7 @@ import pandas as pd
 import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -261,7 +262,8 @@ def _alike(settings: _Settings) -> Iterator[None]:
     try:
         torch.set_num_threads(1)
         _set(settings)
-        yield
+        with threadpool_limits(limits=1):  # those of NumPy, whose products differ in the last bit with their number
+            yield
     finally:
         torch.set_num_threads(threads)
         _set(before)

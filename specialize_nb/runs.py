@@ -306,12 +306,22 @@ def _slot(digest: str) -> list:
     return []
 
 
+def _arrived(parcel: Any) -> np.ndarray:
+    """The parcel itself; Dask may hand over a promise of it, to be kept while another task takes this thread."""
+    if isinstance(parcel, np.ndarray):
+        return parcel
+    from distributed import worker_client
+
+    with worker_client():
+        return parcel.result()
+
+
 def _open(digest: str, parcel: np.ndarray) -> tuple[Callable, Any]:
     """The function and what all its blocks share: unpickled once in each worker."""
     with _OPENING:
         slot = _slot(digest)
         if not slot:
-            slot.append(pickle.loads(memoryview(parcel)))
+            slot.append(pickle.loads(memoryview(_arrived(parcel))))
     return slot[0]
 
 

@@ -307,13 +307,8 @@ def _slot(digest: str) -> list:
 
 
 def _arrived(parcel: Any) -> np.ndarray:
-    """The parcel itself; Dask may hand over a promise of it, to be kept while another task takes this thread."""
-    if isinstance(parcel, np.ndarray):
-        return parcel
-    from distributed import worker_client
-
-    with worker_client():
-        return parcel.result()
+    """The parcel itself. On a cluster of one worker, joblib runs blocks in this process: with Dask's promise of it."""
+    return parcel if isinstance(parcel, np.ndarray) else parcel.result()
 
 
 def _open(digest: str, parcel: np.ndarray) -> tuple[Callable, Any]:

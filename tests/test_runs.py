@@ -420,6 +420,19 @@ def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, expecte
     assert generators()[1:] == state[1:]  # Dask itself draws from `random`
 
 
+def test_a_cluster_of_one_worker_gives_the_same_bits(tmp_path, expected):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50,
+            local_directory=str(tmp_path),
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask"),
+    ):  # fmt: skip
+        assert content(run_blocks(scores, network(), work())) == expected
+
+
 def told_and_killed(shared, group, pause):
     """The victim kills itself in its first block, the others waiting."""
     model, marker, victim = shared

@@ -464,9 +464,9 @@ def _judge(
 def _judge_all(
     model: nn.Module, data: Batches, network: Network, partitions: Mapping, progress: bool, **options: Any
 ) -> tuple[Finding, ...]:
-    todo = tqdm(partitions.items(), desc="audit", disable=not progress)
+    bar = tqdm(partitions.items(), desc="audit", disable=not progress)
     options |= dict(progress=progress)
-    return tuple(_judge(model, data, network, *name, partition, **options) for name, partition in todo)
+    return tuple(_judge(model, data, network, *name, partition, **options) for name, partition in bar)
 
 # %% ../nbs/14_audit.ipynb #57fc7daa
 def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, float]:

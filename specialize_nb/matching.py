@@ -153,13 +153,13 @@ def _logs(values: np.ndarray, live: np.ndarray) -> np.ndarray:
 
 def _sorted(logs: np.ndarray, used: np.ndarray, dead: np.ndarray, size: int) -> np.ndarray:
     """(n_units,) strata: live units by halves, dead ones together, -1 for those not used."""
-    found, todo, count = np.full(len(used), -1), [np.flatnonzero(used & ~dead)], 0
-    while todo:
-        units = todo.pop()
+    found, waiting, count = np.full(len(used), -1), [np.flatnonzero(used & ~dead)], 0
+    while waiting:
+        units = waiting.pop()
         spread = np.std(logs[units], axis=0) if len(units) >= 2 * size else np.zeros(0)
         if spread.size and spread.max() > 1e-9:
             order = units[np.argsort(logs[units, spread.argmax()], kind="stable")]
-            todo += [order[len(order) // 2 :], order[: len(order) // 2]]
+            waiting += [order[len(order) // 2 :], order[: len(order) // 2]]
         elif len(units):
             found[units], count = count, count + 1
     found[used & dead] = count

@@ -321,9 +321,9 @@ class Pool:
         self.rows = np.pad(self.rows, ((0, extra), (0, 0)), constant_values=np.nan)
         for i in np.flatnonzero(going & np.isnan(self.rows[: 1 + n]).any(0)):
             controls = controls or draw_controls(self.partition, n_controls=n, seed=self.seed)
-            todo = np.flatnonzero(np.isnan(self.rows[: 1 + n, i]))
-            found = self.run.damage({self.subclusters[i].layer: controls.groups(i)[todo]})[self.outcome]
-            self.rows[todo, i] = resolved(found[:, 0])
+            left = np.flatnonzero(np.isnan(self.rows[: 1 + n, i]))
+            found = self.run.damage({self.subclusters[i].layer: controls.groups(i)[left]})[self.outcome]
+            self.rows[left, i] = resolved(found[:, 0])
         return self.rows[: 1 + n]
 
     def by(self, design: Sequential) -> Replay:

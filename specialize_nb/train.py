@@ -9,14 +9,14 @@ generators stay where they were, so a network is described by the line that made
 # %% auto #0
 __all__ = ['mlp', 'cnn', 'vgg', 'penalty', 'accuracy', 'Training', 'fit']
 
-# %% ../nbs/02_train.ipynb #aa1dccc7
+# %% ../nbs/02_train.ipynb #4fbb4475
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -175,15 +175,15 @@ def _evaluate(model: nn.Module, data: Batches) -> tuple[float, float]:
         right += int((scores.argmax(1) == y).sum())
     return loss / data.n, right / data.n
 
-# %% ../nbs/02_train.ipynb #a990628d
+# %% ../nbs/02_train.ipynb #a4d8d3e4
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Training:
     """How a training went."""
 
-    history: pd.DataFrame  # One row an epoch: epoch (from 1), train_loss, valid_loss (nats), valid_accuracy (in [0, 1])
+    history: pd.DataFrame  # One row an epoch: epoch, train_loss, valid_loss (nats), valid_accuracy, cost (nats)
     best_epoch: int  # The epoch whose weights the model holds: with patience that of least valid_loss, else the last
     seed: int  # Seeded the order of the examples and dropout
-    settings: dict[str, Any]  # The other options of `fit`
+    settings: dict[str, Any]  # The other options of `fit`; functions by their names
 
     def to_frame(self) -> pd.DataFrame:
         """One row an epoch; without validation data its columns are NaN."""
@@ -213,7 +213,7 @@ class Training:
     def _repr_html_(self) -> str:
         return self.history.tail(5).to_html(index=False)
 
-# %% ../nbs/02_train.ipynb #644a3aa5
+# %% ../nbs/02_train.ipynb #d60ef3e1
 def _steps(train: Any, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """The examples of one epoch: a pair of tensors in a random order, `Batches` as they come."""
     if isinstance(train, Batches):
@@ -224,25 +224,53 @@ def _steps(train: Any, batch_size: int, generator: torch.Generator) -> Iterator[
     for rows in order.tensor_split(math.ceil(len(y) / batch_size)):
         yield x[rows.to(x.device)], y[rows.to(y.device)]
 
+# %% ../nbs/02_train.ipynb #13f2d941
+class _Callers(NamedTuple):
+    """What the caller of `fit` adds to every step."""
 
-def _epoch(model: nn.Module, steps: Iterator, optimizer: torch.optim.Optimizer, settings: dict, epoch: int) -> float:
-    """Take one step of `optimizer` per batch; the mean cross-entropy over the examples, in nats."""
+    cost: Callable[[nn.Module], Tensor] | None
+    after_step: Callable[[nn.Module], Any] | None
+
+    def added(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """What `cost` says of the model, as a number beside `loss`."""
+        value = self.cost(model)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise ValueError(f"`cost` gave a value of {found}: it must be a tensor of one number, in nats")
+        return value.reshape(()).to(loss)
+
+    def names(self) -> dict[str, str | None]:
+        """A function's name; an object that can be called says what it is."""
+        named = {name: getattr(one, "__qualname__", None) or repr(one) for name, one in self._asdict().items()}
+        return {name: None if getattr(self, name) is None else said for name, said in named.items()}
+
+# %% ../nbs/02_train.ipynb #b1a48970
+def _epoch(
+    model: nn.Module, steps: Iterator, optimizer: torch.optim.Optimizer, settings: dict, callers: _Callers, epoch: int
+) -> tuple[float, float]:
+    """Take one step of `optimizer` per batch; the mean cross-entropy and the mean of `cost` over the examples."""
     l1, l2 = settings["l1"], settings["l2"]
-    total, n = 0.0, 0
+    totals, n = [0.0, 0.0], 0
     for step, (x, y) in enumerate(steps):
         optimizer.zero_grad()
         scores = model(to_model(x, model))
         loss = functional.cross_entropy(scores, y.to(scores.device))
-        cost = loss + penalty(model, l1=l1, l2=l2) if l1 or l2 else loss
-        if not math.isfinite(float(cost.detach())):
-            found = f"{float(cost.detach())} in step {step + 1} of epoch {epoch}"
-            raise ValueError(f"the loss became {found}: lower lr (now {settings['lr']}), l1 or l2")
-        cost.backward()
+        objective = loss + penalty(model, l1=l1, l2=l2) if l1 or l2 else loss
+        added = None if callers.cost is None else callers.added(model, loss)
+        objective = objective if added is None else objective + added
+        if not math.isfinite(float(objective.detach())):
+            found = f"{float(objective.detach())} in step {step + 1} of epoch {epoch}"
+            raise ValueError(f"the loss became {found}: lower lr (now {settings['lr']}), l1, l2 or the cost")
+        objective.backward()
         optimizer.step()
-        total, n = total + float(loss.detach()) * len(y), n + len(y)
-    return total / n
+        if callers.after_step is not None:
+            with torch.no_grad():
+                callers.after_step(model)
+        found = float(loss.detach()), 0.0 if added is None else float(added.detach())
+        totals, n = [total + one * len(y) for total, one in zip(totals, found, strict=True)], n + len(y)
+    return totals[0] / n, totals[1] / n
 
-# %% ../nbs/02_train.ipynb #fef9d1f0
+# %% ../nbs/02_train.ipynb #9e5df3aa
 def fit(
     model: nn.Module,  # Trained in place, on its own device; left in eval mode
     train: Any,  # Pair of tensors, `DataLoader` or re-iterable of (x, y) batches; y (batch,) class indices
@@ -253,6 +281,8 @@ def fit(
     batch_size: int = 128,  # Examples a step, when `train` is a pair of tensors
     l1: float = 0.0,  # Penalty on the sum of absolute weights, nats
     l2: float = 0.0,  # Penalty on the sum of squared weights, nats
+    cost: Callable[[nn.Module], Tensor] | None = None,  # Called in each step; the number it gives is added to the loss
+    after_step: Callable[[nn.Module], Any] | None = None,  # Called after each step; may change the weights in place
     patience: int | None = None,  # Stop after as many epochs without a lower validation loss; None: never
     seed: int = 0,  # Seeds the order of the examples and dropout; global generators are left alone
     progress: bool = False,  # Show a progress bar?
@@ -261,32 +291,35 @@ def fit(
 
     Raises: `ValueError` for options out of range, a label without a score, a frozen model, a loss not finite.
     """
-    settings = dict(epochs=epochs, lr=lr, batch_size=batch_size, l1=l1, l2=l2, patience=patience)
-    _check_options(settings, model, valid)
+    settings = _checked(model, valid, epochs=epochs, lr=lr, batch_size=batch_size, l1=l1, l2=l2, patience=patience)
+    callers, rows, best, kept = _Callers(cost, after_step), [], (math.inf, epochs), None
     device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
-    rows, best, kept = [], (math.inf, epochs), None
     try:
         with _seeded(seed, device):
             train, valid = _prepare(model.eval(), train, valid)
             optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
             for epoch in tqdm(range(1, epochs + 1), desc="fit", disable=not progress):
-                loss = _epoch(model.train(), _steps(train, batch_size, generator), optimizer, settings, epoch)
+                losses = _epoch(
+                    model.train(), _steps(train, batch_size, generator), optimizer, settings, callers, epoch
+                )
                 measured = (math.nan, math.nan) if valid is None else _evaluate(model.eval(), valid)
-                rows.append((epoch, loss, *measured))
+                rows.append((epoch, losses[0], *measured, losses[1]))
                 if patience is not None and measured[0] < best[0]:
                     best, kept = (measured[0], epoch), copy.deepcopy(model.state_dict())
                 if patience is not None and epoch - best[1] >= patience:
                     break
-            if kept is not None:
-                model.load_state_dict(kept)
+            model.load_state_dict(kept or model.state_dict())
     finally:
         model.eval().zero_grad()
-    history = pd.DataFrame(rows, columns=["epoch", "train_loss", "valid_loss", "valid_accuracy"])
-    return Training(history=history, best_epoch=best[1], seed=seed, settings=settings)
+    return Training(history=_history(rows), best_epoch=best[1], seed=seed, settings=settings | callers.names())
 
-# %% ../nbs/02_train.ipynb #d6734b2d
-def _check_options(settings: dict[str, Any], model: nn.Module, valid: Any) -> None:
-    """Are the options of `fit` in range, and is there something to train?"""
+# %% ../nbs/02_train.ipynb #f0dbb697
+def _history(rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["epoch", "train_loss", "valid_loss", "valid_accuracy", "cost"])
+
+
+def _checked(model: nn.Module, valid: Any, **settings: Any) -> dict[str, Any]:
+    """The options of `fit`, if they are in range and there is something to train."""
     least = dict(epochs=1, batch_size=1, l1=0, l2=0, patience=1)
     for name, allowed in least.items():
         if settings[name] is not None and not settings[name] >= allowed:
@@ -297,6 +330,7 @@ def _check_options(settings: dict[str, Any], model: nn.Module, valid: Any) -> No
         raise ValueError("patience counts epochs of validation loss: pass `valid`, or leave patience out")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter with requires_grad: call `model.requires_grad_()` to train it")
+    return settings
 
 
 def _prepare(model: nn.Module, train: Any, valid: Any) -> tuple[Any, Batches | None]:

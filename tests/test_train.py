@@ -181,6 +181,52 @@ def test_fit_penalties():
     before[0]
 
 
+def test_fit_with_a_cost():
+    data = digits("train")
+    x, y = data.x[:190], data.y[:190]
+    options = dict(epochs=2, lr=0.01, batch_size=50, seed=7)
+
+    def weights_after(**more):
+        model = mlp((64, 16, 10), dropout=0.2, seed=5)
+        training = fit(model, (x, y), **options, **more)
+        return nn.utils.parameters_to_vector(model.parameters()).detach(), training
+
+    def l1_by_hand(model):
+        return 1e-3 * sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)
+
+    seen = []
+    plain, without = weights_after()
+    watched, _ = weights_after(cost=lambda model: torch.zeros((), dtype=torch.float64), after_step=seen.append)
+    assert torch.equal(plain, watched) and len(seen) == 2 * 4 and not without.history["cost"].any()
+    built_in, _ = weights_after(l1=1e-3)
+    own, training = weights_after(cost=l1_by_hand)
+    assert not torch.allclose(plain, own, atol=1e-4)
+    test_near(own, built_in, rtol=1e-5, atol=1e-7)
+    assert training.settings["cost"].endswith("l1_by_hand") and training.settings["after_step"] is None
+    training.history
+
+    constant = weights_after(cost=lambda model: torch.tensor([0.25]))[1]
+    test_near(constant.history["cost"], [0.25, 0.25])
+    test_near(constant.history["train_loss"], without.history["train_loss"])
+
+    def hold(model):
+        assert model.training and not torch.is_grad_enabled()
+        model[1].weight[:, ::2].zero_()
+
+    for more in ({}, dict(valid=(x, y), patience=1)):
+        model = mlp((64, 16, 10), seed=5)
+        fit(model, (x, y), after_step=hold, **options, **more)
+        assert not model[1].weight[:, ::2].any() and model[1].weight[:, 1::2].all()
+    for wrong, match in ((lambda model: 0.1, "type float"), (lambda model: torch.ones(2), "shape \\(2,\\)")):
+        model = mlp((64, 16, 10))
+        with raises(ValueError, match=f"`cost` gave a value of {match}: it must be a tensor of one number"):
+            fit(model, (x, y), cost=wrong)
+        assert not model.training
+    with raises(ValueError, match="the loss became nan in step 1 of epoch 1: lower lr .* or the cost"):
+        fit(mlp((64, 16, 10)), (x, y), cost=lambda model: torch.tensor(float("nan")))
+    (~model[1].weight.bool()).float().mean().item()
+
+
 def test_fit_seed():
     data = digits("train")
     small = Labelled(data.x[:300], data.y[:300])

@@ -35,6 +35,7 @@ Modules:
 - `specialize_nb.zoo`: Small networks of every layout that people build, alone and in random compositions, to test the wiring on."""
 
 from specialize_nb.activations import activation_graph, record
+from specialize_nb.agreement import Agreement, agreement
 from specialize_nb.audit import Audit, audit
 from specialize_nb.clusterability import Clusterability, clusterability, stability, sweep
 from specialize_nb.coherence import Coherence, coherence
@@ -43,13 +44,18 @@ from specialize_nb.data import Labelled, batches, digits
 from specialize_nb.graph import UnitGraph, weight_graph
 from specialize_nb.importance import Importance, importance
 from specialize_nb.interactions import Interactions, dependency_graph, interactions, taxonomy
+from specialize_nb.layers import LayerDistances, layer_distances
 from specialize_nb.lesion import LesionTable, lesion_table
 from specialize_nb.matching import strata, unit_properties
+from specialize_nb.modular_training import clusterability_cost, clusterable_init, magnitude_pruning, relu_rescaling
+from specialize_nb.modularity import ModularPartition, modularity, modularity_partition, modularity_test
 from specialize_nb.networks import Combined, combine
 from specialize_nb.partition import Partition, local_partition, ncut, spectral_partition
 from specialize_nb.perturbation import check_wiring
 from specialize_nb.plan import Plan, plan
+from specialize_nb.segments import LayerGroups, layer_groups
 from specialize_nb.sequential import Sequential
+from specialize_nb.similarity import Similarity, measure_similarity, unit_similarity
 from specialize_nb.train import accuracy, cnn, fit, mlp, vgg
 from specialize_nb.units import Network, trace
 from specialize_nb.visualize import visualize
@@ -57,6 +63,7 @@ from specialize_nb.visualize import visualize
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
     "Audit",
     "Clusterability",
     "Coherence",
@@ -65,18 +72,25 @@ __all__ = [
     "Importance",
     "Interactions",
     "Labelled",
+    "LayerDistances",
+    "LayerGroups",
     "LesionTable",
+    "ModularPartition",
     "Network",
     "Partition",
     "Plan",
     "Sequential",
+    "Similarity",
     "UnitGraph",
     "accuracy",
     "activation_graph",
+    "agreement",
     "audit",
     "batches",
     "check_wiring",
     "clusterability",
+    "clusterability_cost",
+    "clusterable_init",
     "cnn",
     "coherence",
     "combine",
@@ -86,12 +100,20 @@ __all__ = [
     "fit",
     "importance",
     "interactions",
+    "layer_distances",
+    "layer_groups",
     "lesion_table",
     "local_partition",
+    "magnitude_pruning",
+    "measure_similarity",
     "mlp",
+    "modularity",
+    "modularity_partition",
+    "modularity_test",
     "ncut",
     "plan",
     "record",
+    "relu_rescaling",
     "spectral_partition",
     "stability",
     "strata",
@@ -99,6 +121,7 @@ __all__ = [
     "taxonomy",
     "trace",
     "unit_properties",
+    "unit_similarity",
     "vgg",
     "visualize",
     "weight_graph",

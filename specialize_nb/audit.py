@@ -9,7 +9,7 @@ specialized*."""
 # %% auto #0
 __all__ = ['Finding', 'Exhibit', 'Audit', 'audit', 'plan_audit']
 
-# %% ../nbs/14_audit.ipynb #8ce8865f
+# %% ../nbs/14_audit.ipynb #06525cd5
 import html
 import operator
 import os
@@ -38,9 +38,11 @@ from .files import read_result, write_result
 from .graph import UnitGraph, weight_graph
 from .importance import Importance, importance
 from .lesion import lesion_table, scores_node
+from .modularity import modularity_partition
 from .partition import Partition, local_partition, spectral_partition
 from .plan import Plan, plan
 from .sequential import Sequential
+from .similarity import unit_similarity
 from .stats import benjamini_hochberg
 from .units import _LIFT, Network, trace
 from .visualize import _pictured, top_images, visualize
@@ -66,12 +68,12 @@ def _find_and_confirm(data: Any, find: Any) -> tuple[Batches, Batches]:
         raise ValueError(f"`data` holds {confirm.n} examples; half of them find and half confirm: give at least 4")
     return batches(_EveryOther(confirm, 1)), batches(_EveryOther(confirm, 0))
 
-# %% ../nbs/14_audit.ipynb #54a67aa7
+# %% ../nbs/14_audit.ipynb #adeffe7d
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finding:
     """One partition of the units, and the evidence about its sub-clusters."""
 
-    graph: str  # What joined the units: 'weights' or 'activations'
+    graph: str  # What joined the units: 'weights', 'activations', 'upstream' or 'downstream'
     scope: str  # 'global': clusters run through layers; 'local': each layer on its own
     partition: Partition
     importance: Importance
@@ -319,16 +321,18 @@ def _load(path: Path) -> Audit:
     fields["layers"] = pd.DataFrame(fields["layers"])
     return Audit(**fields, findings=tuple(findings), exhibits=tuple(exhibits))
 
-# %% ../nbs/14_audit.ipynb #3035a9de
-def _graphs(model: nn.Module, find: Batches, network: Network, kinds: Sequence[str]) -> dict[str, UnitGraph]:
-    builders = {
-        "weights": lambda: weight_graph(network),
-        "activations": lambda: activation_graph(model, find, network),
-    }
-    return {kind: builders[kind]() for kind in kinds}
+# %% ../nbs/14_audit.ipynb #4dcd856f
+_SIMILARITY = {"upstream": "input_jacobian", "downstream": "output_jacobian"}  # Graphs within layers, and their measure
+_GRAPHS = ("weights", "activations", *_SIMILARITY)
 
-# %% ../nbs/14_audit.ipynb #614a8d51
-def _partitions(graph: UnitGraph, network: Network, k: int, scopes: Sequence[str], seed: int) -> dict[str, Partition]:
+
+def _graph(kind: str, model: nn.Module, find: Batches, network: Network) -> UnitGraph:
+    if kind in _SIMILARITY:
+        return unit_similarity(model, find, network, measure=_SIMILARITY[kind])
+    return weight_graph(network) if kind == "weights" else activation_graph(model, find, network)
+
+# %% ../nbs/14_audit.ipynb #520f2f61
+def _spectral(graph: UnitGraph, network: Network, k: int, scopes: Sequence[str], seed: int) -> dict[str, Partition]:
     """A local partition has as many clusters in each layer as the global one has there."""
     whole = spectral_partition(graph, k, seed=seed)
     found = {"global": whole}
@@ -336,12 +340,27 @@ def _partitions(graph: UnitGraph, network: Network, k: int, scopes: Sequence[str
         found["local"] = local_partition(graph, whole, layers=network.hidden, seed=seed)
     return {scope: found[scope] for scope in scopes}
 
-# %% ../nbs/14_audit.ipynb #35c1544e
+
+def _partitions(
+    model: nn.Module, find: Batches, network: Network, k: int, graphs: Sequence[str], scopes: Sequence[str], seed: int
+) -> dict[tuple[str, str], Partition]:
+    """(graph, scope) -> partition."""
+    found = {}
+    for kind in graphs:
+        graph = _graph(kind, model, find, network)
+        if kind in _SIMILARITY:
+            found[kind, "local"] = modularity_partition(graph, seed=seed)
+        else:
+            found |= {(kind, scope): one for scope, one in _spectral(graph, network, k, scopes, seed).items()}
+    return found
+
+# %% ../nbs/14_audit.ipynb #c25a7c1c
 def _check(k: int, graphs: Sequence[str], scopes: Sequence[str], alpha: float) -> None:
-    choices = ("graphs", graphs, ("weights", "activations")), ("scopes", scopes, ("global", "local"))
-    for name, given, allowed in choices:
+    for name, given, allowed in (("graphs", graphs, _GRAPHS), ("scopes", scopes, ("global", "local"))):
         if isinstance(given, str) or not given or not set(given) <= set(allowed):
             raise ValueError(f"{name}={given!r}: give a tuple of one or more of {list(allowed)}")
+    if "local" not in scopes and (within := [kind for kind in graphs if kind in _SIMILARITY]):
+        raise ValueError(f"scopes={scopes!r}: {within} join units within layers only; add 'local' to the scopes")
     if isinstance(k, bool) or not isinstance(k, int) or k < 2:
         raise ValueError(f"k={k!r}: give how many clusters to look for, a whole number from 2")
     if not 0 < alpha < 1:
@@ -364,16 +383,26 @@ def _versions() -> dict[str, str]:
             found[name] = "unknown"
     return found
 
-# %% ../nbs/14_audit.ipynb #11934db7
+# %% ../nbs/14_audit.ipynb #a06d8bd4
+def _missing(network: Network) -> dict[str, str]:
+    """Graphs that cannot be built, and why."""
+    why, program = {}, network.program
+    if network.refused:
+        why["weights"] = f"{network.refused}. To have them, {_LIFT}"
+    if not all(program.value(name).is_floating_point() for name in program.inputs):
+        why["upstream"] = (
+            f"inputs of {network.model} are not floating numbers, so nothing can be differentiated by them"
+        )
+    return why
+
+
 def _left_out(network: Network, data: Batches, graphs: Sequence[str]) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
     """The graphs that can be built, whether pictures can be made, and notes on what cannot."""
-    notes, pictured, allowed = [], True, tuple(graphs)
-    if network.refused and "weights" in graphs:
-        allowed = tuple(graph for graph in graphs if graph != "weights")
-        if not allowed:
-            told = f"the wiring of {network.model} is not known, because {network.refused}"
-            raise ValueError(f"graphs={graphs!r}: {told}; use graphs=('activations',), or {_LIFT}")
-        notes.append(f"Clusters by weights are missing: {network.refused}. To have them, {_LIFT}.")
+    notes, pictured, why = [], True, _missing(network)
+    allowed = tuple(kind for kind in graphs if kind not in why)
+    if not allowed:
+        raise ValueError(f"graphs={graphs!r}: none can be built ({'; '.join(why.values())}); use 'activations'")
+    notes += [f"Clusters by {kind} are missing: {why[kind]}." for kind in graphs if kind in why]
     try:
         _pictured(data.example)
     except TypeError as error:
@@ -427,10 +456,12 @@ def _exhibits(
             shelves += _shelf(model, data, network, finding, chosen, seed)
     return tuple(shelves)
 
-# %% ../nbs/14_audit.ipynb #6b9c2d7f
+# %% ../nbs/14_audit.ipynb #d8610639
 _COHERENCE = {  # Outcomes of coherence by graph, the main one first
     "weights": ("correlation", "class_information"),
     "activations": ("class_information", "correlation"),
+    "upstream": ("class_information", "correlation"),
+    "downstream": ("correlation", "class_information"),
 }
 _PICTURES = ("visual_score", "visual_entropy")  # Those that need pictures
 _N_COHERENCE = 199  # controls of coherence where those of importance are drawn until it is clear
@@ -509,13 +540,13 @@ def _told_settings(**settings: Any) -> dict[str, Any]:
     plain = {tuple: list, list: list, Sequential: asdict}
     return {name: plain.get(type(one), lambda same: same)(one) for name, one in settings.items()}
 
-# %% ../nbs/14_audit.ipynb #0a280e6b
+# %% ../nbs/14_audit.ipynb #cde972ba
 def audit(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
-    graphs: Sequence[str] = ("weights", "activations"),  # What joins units
+    graphs: Sequence[str] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[str] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
     n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
@@ -541,8 +572,7 @@ def audit(
         check_labels(data, scores_node(network)[1])
         graphs, pictured, notes = _left_out(network, data, graphs)
     with _timed(seconds, "partition"):
-        built = _graphs(model, find, network, graphs)
-        partitions = {(g, s): p for g in graphs for s, p in _partitions(built[g], network, k, scopes, seed).items()}
+        partitions = _partitions(model, find, network, k, graphs, scopes, seed)
     options = dict(n_controls=n_controls, n_visual=n_visual, pictured=pictured, seed=seed, seconds=seconds)
     running = dict(n_jobs=n_jobs, store=store, precision=precision)
     findings = _judge_all(model, data, network, partitions, progress, running=running, **options)
@@ -552,13 +582,13 @@ def audit(
     settings = _told_settings(n_controls=n_controls, **asked)
     return _record(model, data, network, findings, exhibits, alpha, settings, seconds, notes)
 
-# %% ../nbs/14_audit.ipynb #0cb4ffe8
+# %% ../nbs/14_audit.ipynb #6c3a3944
 def plan_audit(
     model: nn.Module,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
-    graphs: Sequence[str] = ("weights", "activations"),  # What joins units
+    graphs: Sequence[str] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[str] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
@@ -574,9 +604,6 @@ def plan_audit(
     find, data = _find_and_confirm(data, find)
     network = network or trace(model, data.example)
     graphs, _, _ = _left_out(network, data, graphs)
-    built, found = _graphs(model, find, network, graphs), {}
-    for graph in graphs:
-        for scope, partition in _partitions(built[graph], network, k, scopes, seed).items():
-            options = dict(network=network, seed=seed, probe_seconds=probe_seconds)
-            found[f"{graph}, {scope}"] = plan(model, data, partition, **options, **running)
-    return found
+    options = dict(network=network, seed=seed, probe_seconds=probe_seconds, **running)
+    partitions = _partitions(model, find, network, k, graphs, scopes, seed)
+    return {", ".join(name): plan(model, data, one, **options) for name, one in partitions.items()}

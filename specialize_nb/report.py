@@ -636,11 +636,13 @@ def _rand_index(one: Partition, other: Partition) -> float:
     except ValueError:  # no unit is clustered in both
         return math.nan
 
-# %% ../nbs/15_report.ipynb #4ce5f391
+# %% ../nbs/15_report.ipynb #638ea5f8
 _METHOD = _tag(
     "p",
-    "Units were joined into graphs, by their weights or by how their activations correlate, and clustered by "
-    "normalised spectral clustering. Each sub-cluster was compared with n random groups of its layer, drawn by"
+    "Units were joined into graphs: by their weights or by how their activations correlate, clustered by "
+    "normalised spectral clustering; or, within a layer, upstream by the inputs that drive them and downstream by the "
+    "outputs that they drive (cosines of Jacobians), in the modules of greatest modularity (Leiden). "
+    "Each sub-cluster was compared with n random groups of its layer, drawn by"
     " permuting the labels of the whole partition over the live units of each layer. A p-value is (1 + random "
     "groups at least as extreme) / (1 + n), one-sided; ties and undefined numbers never count as evidence. q "
     "is Benjamini and Hochberg's, over all sub-clusters of the audit, for importance and coherence apart.",

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from specialize_nb.activations import activation_graph
-from specialize_nb.audit import Audit, _find_and_confirm, audit, plan_audit
+from specialize_nb.audit import _SIMILARITY, Audit, _find_and_confirm, _left_out, _partitions, audit, plan_audit
 from specialize_nb.data import batches, digits
 from specialize_nb.graph import weight_graph
+from specialize_nb.importance import importance
 from specialize_nb.partition import Partition, spectral_partition
 from specialize_nb.sequential import Sequential
 from specialize_nb.stats import benjamini_hochberg
@@ -139,10 +140,63 @@ def test_refused():
     assert again.notes == found.notes and again.refused == found.refused
     with (
         warns(RuntimeWarning),
-        raises(ValueError, match="of Worded is not known, because .* use graphs=.*or write `x.shape"),
+        raises(ValueError, match="none can be built .*To have them, .*write `x.shape.*; use 'activations'"),
     ):
         audit(model, data, k=2, graphs=("weights",))
     found.notes[0]
+
+
+def test_upstream_and_downstream():
+    planted = planted_mlp()
+    options = dict(k=2, graphs=("upstream", "downstream"), n_controls=99, n_visual=1, n_exhibits=0)
+    modular = audit(planted.model, (planted.x, planted.y), **options)
+    assert "The graph of downstream, local falls apart into 2 components" in modular.verdict
+    assert [finding.name for finding in modular.findings] == ["upstream, local", "downstream, local"]
+    apart, whole = (finding.partition for finding in modular.findings)
+    truth = {name: planted.labels[name] for name in whole.labels}
+    assert whole.agreement(Partition.from_labels(truth)) == 1.0
+    crossed = {name: pd.crosstab(apart.labels[name], labels).to_numpy() for name, labels in truth.items()}
+    assert all(((table > 0).sum(1) == 1).all() for table in crossed.values())
+    with tempfile.TemporaryDirectory() as folder:
+        again = Audit.load(modular.save(Path(folder) / "audit"))
+    pd.testing.assert_frame_equal(again.to_frame(), modular.to_frame())
+    with raises(ValueError, match="within layers only; add 'local'"):
+        audit(planted.model, (planted.x, planted.y), scopes=("global",), **options)
+    modular.verdicts().groupby(["graph", "layer"])["verdict"].value_counts().unstack(fill_value=0)
+
+
+def test_similarity_null():
+    data, shares = digits("test"), {}
+    for epochs in (0, 20):
+        model = mlp((64, 48, 48, 10))
+        if epochs:
+            fit(model, digits("train"), epochs=epochs)
+        network = trace(model, data.x)
+        for (kind, _), partition in _partitions(model, digits("train"), network, 2, _SIMILARITY, ("local",), 0).items():
+            hurt = importance(model, data, partition, network=network, n_controls=99, matched=False, n_boot=10)
+            rows = hurt.to_frame().query("outcome == 'cross_entropy'")
+            shares[epochs, kind] = (rows["q_value"] <= 0.05).mean()
+    assert shares[0, "upstream"] == shares[0, "downstream"] == 0 and shares[20, "upstream"] > 0.4
+    pd.Series(shares, name="share important").rename_axis(["epochs", "graph"]).unstack()
+
+
+def test_tokens():
+    class Tokens(nn.Module):
+        "The sum of what four tokens are embedded as, then two layers."
+
+        def __init__(self):
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.embed, self.hidden, self.out = nn.Embedding(8, 16), nn.Linear(16, 12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.hidden(self.embed(x).sum(1))))
+
+    model, x = Tokens().eval(), torch.randint(8, (64, 4), generator=torch.Generator().manual_seed(0))
+    told = _left_out(trace(model, x[:4]), batches((x, x[:, 0] % 2)), ("upstream", "downstream"))
+    assert told[0] == ("downstream",) and "Clusters by upstream are missing: inputs of Tokens" in told[2][0]
+    told[2][0]
 
 
 def test_long():

@@ -286,6 +286,24 @@ def test_plan():
     assert first.startswith("weights, global: about") and "lesions of" in first and last.startswith("together about")
 
 
+def test_layers():
+    with lesson() as folder:
+        Path("deep.py").write_text(
+            "from specialize_nb.train import mlp\ndef make():\n    return mlp((64, 16, 16, 16, 16, 16, 10))\n"
+        )
+        asked = "layers deep.py:make --data digits --examples 60 --n 40 --measure cka --jobs 1".split()
+        status, out, err = run(*asked)
+        assert status == 0, err
+        written = folder.resolve() / "layers-make"
+        assert out.splitlines()[-1] == f"written: {written}"
+        kept = {path.name for path in written.iterdir()}
+        layers, pairs = pd.read_csv(written / "groups.csv"), pd.read_csv(written / "distances.csv")
+        refused_measure = run(*asked[:-2], "--measure", "cca")
+    assert kept == {"distances.csv", "groups.csv", "layers.png"} and len(pairs) == len(layers) * (len(layers) - 1) / 2
+    assert refused_measure[0] == 2 and "argument --measure: invalid choice: 'cca'" in refused_measure[2]
+    layers
+
+
 def test_statuses():
     with lesson():
         stopped = run("audit", "my_model.py:make_stop", "--data", "digits")

@@ -3,6 +3,7 @@
 Modules:
 
 - `specialize_nb.activations`: How alike any two units respond, measured over batches in fixed memory.
+- `specialize_nb.agreement`: Do two partitions, or two measures of similarity, see the same groups?
 - `specialize_nb.audit`: Which groups of units in a network are locally specialized?
 - `specialize_nb.cli`: Audits from the shell, without writing Python.
 - `specialize_nb.clusterability`: Is a network made of clusters at all, or does any network cut as well?
@@ -15,8 +16,11 @@ Modules:
 - `specialize_nb.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.interactions`: Which groups of units stand in for each other, and which work through each other?
+- `specialize_nb.layers`: How far apart are the layers of a network, in what they tell apart?
 - `specialize_nb.lesion`: What a network does without a group of its units.
 - `specialize_nb.matching`: Controls from equally strong units, so that important means more than large weights
+- `specialize_nb.modular_training`: Make networks more modular: by a cost, from the start, or by pruning
+- `specialize_nb.modularity`: Which units hold together more than their degrees explain, and is that news?
 - `specialize_nb.networks`: How large is the effect over several networks of one setting?
 - `specialize_nb.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 - `specialize_nb.outcomes`: What a lesion costs, image by image, and which summary of it to take
@@ -24,7 +28,9 @@ Modules:
 - `specialize_nb.perturbation`: Change single units of the real network, and see whether the wiring told the truth.
 - `specialize_nb.plan`: How long an analysis will take, and what it needs, before it is started.
 - `specialize_nb.report`: One page that tells people who were not there what was found.
+- `specialize_nb.segments`: Which runs of layers do the same thing, and where does it change?
 - `specialize_nb.sequential`: How many random controls does each sub-cluster need before its verdict is clear?
+- `specialize_nb.similarity`: Which units share what drives them, and which share what they drive.
 - `specialize_nb.stats`: Is a group of units more than chance would make it?
 - `specialize_nb.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
 - `specialize_nb.testing`: Strict comparisons, and small networks whose truth is known

@@ -10,7 +10,6 @@ more than a smooth drift from layer to layer?"""
 __all__ = ['LayerGroups', 'layer_groups']
 
 # %% ../nbs/13a_segments.ipynb #c3b85f17
-import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence

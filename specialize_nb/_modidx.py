@@ -389,6 +389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'specialize_nb.data.digits': ('data.html#digits', 'specialize_nb/data.py'),
                                     'specialize_nb.data.halves': ('data.html#halves', 'specialize_nb/data.py'),
                                     'specialize_nb.data.image_folder': ('data.html#image_folder', 'specialize_nb/data.py'),
+                                    'specialize_nb.data.modular_addition': ('data.html#modular_addition', 'specialize_nb/data.py'),
                                     'specialize_nb.data.stacked': ('data.html#stacked', 'specialize_nb/data.py'),
                                     'specialize_nb.data.to_like': ('data.html#to_like', 'specialize_nb/data.py'),
                                     'specialize_nb.data.to_model': ('data.html#to_model', 'specialize_nb/data.py'),

@@ -21,6 +21,7 @@ from specialize_nb.data import (
     digits,
     halves,
     image_folder,
+    modular_addition,
     stacked,
     to_model,
     torchvision_images,
@@ -185,6 +186,19 @@ def test_halves_and_stacked():
             halves(images, **options)
         said[name] = caught.message
     said
+
+
+def test_modular_addition():
+    parts = [modular_addition(7, split=split, seed=3) for split in ("train", "test")]
+    assert [len(part.y) for part in parts] == [39, 10]
+    whole = {(int(a), int(b)): int(y) for part in parts for (a, b), y in zip(*part, strict=True)}
+    assert whole == {(a, b): (a + b) % 7 for a in range(7) for b in range(7)}
+    assert not torch.equal(modular_addition(7, seed=4).x, parts[0].x)
+    with raises(ValueError, match="p=7, share=1.0: p is at least 2, and both parts"):
+        modular_addition(7, share=1.0)
+    with raises(ValueError, match="split='valid'"):
+        modular_addition(7, split="valid")
+    pd.DataFrame(torch.cat([parts[0].x, parts[0].y[:, None]], 1)[:4].numpy(), columns=["a", "b", "a + b mod 7"])
 
 
 def test_batches():

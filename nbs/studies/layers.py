@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from specialize_nb.data import torchvision_images
+from specialize_nb.data import modular_addition, torchvision_images
 from specialize_nb.files import write_atomic
 from specialize_nb.layers import layer_distances
 from specialize_nb.segments import layer_groups
@@ -114,16 +114,14 @@ class Task(NamedTuple):
     points: str
 
 
-def modular_addition(seed: int, root: Path) -> Task:
+def addition(seed: int, root: Path) -> Task:
     """a + b mod 31; a fifth of the pairs is held back."""
     p = 31
-    a, b = np.divmod(np.arange(p * p), p)
-    x, y = torch.tensor(np.stack([a, b + p], 1)), torch.tensor((a + b) % p)
-    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
-    train, test = order[: int(0.8 * p * p)], order[int(0.8 * p * p) :]
+    train, test = (modular_addition(p, split=split, seed=seed) for split in ("train", "test"))
     model = Stream(Sum(2 * p, 64), [dense(64, 128) for _ in range(8)], nn.Linear(64, p))
     options = dict(n_steps=3000, batch=None, lr=2e-3, decay=4.0)
-    return Task(model, (x[train], y[train]), (x[test], y[test]), partial_fit(options), "flatten")
+    parts = [(x + torch.tensor([0, p]), y) for x, y in (train, test)]  # the two places have words of their own
+    return Task(model, *parts, partial_fit(options), "flatten")
 
 
 def images(seed: int, root: Path, turned: bool = False) -> Task:
@@ -157,7 +155,7 @@ def text(seed: int, root: Path) -> Task:
     return Task(model, *parts, partial_fit(options), "tokens")
 
 
-TASKS = {"modular addition": modular_addition, "images": images, "text": text}
+TASKS = {"modular addition": addition, "images": images, "text": text}
 
 # Training ---------------------------------------------------------------------------------------------------------
 

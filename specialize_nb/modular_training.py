@@ -149,7 +149,7 @@ def _lanczos(
 ) -> _Ritz:
     """The largest eigenpairs of a symmetric product besides `known`, `k` to `tol`, as many as `start` has in all.
 
-    Block Lanczos; as the search is short, it looks at what it has in every third step, and when room or space run out.
+    Block Lanczos; as the search is short, it looks at what it has in every other step, and when room or space run out.
     """
     width, used, step, all_of_it = start.shape[1], 1, 0, int((known != 0).sum())
     room = 1 + 24 * width
@@ -162,7 +162,7 @@ def _lanczos(
         block, rest, inside = _off(times(block), basis[:, :used])
         small[:used, new], small[new, :used] = inside, inside.T
         full = not block.shape[1] or used + block.shape[1] > room
-        if step % 3 and not full and used + 3 * width < all_of_it:
+        if step % 2 and not full and used + 2 * width < all_of_it:
             continue
         values, vectors = (one.flip(-1) for one in torch.linalg.eigh(small[1:used, 1:used]))
         residual = float((rest @ vectors[new.start - 1 :, :k]).norm(dim=0).max()) if block.shape[1] else 0.0

@@ -152,6 +152,7 @@ def test_upstream_and_downstream():
     modular = audit(planted.model, (planted.x, planted.y), **options)
     assert "The graph of downstream, local falls apart into 2 components" in modular.verdict
     assert [finding.name for finding in modular.findings] == ["upstream, local", "downstream, local"]
+    assert [one.coherence.outcomes[0] for one in modular.findings] == ["class_information", "correlation"]
     apart, whole = (finding.partition for finding in modular.findings)
     truth = {name: planted.labels[name] for name in whole.labels}
     assert whole.agreement(Partition.from_labels(truth)) == 1.0

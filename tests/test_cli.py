@@ -300,6 +300,7 @@ def test_layers():
         layers, pairs = pd.read_csv(written / "groups.csv"), pd.read_csv(written / "distances.csv")
         refused_measure = run(*asked[:-2], "--measure", "cca")
     assert kept == {"distances.csv", "groups.csv", "layers.png"} and len(pairs) == len(layers) * (len(layers) - 1) / 2
+    assert set(pairs["measure"]) == {"cka"} and pairs["sd"].notna().all()
     assert refused_measure[0] == 2 and "argument --measure: invalid choice: 'cca'" in refused_measure[2]
     layers
 

@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pytest
 import torch
@@ -123,17 +122,9 @@ def test_ten_kills_at_random_moments_change_no_bit(weights, whole, tmp_path):
     assert json.loads(next(folder.glob("*/run.json")).read_text())["identity"]
 
 
-def test_a_dask_worker_killed_midway_changes_no_bit(weights, whole, tmp_path):
-    distributed = pytest.importorskip("distributed")
+def test_a_dask_worker_killed_midway_changes_no_bit(weights, whole, tmp_path, dask_cluster):
     folder, at_death = tmp_path / "store", []
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50,
-            local_directory=str(tmp_path),
-        ) as cluster,
-        distributed.Client(cluster) as client,
-        joblib.parallel_config("dask"),
-    ):  # fmt: skip
+    with dask_cluster(2) as client:
         before = set(client.run(os.getpid).values())
         victim, ended = min(before), threading.Event()
 

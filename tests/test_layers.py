@@ -424,6 +424,8 @@ def test_batched():
     assert (abs(many.matrix[upper] / one.matrix[upper] - 1) < 0.1).all()
     assert (many.misfit[0][upper] <= 0.02).all() and many.settings["batched"] and not one.settings["batched"]
     assert (many.matrix <= many.identity[0] + 1e-12).all()
+    ends = dict(zip(many.starts, many.losses[0][upper].T, strict=True))
+    assert not np.allclose(ends["halfway"], ends["product"])  # two starts, not one twice
     stack = np.stack(
         [_distances(np.random.default_rng(k).standard_normal((10, 2)) * [1, 1 + 30 * k]) for k in range(3)]
     )

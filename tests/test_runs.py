@@ -395,18 +395,10 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_workers(tmp_path, nurs
 # A cluster
 
 
-def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, expected):
-    distributed = pytest.importorskip("distributed")
+def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, dask_cluster, expected):
     blocks, shared, first = work(pause=0.5), Model(), tmp_path / "first"
     state = generators()
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50,
-            local_directory=str(tmp_path),
-        ) as cluster,
-        distributed.Client(cluster) as client,
-        joblib.parallel_config("dask"),
-    ):  # fmt: skip
+    with dask_cluster(2) as client:
         pids = client.run(os.getpid)
         victim = min(pids.values())
         found = run_blocks(told_and_killed, (shared, str(first), victim), blocks)
@@ -420,16 +412,8 @@ def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, expecte
     assert generators()[1:] == state[1:]  # Dask itself draws from `random`
 
 
-def test_a_cluster_of_one_worker_gives_the_same_bits(tmp_path, expected):
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50,
-            local_directory=str(tmp_path),
-        ) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config("dask"),
-    ):  # fmt: skip
+def test_a_cluster_of_one_worker_gives_the_same_bits(dask_cluster, expected):
+    with dask_cluster(1, processes=False):
         assert content(run_blocks(scores, network(), work())) == expected
 
 

@@ -8,9 +8,9 @@ import torch
 from harness import Race, measure
 from torch import nn
 
-from specialize_nb.activations import activation_graph
-from specialize_nb.data import batches
-from specialize_nb.units import trace
+from specialize_nb.base.data import batches
+from specialize_nb.graphs.activations import activation_graph
+from specialize_nb.network.units import trace
 
 N_UNITS, N_EXAMPLES, BATCH = 4096, 10_000, 256
 PRODUCT = "bare float64 product of all activations, laid ready"
@@ -20,7 +20,7 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from specialize_nb.activations import activation_graph
-from specialize_nb.units import trace
+from specialize_nb.network.units import trace
 
 class Endless:
     def __iter__(self):

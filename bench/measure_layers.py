@@ -6,8 +6,9 @@ import torch
 from harness import Race, measure
 from torch import nn
 
-from specialize_nb.layers import _distances, layer_distances
-from specialize_nb.train import mlp
+from specialize_nb.layers.distances import layer_distances
+from specialize_nb.layers.gromov import point_distances
+from specialize_nb.training.models import mlp
 
 
 def network(n_layers: int) -> tuple[nn.Module, torch.Tensor]:
@@ -19,7 +20,7 @@ def bare(model: nn.Sequential, x: torch.Tensor) -> np.ndarray:
     """POT's own start, pair by pair, of activations at hand."""
     stops = [i for i, module in enumerate(model) if isinstance(module, nn.ReLU)] + [len(model) - 1]
     with torch.no_grad():
-        apart = [_distances(model[: stop + 1](x).double().numpy()) for stop in stops]
+        apart = [point_distances(model[: stop + 1](x).double().numpy()) for stop in stops]
     found = np.zeros((len(apart), len(apart)))
     for i, j in zip(*np.triu_indices(len(apart), 1), strict=True):
         value = ot.gromov.gromov_wasserstein2(apart[i], apart[j], loss_fun="square_loss", symmetric=True)

@@ -13,11 +13,12 @@ from resnet import resnet20
 from torch import nn
 from torch.nn import functional as F
 
-from specialize_nb.data import Batches, batches, digits
-from specialize_nb.lesion import _correct, _loss, lesion_engine, measure_lesions
-from specialize_nb.runs import Block, run_blocks
-from specialize_nb.train import cnn, fit, mlp, vgg
-from specialize_nb.units import Network, trace
+from specialize_nb.base.data import Batches, batches, digits
+from specialize_nb.lesions.lesion import _correct, _loss, lesion_engine, measure_lesions
+from specialize_nb.lesions.runs import Block, run_blocks
+from specialize_nb.network.units import Network, trace
+from specialize_nb.training.fit import fit
+from specialize_nb.training.models import cnn, mlp, vgg
 
 BATCH = 128
 HOOKS = "one hook, one full pass a lesion"

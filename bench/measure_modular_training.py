@@ -8,8 +8,8 @@ import torch
 from harness import Race, measure
 from torch import Tensor
 
-from specialize_nb.modular_training import clusterability_cost
-from specialize_nb.train import mlp
+from specialize_nb.training.cost import clusterability_cost
+from specialize_nb.training.models import mlp
 
 SIZES = (100, 300, 300, 290, 10)  # 1,000 units, 207,900 edges
 PEER = "autograd through torch.linalg.eigvalsh of the dense Laplacian"

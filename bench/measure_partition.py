@@ -16,9 +16,11 @@ from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
-from specialize_nb.graph import UnitGraph, weight_graph
-from specialize_nb.partition import ncut, spectral_partition
-from specialize_nb.units import trace
+from specialize_nb.clusters.partition import ncut
+from specialize_nb.clusters.spectral import spectral_partition
+from specialize_nb.graphs.graph import UnitGraph
+from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.network.units import trace
 
 
 def layered_graph(size: int, n_layers: int, k: int, seed: int = 0) -> UnitGraph:

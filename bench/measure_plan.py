@@ -9,13 +9,14 @@ from typing import Any
 from harness import Race, measure
 from torch import nn
 
-from specialize_nb.data import digits, torchvision_images
-from specialize_nb.graph import weight_graph
-from specialize_nb.importance import importance
-from specialize_nb.partition import spectral_partition
-from specialize_nb.plan import CostModel, extrapolate, layer_flops, plan
-from specialize_nb.train import cnn, fit, mlp
-from specialize_nb.units import trace
+from specialize_nb.base.data import digits, torchvision_images
+from specialize_nb.clusters.spectral import spectral_partition
+from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.lesions.importance import importance
+from specialize_nb.lesions.plan import CostModel, extrapolate, layer_flops, plan
+from specialize_nb.network.units import trace
+from specialize_nb.training.fit import fit
+from specialize_nb.training.models import cnn, mlp
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data"
 PEER = "`plan` of the same run, probing for 5 s"

@@ -4,10 +4,10 @@ import torch
 from harness import Race, measure
 from torch.nn import functional as F
 
-from specialize_nb.data import batches
-from specialize_nb.similarity import measure_similarity
-from specialize_nb.train import mlp
-from specialize_nb.units import trace
+from specialize_nb.base.data import batches
+from specialize_nb.graphs.similarity import measure_similarity
+from specialize_nb.network.units import trace
+from specialize_nb.training.models import mlp
 
 N_EXAMPLES, BATCH = 1000, 200
 SIZES = (784, 256, 256, 10)

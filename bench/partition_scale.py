@@ -23,8 +23,8 @@ def memory(which: str) -> float:
 def ours(folder: Path, k: int) -> tuple[float, Callable[[], tuple[np.ndarray, str]]]:
     import torch
 
-    from specialize_nb.graph import UnitGraph
-    from specialize_nb.partition import spectral_partition
+    from specialize_nb.clusters.spectral import spectral_partition
+    from specialize_nb.graphs.graph import UnitGraph
 
     before = memory("VmRSS")
     fields = json.loads((folder / "graph.json").read_text())

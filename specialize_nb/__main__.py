@@ -2,6 +2,6 @@
 
 import sys
 
-from specialize_nb.cli import main
+from specialize_nb.audits.cli import main
 
 sys.exit(main())

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from specialize_nb import Partition, cnn, digits, fit, mlp, spectral_partition, trace, weight_graph
-from specialize_nb.controls import Controls, draw_controls
-from specialize_nb.damage import DamageRun, damage_run
-from specialize_nb.data import torchvision_images
-from specialize_nb.importance import importance
-from specialize_nb.matching import strata, unit_properties
-from specialize_nb.outcomes import find_outcomes, residual, resolved
-from specialize_nb.sequential import Sequential, undecided
-from specialize_nb.stats import PaperTest, benjamini_hochberg, look_p_values, max_t, p_values
-from specialize_nb.testing import planted_mlp, test_near
-from specialize_nb.units import Network
+from specialize_nb.base.data import torchvision_images
+from specialize_nb.controls.controls import Controls, draw_controls
+from specialize_nb.controls.matching import strata, unit_properties
+from specialize_nb.dev.testing import planted_mlp, test_near
+from specialize_nb.lesions.damage import DamageRun, damage_run
+from specialize_nb.lesions.importance import importance
+from specialize_nb.lesions.outcomes import find_outcomes, residual, resolved
+from specialize_nb.network.units import Network
+from specialize_nb.stats.many import benjamini_hochberg, max_t
+from specialize_nb.stats.published import PaperTest
+from specialize_nb.stats.sequential import Sequential, look_p_values, undecided
+from specialize_nb.stats.tests import p_values
 
 ALPHA, N_CONTROLS, N_PAPER = 0.05, 39, 19
 OUTCOMES = "cross_entropy", "margin", "kl", "accuracy", "micro_accuracy", "selectivity", "selectivity_residual"

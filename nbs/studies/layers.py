@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from specialize_nb.data import modular_addition, torchvision_images
-from specialize_nb.files import write_atomic
-from specialize_nb.layers import layer_distances
-from specialize_nb.segments import layer_groups
-from specialize_nb.units import trace
+from specialize_nb.base.data import modular_addition, torchvision_images
+from specialize_nb.base.files import write_atomic
+from specialize_nb.layers.distances import layer_distances
+from specialize_nb.layers.segments import layer_groups
+from specialize_nb.network.units import trace
 
 SEEDS = 0, 1, 2
 MEASURES = ("gw", "identity", "rsa", "cka", "cka_rbf", "procrustes", "svcca", "pwcca", "sliced_wasserstein")

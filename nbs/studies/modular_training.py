@@ -38,9 +38,12 @@ from specialize_nb import (
     trace,
     weight_graph,
 )
-from specialize_nb.data import Labelled, torchvision_images
-from specialize_nb.modular_training import clusterability_cost, clusterable_init, magnitude_pruning, relu_rescaling
-from specialize_nb.stats import Evidence
+from specialize_nb.base.data import Labelled, torchvision_images
+from specialize_nb.stats.evidence import Evidence
+from specialize_nb.training.cost import clusterability_cost
+from specialize_nb.training.pruning import magnitude_pruning
+from specialize_nb.training.rescaling import relu_rescaling
+from specialize_nb.training.start import clusterable_init
 
 SIZES = (784, 128, 128, 128, 10)
 N_TRAIN, EPOCHS, BATCH, K = 30_000, 3, 128, 12

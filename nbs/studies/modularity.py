@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from specialize_nb import accuracy, fit, mlp, trace
-from specialize_nb.activations import record
-from specialize_nb.agreement import agreement
-from specialize_nb.data import Labelled, torchvision_images
-from specialize_nb.modularity import activation_nulls, correlation_graph, modularity_partition, modularity_test
-from specialize_nb.similarity import Similarity, measure_similarity
-from specialize_nb.testing import test_near
-from specialize_nb.units import Network
+from specialize_nb.base.data import Labelled, torchvision_images
+from specialize_nb.clusters.agreement import agreement
+from specialize_nb.clusters.modularity import modularity_partition, modularity_test
+from specialize_nb.clusters.nulls import activation_nulls
+from specialize_nb.dev.testing import test_near
+from specialize_nb.graphs.activations import correlation_graph
+from specialize_nb.graphs.similarity import Similarity, measure_similarity
+from specialize_nb.network.answers import record
+from specialize_nb.network.units import Network
 
 SIZES, HELD_OUT = (784, 64, 64, 10), 6_000
 N_FIRST, N_SEEDS, N_UNTRAINED, N_NOISE = 2, 4, 24, 99

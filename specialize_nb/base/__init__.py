@@ -1,0 +1,1 @@
+"""What every wing stands on: data, files, results, words, seeds."""

@@ -1,0 +1,175 @@
+"""The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
+
+A plain module, not a notebook: mechanism without a story. A result is a frozen dataclass; what `save` writes is its
+fields, and `load` makes it again from them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from specialize_nb.base.files import read_result, write_result
+
+__all__ = ["Result", "freeze", "plain_setting", "read_only", "small_table"]
+
+_ROWS = 12  # of the table in a notebook
+
+
+def read_only(array: Any, dtype: type | None = float) -> np.ndarray:
+    """A copy of `array` that nobody can write to."""
+    array = np.array(array, dtype=dtype)  # a copy: the caller's stays writeable
+    array.setflags(write=False)
+    return array
+
+
+def freeze(content: Any) -> None:
+    """Make the arrays in a field read-only: one, or those of a tuple or a mapping."""
+    if isinstance(content, np.ndarray):
+        content.setflags(write=False)
+    elif isinstance(content, Mapping | tuple | list):
+        for one in content.values() if isinstance(content, Mapping) else content:
+            freeze(one)
+
+
+def plain_setting(setting: Any) -> Any:
+    """NumPy's numbers and arrays as Python's."""
+    if isinstance(setting, np.ndarray | np.generic):
+        return setting.tolist()
+    kind = type(setting).__name__
+    raise TypeError(f"setting {setting!r} is a {kind}: give numbers, text, lists or dicts, as JSON has them")
+
+
+def small_table(frame: pd.DataFrame, rows: int = _ROWS) -> str:
+    """The first rows as HTML, numbers to three digits, and how many there are if these are not all."""
+    table = frame.head(rows).to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format)
+    more = f"<p>{rows} of {len(frame)} rows; <code>to_frame()</code> has all.</p>" if len(frame) > rows else ""
+    return table + more
+
+
+class Result(ABC):
+    """What an analysis found."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # every result is a dataclass
+            freeze(getattr(self, one.name))
+
+    @abstractmethod
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers, tidy: identifiers as column names, nothing rounded."""
+
+    @abstractmethod
+    def plot(self, ax: Any = None) -> Any:
+        """The result as a picture. Returns the axes."""
+
+    @property
+    @abstractmethod
+    def verdict(self) -> str:
+        """What was found, in one line of words."""
+
+    def save(self, path: str | Path) -> Path:
+        """Keep everything in one file. Returns its path."""
+        arrays: dict[str, np.ndarray] = {}
+        packed = _packed_fields(self, "", arrays)
+        return write_result(path, type(self).__name__, arrays, packed)
+
+    @classmethod
+    def load(cls, path: str | Path):
+        """What `save` kept. Raises: `FileNotFoundError`; `ValueError` if the file holds something else."""
+        arrays, kept = read_result(path, cls.__name__, oldest=2)
+        return _made(cls, kept, arrays)
+
+    def shown(self) -> pd.DataFrame:
+        """The rows that a notebook shows, the most telling first."""
+        return self.to_frame()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.verdict})"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{type(self).__name__}</b>: {escape(self.verdict)}</p>{small_table(self.shown())}"
+
+
+# On disk: JSON, and arrays beside it. What JSON does not have is an object that says its kind, such as {"array": place},
+# {"tuple": [...]}, {"mapping": [[key, value], ...]}, {"frame": [[column, place], ...]}, {"result": class, "fields": {...}}.
+
+
+def _packed_fields(result: Result, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    names = [one.name for one in fields(result) if one.init]  # type: ignore[arg-type]
+    return {name: _packed(getattr(result, name), f"{place}{name}", arrays) for name in names}
+
+
+def _packed(content: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
+    """`content` as JSON has it; arrays go to `arrays`, by the place they have in the result."""
+    if content is None or isinstance(content, bool | int | float | str):
+        return content
+    if isinstance(content, np.generic):
+        return content.item()
+    if isinstance(content, np.ndarray | Tensor):
+        kind = "array" if isinstance(content, np.ndarray) else "tensor"
+        arrays[place] = content if isinstance(content, np.ndarray) else content.detach().cpu().numpy()
+        return {kind: place}
+    if isinstance(content, pd.DataFrame):
+        columns = [[str(name), f"{place}/{i}"] for i, name in enumerate(content)]
+        arrays |= {at: _column(content.iloc[:, i]) for i, (_, at) in enumerate(columns)}
+        return {"frame": columns}
+    if isinstance(content, Mapping):
+        pairs = enumerate(content.items())
+        return {
+            "mapping": [
+                [_packed(key, f"{place}/{i}", arrays), _packed(one, f"{place}/{i}", arrays)] for i, (key, one) in pairs
+            ]
+        }
+    if isinstance(content, tuple | list):
+        parts = [_packed(one, f"{place}/{i}", arrays) for i, one in enumerate(content)]
+        return {"tuple" if isinstance(content, tuple) else "list": parts}
+    if isinstance(content, Result):
+        return {"result": type(content).__name__, "fields": _packed_fields(content, f"{place}/", arrays)}
+    raise TypeError(
+        f"{place} is a {type(content).__name__}, which cannot be kept: use numbers, text, arrays and frames"
+    )
+
+
+def _column(column: pd.Series) -> np.ndarray:
+    return column.to_numpy() if column.dtype.kind in "bif" else column.to_numpy(dtype=str)
+
+
+def _unpacked(content: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if not isinstance(content, dict):
+        return content
+    (kind, inside), *_ = content.items()
+    if kind == "array":
+        return arrays[inside]
+    if kind == "tensor":
+        return torch.from_numpy(arrays[inside].copy())
+    if kind == "frame":
+        return pd.DataFrame({name: arrays[at] for name, at in inside})
+    if kind == "mapping":
+        return {_unpacked(key, arrays): _unpacked(one, arrays) for key, one in inside}
+    if kind == "result":
+        return _made(_class_of(inside), content["fields"], arrays)
+    parts = [_unpacked(one, arrays) for one in inside]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+def _made(cls: type, kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    return cls(**{name: _unpacked(content, arrays) for name, content in kept.items()})
+
+
+def _class_of(name: str) -> type:
+    """The kind of result of that name, among those that are loaded."""
+    kinds: list[type] = [Result]
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind
+        kinds += kind.__subclasses__()
+    raise ValueError(f"the file holds a {name}, which this version does not know")

@@ -1,0 +1,1 @@
+"""Partitions of units, the ways to find one, and whether there is anything to find."""

@@ -1,0 +1,1 @@
+"""For tests and export only; not part of what is installed."""

@@ -1,0 +1,1 @@
+"""Graphs over units, and the ways to build one."""

@@ -1,0 +1,1 @@
+"""Layers as wholes: how far apart, and in which groups."""

@@ -1,0 +1,206 @@
+"""A program cut at the layers to be lesioned: what comes before runs once, what comes after for many lesions at a time.
+
+A plain module, not a notebook: mechanism without a story. The lesion notebook shows what it is good for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from specialize_nb.lesions.fuse import FusedProgram, peak
+from specialize_nb.network.hooked import HookedProgram
+from specialize_nb.network.operations import op_name
+from specialize_nb.network.program import (
+    Layout,
+    Program,
+    boundary_of,
+    examples_back,
+    examples_first,
+    first_met,
+    size_at,
+)
+from specialize_nb.network.units import Layer, Network
+
+__all__ = ["Cut", "ablate"]
+
+
+def ablate(
+    value: Tensor,  # (n or n_groups * n, ...) what a layer puts out, examples first
+    mask: Tensor,  # (n_groups, n_units) bool, True for silenced units
+    fill: Tensor,  # What those put out instead: as many axes as `value`, of its size or 1
+    unit_dim: int,
+    *,
+    stacked: bool,  # Does `value` hold the batch once for each lesion already?
+) -> Tensor:  # (n_groups * n, ...)
+    """Replace what groups of units put out; the batch comes once for each lesion."""
+    value = value.unflatten(0, (len(mask), -1)) if stacked else value.unsqueeze(0)
+    shape = [len(mask)] + [1] * (value.ndim - 1)
+    shape[unit_dim + 1] = mask.shape[1]
+    return torch.where(mask.view(shape), fill.unsqueeze(0).to(value.dtype), value).flatten(0, 1)
+
+
+class _AblateInside(nn.Module):
+    """`ablate` for a value met on the way, whose examples may lie anywhere. A module, so that a part can be pickled."""
+
+    def __init__(self, layout: Layout, unit_dim: int):
+        super().__init__()
+        self.layout, self.unit_dim = layout, unit_dim
+
+    def forward(self, value: Tensor, mask: Tensor, fill: Tensor) -> Tensor:
+        rows = examples_first(value, self.layout)
+        return examples_back(ablate(rows, mask, fill, self.unit_dim, stacked=True), self.layout)
+
+
+class Cut:
+    """The two parts of a program around some layers; it can be sent to other processes.
+
+    Raises: `ValueError` if a layer cannot be lesioned there, or what one reader gets cannot be told from what others
+    do.
+    """
+
+    arguments = Program.arguments  # The tensors of one call's inputs
+
+    def __init__(
+        self,
+        network: Network,
+        program: FusedProgram | HookedProgram,  # The network's own, or its fused twin
+        layers: Sequence[str],  # All to be lesioned at once
+        scores: str,  # Node that holds what the network says
+        reader: str | None = None,  # Layer that alone gets the lesioned values; None is all
+    ):
+        self.layers = {name: network.layer(name) for name in layers}
+        self.any_batch, self.keywords = program.any_batch, program.keywords
+        if reader is not None:
+            first, inside = [], list(self.layers.values())
+        else:
+            first, inside = first_met(program, list(self.layers.values()))
+        self._check(program, len(first) + len(inside), reader)
+        self.first = [layer.name for layer in first]
+        self.kept = boundary_of(program, [layer.site for layer in first or inside], [scores])
+        self._layouts = {name: program.layouts[name] for name in self.kept if name in program.layouts}
+        self._growth = {name: _growth(program, name) for name in self.kept if name not in program.layouts}
+        self._before = program.extract(program.inputs, self.kept)
+        self._after = program.extract(self.kept, [scores])
+        self.has_maps = self.any_batch and any(op_name(node) == "conv2d" for node in self._after.graph.nodes)
+        self.inside = [layer.name for layer in inside]
+        if inside:
+            users = {layer.name: _readers(network, program, layer, reader) for layer in inside}
+            part = fx.GraphModule(self._after, copy.deepcopy(self._after.graph))
+            self._after = _with_lesions(part, inside, users, program)
+        self.peak = peak(program, self.kept, [scores]) if self.any_batch else 1
+
+    def _check(self, program: FusedProgram | HookedProgram, n: int, reader: str | None) -> None:
+        for name, layer in self.layers.items():
+            if program.layouts[layer.site].axis is None:
+                raise ValueError(f"layer {name!r} puts out the same for all examples of a batch: it cannot be lesioned")
+            if layer.shape[layer.unit_dim - 1] != layer.n_units:
+                told = f"its values are {layer.shape} and its units {layer.n_units}, one for each number"
+                raise ValueError(f"layer {name!r} cannot be lesioned: {told}; lesion the layers that read it")
+        if not self.any_batch and (n > 1 or reader is not None):
+            what = "groups across layers" if reader is None else "a lesion for one reader"
+            raise ValueError(f"{what} cannot be lesioned: the model is read through hooks, so its wiring is not known")
+
+    def keep(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The values to keep of one batch's `arguments`: what layers put out, and what else is needed after them."""
+        return tuple(self._laid_out(value) for value in self._before(*tensors))
+
+    def _laid_out(self, value: Any) -> Any:
+        """Maps that convolutions will read with their channels last in memory, once for all lesions."""
+        if not self.has_maps or not isinstance(value, Tensor) or value.ndim != 4:
+            return value
+        return value.contiguous(memory_format=torch.channels_last)
+
+    def scores(self, kept: Sequence[Any], masks: Mapping[str, Tensor], fills: Mapping[str, Tensor]) -> Tensor:
+        """(n_groups, n, n_scores): what the network says under each lesion; masks (n_groups, n_units) by layer."""
+        extra = [part[name] for name in self.inside for part in (masks, fills)]
+        n_groups = len(next(iter(masks.values())))
+        return self._after(*self.stacked(kept, masks, fills), *extra)[0].unflatten(0, (n_groups, -1))
+
+    def stacked(self, kept: Sequence[Any], masks: Mapping[str, Tensor], fills: Mapping[str, Tensor]) -> list[Any]:
+        """The kept values once for each lesion, the first layers' lesioned."""
+        n_groups = len(next(iter(masks.values())))
+        values = [self._stacked(name, value, n_groups) for name, value in zip(self.kept, kept, strict=True)]
+        for i, name in enumerate(self.first):
+            layout, rows = self._layouts[self.kept[i]], examples_first(kept[i], self._layouts[self.kept[i]])
+            rows = ablate(rows, masks[name], fills[name], self.layers[name].unit_dim, stacked=False)
+            values[i] = examples_back(rows, layout)
+        return values
+
+    def _stacked(self, name: str, value: Any, times: int) -> Any:
+        """A kept value for a batch repeated `times` over; the first sites are stacked as they are lesioned."""
+        if name in self._growth:
+            fixed, each = self._growth[name]
+            return fixed + (value - fixed) * times if each else value
+        layout = self._layouts[name]
+        if layout.axis is None or self.kept.index(name) < len(self.first):
+            return value
+        rows = examples_first(value, layout)
+        return examples_back(rows.repeat(times, *[1] * (rows.ndim - 1)), layout)
+
+
+def _growth(program: Any, name: str) -> tuple[int, int]:
+    """A size that is kept, as a fixed part and one for every example."""
+    one, two = (size_at(program.nodes[name].meta["val"], n) for n in (1, 2))
+    return 2 * one - two, two - one
+
+
+def _readers(network: Network, program: Any, layer: Layer, reader: str | None) -> list[str]:
+    """Names of the nodes that read a layer's units, all or on the way to one layer."""
+    if reader is None:
+        return [user.name for user in program.nodes[layer.site].users]
+    users = [user.name for user in program.nodes[layer.site].users if user.op != "output"]
+    stops = {other.pre: other.name for other in network.layers if other.name != layer.name and other.kind != "input"}
+    network.layer(reader)
+    reached = {user: _layers_reached(program, user, stops) for user in users}
+    found = [user for user in users if reader in reached[user]]
+    if not found:
+        named = sorted(set.union(set(), *reached.values()))
+        raise ValueError(f"layer {reader!r} does not read {layer.name!r}: its readers are {named}")
+    if shared := sorted({name for user in found for name in reached[user]} - {reader}):
+        told = f"what {reader!r} reads of {layer.name!r} also goes to {shared} by the same way"
+        raise ValueError(f"{told}: trace with residual='stream', or lesion all readers")
+    return found
+
+
+def _layers_reached(program: Any, start: str, stops: Mapping[str, str]) -> set[str]:
+    """Names of the layers that a node leads to without passing another layer."""
+    found, stack, seen = set(), [start], set()
+    while stack:
+        name = stack.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in stops:
+            found.add(stops[name])
+        else:
+            stack += [user.name for user in program.nodes[name].users if user.op != "output"]
+    return found
+
+
+def _with_lesions(
+    part: fx.GraphModule, layers: Sequence[Layer], users: Mapping[str, list[str]], program: Any
+) -> fx.GraphModule:
+    """The part with a mask and a fill as further inputs for each layer, which is lesioned where it is met."""
+    nodes = {node.name: node for node in part.graph.nodes}
+    last = [node for node in part.graph.nodes if node.op == "placeholder"][-1]
+    for i, layer in enumerate(layers):
+        extra = []
+        for kind in ("mask", "fill"):
+            with part.graph.inserting_after(last):
+                last = part.graph.placeholder(f"{kind}_{i}")
+            extra.append(last)
+        site = nodes[layer.site]
+        after = last if site.op == "placeholder" else site
+        part.add_submodule(f"lesion_{i}", _AblateInside(program.layouts[layer.site], layer.unit_dim))
+        with part.graph.inserting_after(after):
+            new = part.graph.call_module(f"lesion_{i}", (site, *extra))
+        for name in users[layer.name]:
+            if name in nodes:
+                nodes[name].replace_input_with(site, new)
+    part.recompile()
+    return part

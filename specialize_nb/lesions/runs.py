@@ -1,0 +1,542 @@
+"""Long runs: blocks of work on one process, many, or a cluster; each finished block is on disk, and none is done twice.
+
+A plain module, not a notebook: `nbs/tutorials/several_machines.ipynb` shows how it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import operator
+import os
+import pickle
+import re
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from joblib.externals.loky import get_reusable_executor
+from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from specialize_nb.base.files import read_result, write_atomic, write_result
+
+__all__ = ["Block", "Store", "content_hash", "run_blocks"]
+
+_ROUNDS = 3  # how often the blocks of dead workers are tried
+_LEFTOVER = 3600  # seconds after which an unfinished file has no writer any more: writing one takes seconds
+_FORMAT = 1
+
+Arrays = dict[str, np.ndarray]
+
+
+# What makes the numbers of a run
+
+
+def content_hash(
+    *things: Any,  # Strings, bytes, numbers, None; arrays, tensors, data frames; sequences and mappings of these
+) -> str:  # 64 hex digits
+    """One name for what these things hold: the same in every process, on every machine and device.
+
+    Equal numbers of Python and NumPy have one name, tuples and lists too; the order of a mapping does not count.
+
+    Raises: `TypeError` for anything else, whose content cannot be known.
+    """
+    return _digest(things).hex()
+
+
+def _tagged(tag: str, *parts: Any) -> bytes:  # parts: bytes, or arrays of them
+    return hashlib.sha256(b"".join([hashlib.sha256(part).digest() for part in (tag.encode(), *parts)])).digest()
+
+
+def _digest(thing: Any) -> bytes:
+    if isinstance(thing, np.generic):
+        return _digest(thing.item()) if thing.dtype.kind in "biufcSU" else _of_array(np.asarray(thing))
+    if thing is None or isinstance(thing, bool | int | complex):
+        kind = bool if isinstance(thing, bool) else int if isinstance(thing, int) else type(thing)
+        return _tagged(kind.__name__, repr(thing if thing is None else kind(thing)).encode())
+    if isinstance(thing, float):
+        return _tagged("float", float(thing).hex().encode())
+    if isinstance(thing, str):
+        return _tagged("str", str.__str__(thing).encode("utf-8", "surrogatepass"))
+    if isinstance(thing, bytes | bytearray):
+        return _tagged("bytes", bytes(thing))
+    if isinstance(thing, Tensor):
+        return _of_tensor(thing)
+    if type(thing) in (np.ndarray, np.memmap):
+        return _of_array(thing)
+    if isinstance(thing, Mapping):
+        return _tagged("mapping", *sorted(_digest(key) + _digest(value) for key, value in thing.items()))
+    if isinstance(thing, tuple | list):
+        return _tagged("sequence", *map(_digest, thing))
+    if isinstance(thing, pd.DataFrame):
+        columns = [thing.index.to_series(), *(thing.iloc[:, i] for i in range(thing.shape[1]))]
+        return _tagged("frame", _digest(list(thing.columns)), *map(_of_column, columns))
+    raise TypeError(
+        f"no content hash of a {type(thing).__module__}.{type(thing).__qualname__}: give the numbers, strings, arrays "
+        "or tensors that it is made of (of a model, its `state_dict()`)"
+    )
+
+
+def _of_array(array: np.ndarray) -> bytes:
+    if array.dtype.kind not in "biufcSUmM" or array.dtype.char in "gG":
+        raise TypeError(f"no content hash of an array of {array.dtype}: give arrays of numbers or strings")
+    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    content = little.reshape(-1).view(np.uint8)
+    return _tagged("array", little.dtype.str.encode(), repr(array.shape).encode(), content)
+
+
+def _of_tensor(tensor: Tensor) -> bytes:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TypeError(f"no content hash of a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = torch.view_as_real(plain) if plain.is_complex() else plain
+    content = plain.reshape(-1).view(torch.uint8).numpy()
+    return _tagged("tensor", str(tensor.dtype).encode(), repr(tuple(tensor.shape)).encode(), content)
+
+
+def _of_column(column: pd.Series) -> bytes:
+    values = column.to_numpy()
+    return _tagged("column", str(column.dtype).encode(), _digest(list(values) if values.dtype == object else values))
+
+
+# Blocks on disk
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a run that is computed, and kept, as a whole."""
+
+    key: str  # Content hash of all that makes its numbers and is not in the identity of the run
+    arguments: tuple = field(compare=False, repr=False)  # What the function is given after `shared`; small
+    cost: float = field(default=1.0, compare=False)  # In passes, for the bar of progress
+
+
+class Store:
+    """A folder that keeps the finished blocks of runs, each run in a folder of its own.
+
+    A run is known by its identity: names of what makes its numbers, with a content hash each. Blocks of one identity
+    are never read by another.
+
+    Warns: `RuntimeWarning` if there are runs here, but none of this identity.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,  # Made when the first block is kept
+        identity: Mapping[str, str],  # As {'model': content_hash(...), 'data': ..., 'settings': ...}
+    ):
+        self.path, self.identity = Path(path), {str(name): str(value) for name, value in identity.items()}
+        self.run = content_hash(self.identity)[:32]
+        self.folder, self._prepared = self.path / self.run, False
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{str(self.path)!r} is a file; a store is a folder")
+        if not (self.folder / "run.json").exists() and (others := self._others()):
+            self._warn(*min(others, key=lambda other: (len(other[0]), -other[1])))
+
+    def _others(self) -> list[tuple[list[str], int]]:
+        """Of each run that holds blocks: the parts of its identity that differ, and how many blocks."""
+        found = []
+        for path in sorted(self.path.glob("*/run.json")):
+            try:
+                known = dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
+            except (OSError, ValueError, TypeError, KeyError):
+                continue  # no run of ours, or a damaged one: nothing can be said of it
+            names = [*self.identity, *(name for name in known if name not in self.identity)]
+            differing = [name for name in names if known.get(name) != self.identity.get(name)]
+            if differing and (kept := len(list(path.parent.glob("*.npz")))):
+                found.append((differing, kept))
+        return found
+
+    def _warn(self, differing: list[str], kept: int) -> None:
+        *first, last = differing
+        names, verb = (f"{', '.join(first)} and {last}", "differ") if first else (last, "differs")
+        whose = f"its {kept} blocks are" if kept > 1 else "its one block is"
+        warnings.warn(
+            f"the {names} {verb} from the run kept in {str(self.path)!r}: {whose} left alone, this run starts anew",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _file(self, key: str) -> Path:
+        if not re.fullmatch(r"\w[\w.-]{0,127}", key, re.ASCII):
+            raise ValueError(f"{key!r} cannot name a block: use letters, digits, '_', '-', '.', 128 at most")
+        return self.folder / f"{key}.npz"
+
+    @property
+    def n_kept(self) -> int:
+        """How many blocks of this run are on disk?"""
+        return len(list(self.folder.glob("*.npz")))
+
+    def prepare(self) -> None:
+        """Make the folder, see that it can be written to, clear what killed writers left.
+
+        Raises: `OSError` if nothing can be written there.
+        """
+        content = json.dumps({"format": _FORMAT, "identity": self.identity}, indent=1) + "\n"
+        try:
+            now = write_atomic(self.folder / "run.json", content.encode()).stat().st_mtime
+        except OSError as error:
+            told = f"cannot write to {str(self.folder)!r} ({error.strerror or error}): choose a folder that can be"
+            raise OSError(error.errno, told) from error
+        for left in self.folder.glob(".*"):  # `write_atomic` names what is unfinished so
+            try:
+                if now - left.stat().st_mtime > _LEFTOVER:
+                    left.unlink()
+            except OSError:
+                pass  # another process was quicker
+        self._prepared = True
+
+    def get(self, key: str) -> Arrays | None:
+        """The arrays of a block, or None if it is not kept.
+
+        Warns: `RuntimeWarning` if its file is damaged: it counts as not kept.
+        """
+        path = self._file(key)
+        try:
+            arrays, fields = read_result(path, "Block")
+            if fields != {"key": key, "run": self.run}:
+                raise ValueError(f"{str(path)!r} is the block of another run")
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            warnings.warn(f"{error}; this block is computed again", RuntimeWarning, stacklevel=3)
+            return None
+        return arrays
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a block: whole, or not at all."""
+        path = self._file(key)
+        if not self._prepared:
+            self.prepare()
+        write_result(path, "Block", arrays, {"key": key, "run": self.run})
+
+    def __repr__(self) -> str:
+        return f"Store({self.n_kept} blocks of run {self.run[:8]})"
+
+
+# What a worker does
+
+
+def _checked(result: Any) -> Arrays:
+    """What a block gave, as it would come back from disk."""
+    if not isinstance(result, Mapping):
+        raise TypeError(f"a block has to give a dict of arrays, not a {type(result).__name__}")
+    arrays = {name: np.asarray(array) for name, array in result.items()}
+    if wrong := [name for name, array in arrays.items() if not isinstance(name, str) or array.dtype.hasobject]:
+        raise TypeError(f"a block gave {wrong}, which cannot be kept: names are strings, arrays hold no Python objects")
+    return arrays
+
+
+_Settings = tuple[torch.dtype, str]
+
+
+def _settings() -> _Settings:
+    """What changes numbers, and is a setting of the process."""
+    return torch.get_default_dtype(), torch.get_float32_matmul_precision()
+
+
+@contextmanager
+def _alike(settings: _Settings) -> Iterator[None]:
+    """One thread and these settings inside the block, so that numbers are the same everywhere; as before afterwards."""
+    threads, before = torch.get_num_threads(), _settings()
+    try:
+        torch.set_num_threads(1)
+        _set(settings)
+        with threadpool_limits(limits=1):  # those of NumPy, whose products differ in the last bit with their number
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        _set(before)
+
+
+def _set(settings: _Settings) -> None:
+    dtype, precision = settings
+    torch.set_default_dtype(dtype)
+    if precision != torch.get_float32_matmul_precision():
+        torch.set_float32_matmul_precision(precision)
+
+
+class _WorkerTraceback(Exception):
+    """Where it happened in the worker; shown as the cause of an error."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+@dataclass
+class _Failure:
+    error: Exception
+    where: str  # traceback in the worker
+
+
+def _failure(error: Exception) -> _Failure:
+    where = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:  # an error that cannot travel would look like a dead worker
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Failure(error, where)
+
+
+_OPENING = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _slot(digest: str) -> list:
+    return []
+
+
+def _arrived(parcel: Any) -> np.ndarray:
+    """The parcel itself. On a cluster of one worker, joblib runs blocks in this process: with Dask's promise of it."""
+    return parcel if isinstance(parcel, np.ndarray) else parcel.result()
+
+
+def _open(digest: str, parcel: np.ndarray) -> tuple[Callable, Any]:
+    """The function and what all its blocks share: unpickled once in each worker."""
+    with _OPENING:
+        slot = _slot(digest)
+        if not slot:
+            slot.append(pickle.loads(memoryview(_arrived(parcel))))
+    return slot[0]
+
+
+def _work(place: int, arguments: bytes, digest: str, parcel: np.ndarray, settings: _Settings) -> tuple[int, Any]:
+    """One block in a worker: its place, and what it gave or why it failed."""
+    try:
+        function, shared = _open(digest, parcel)
+        with _alike(settings):
+            return place, _checked(function(shared, *pickle.loads(arguments)))
+    except Exception as error:
+        return place, _failure(error)
+
+
+def _work_here(place: int, arguments: tuple, function: Callable, shared: Any) -> tuple[int, Any]:
+    """One block in a thread of this process."""
+    try:
+        with _alike(_settings()):
+            return place, _checked(function(shared, *arguments))
+    except Exception as error:
+        return place, _Failure(error, "")
+
+
+class _OnDevice(Exception):
+    """What the blocks share is on a device that processes of one machine cannot have twice."""
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Refuses tensors that are not in the memory of the CPU."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor) and obj.device.type != "cpu":
+            raise _OnDevice
+        return super().reducer_override(obj)
+
+
+def _parcel(function: Callable, shared: Any, any_device: bool) -> np.ndarray:
+    """Function and what blocks share, pickled into one array: joblib maps large arrays, and ships them once."""
+    buffer = BytesIO()
+    (cloudpickle.Pickler if any_device else _Pickler)(buffer, protocol=5).dump((function, shared))
+    return np.frombuffer(buffer.getbuffer(), dtype=np.uint8)
+
+
+def _itself(parcel: np.ndarray) -> np.ndarray:
+    return parcel
+
+
+def _on_cluster(client: Any, digest: str, parcel: np.ndarray) -> Any:
+    """The parcel as a task of its own.
+
+    joblib would scatter it: then it is gone with the one worker that holds it, and the run with it. What a task gives
+    is made again by the scheduler, on any worker.
+    """
+    import dask
+
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+        return client.submit(_itself, parcel, key=f"shared-{digest}", pure=True)
+
+
+# The parent
+
+
+@dataclass
+class _Run:
+    """What is done of a run, and what is left."""
+
+    blocks: dict[str, Block]  # by key, each once
+    store: Store | None
+    bar: Any
+    found: dict[str, Arrays] = field(default_factory=dict)
+
+    @property
+    def left(self) -> list[Block]:
+        return [block for key, block in self.blocks.items() if key not in self.found]
+
+    @property
+    def so_far(self) -> str:
+        if self.store is None:
+            return f"{len(self.found)} of {len(self.blocks)} blocks were done, and are lost: give a store to keep them"
+        return f"{len(self.found)} of {len(self.blocks)} blocks are kept in {str(self.store.folder)!r}"
+
+    def keep(self, block: Block, arrays: Arrays) -> None:
+        if self.store is not None:
+            try:
+                self.store.put(block.key, arrays)
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                told = "the disk is full" if full else f"a block cannot be written ({error.strerror or error})"
+                then = "free space" if full else "mend that"
+                raise OSError(error.errno, f"{told}: {self.so_far}; {then} and run the same call again") from error
+        self.found[block.key] = arrays
+        self.bar.update(block.cost)
+
+
+def run_blocks(
+    function: Callable[..., Mapping[str, np.ndarray]],  # Called as `function(shared, *block.arguments)`
+    shared: Any,  # What all blocks need: a model, data; sent to each worker once
+    blocks: Sequence[Block],  # Blocks of one key are computed once
+    *,
+    store: Store | None = None,  # Where finished blocks are kept, and taken from
+    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else this one
+    progress: bool = False,  # Show a progress bar?
+    description: str = "",  # Title of the bar
+) -> list[Arrays]:  # What each block gave, in their order
+    """What does every block give? Computed once, by one process, many, or a cluster, with the same bits.
+
+    Each block runs with one torch thread. What is not in the memory of the CPU stays in this process, unless Dask has
+    workers with devices of their own.
+
+    Raises: what `function` raises; `OSError` if a block cannot be kept; `RuntimeError` if workers go on dying.
+    Warns: `RuntimeWarning` if workers died and their blocks are tried again, or a block on disk is damaged.
+    """
+    blocks = list(blocks)
+    costs = sum({block.key: block.cost for block in blocks}.values())
+    with tqdm(total=costs, desc=description, unit="pass", disable=not progress) as bar:
+        run = _Run({block.key: block for block in blocks}, store, bar)
+        if store is not None:
+            for block in run.blocks.values():
+                if (kept := store.get(block.key)) is not None:
+                    run.found[block.key] = kept
+            bar.initial = bar.n = sum(run.blocks[key].cost for key in run.found)
+            bar.refresh()
+        if run.left:
+            if store is not None:
+                store.prepare()
+            _compute(run, function, shared, n_jobs)
+    return [run.found[block.key] for block in blocks]
+
+
+def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> None:
+    backend, _ = get_active_backend()
+    client = getattr(backend, "client", None)  # of Dask
+    if client is None and (joblib.effective_n_jobs(n_jobs) == 1 or len(run.left) == 1):
+        return _in_order(run, function, shared)
+    if client is None and getattr(backend, "supports_sharedmem", False):
+        with _alike(_settings()):
+            return _rounds(run, n_jobs, _work_here, operator.attrgetter("arguments"), (function, shared))
+    if client is None:
+        _end_workers_with(os.getpid())
+    try:
+        parcel = _parcel(function, shared, any_device=client is not None)
+    except _OnDevice:
+        return _in_order(run, function, shared)
+    digest = hashlib.sha256(parcel).hexdigest()
+    sent = parcel if client is None else _on_cluster(client, digest, parcel)
+    # Arguments as bytes: joblib would scatter arrays, and lose them with the worker that has them. And a cluster is
+    # told of all blocks at once: it may have few workers yet, and grow with what waits.
+    packed = lambda block: cloudpickle.dumps(block.arguments)  # noqa: E731
+    _rounds(run, n_jobs, _work, packed, (digest, sent, _settings()), ahead="2*n_jobs" if client is None else "all")
+
+
+@lru_cache(maxsize=1)
+def _end_workers_with(process: int) -> None:
+    """Idle workers would keep a process of somebody's pool from ending for minutes."""
+    Finalize(None, _end_workers, exitpriority=100)
+
+
+def _end_workers() -> None:
+    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def _in_order(run: _Run, function: Callable, shared: Any) -> None:
+    with _alike(_settings()):
+        for block in run.left:
+            run.keep(block, _checked(function(shared, *block.arguments)))
+
+
+def _rounds(
+    run: _Run,
+    n_jobs: int | None,
+    work: Callable,  # Called as `work(place, own(block), *same)`
+    own: Callable[[Block], Any],
+    same: tuple,
+    ahead: str = "2*n_jobs",  # Blocks handed out before they are asked for
+) -> None:
+    """Run what is left; and again, if workers died of it."""
+    dead, failure = _dead_workers(), None
+    for attempt in range(1, _ROUNDS + 1):
+        try:
+            failure = _one_round(run, n_jobs, work, own, same, ahead)
+            break
+        except dead as error:
+            told = f"a worker died ({type(error).__name__}: killed, or out of memory?)"
+        if attempt == _ROUNDS:
+            raise RuntimeError(
+                f"{told} in each of {_ROUNDS} rounds: {run.so_far}. See what kills them (if memory: fewer jobs, "
+                "smaller blocks), and run the same call again"
+            )
+        again = f"{len(run.left)} of {len(run.blocks)} blocks are tried again, round {attempt + 1} of {_ROUNDS}"
+        warnings.warn(f"{told}: {again}", RuntimeWarning, stacklevel=4)
+    if failure is not None:
+        raise failure.error from (_WorkerTraceback(failure.where) if failure.where else None)
+
+
+def _dead_workers() -> tuple[type[BaseException], ...]:
+    names = {"distributed.scheduler": ["KilledWorker"], "distributed.client": ["FutureCancelledError"]}
+    dask = [getattr(sys.modules[module], name) for module in names if module in sys.modules for name in names[module]]
+    return (BrokenProcessPool, CancelledError, *dask)  # loky's errors are kinds of the first
+
+
+def _one_round(
+    run: _Run, n_jobs: int | None, work: Callable, own: Callable[[Block], Any], same: tuple, ahead: str
+) -> _Failure | None:
+    """Keep every block the moment it arrives; stop at the first that failed."""
+    left = run.left
+    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=ahead)
+    tasks = (joblib.delayed(work)(place, own(block), *same) for place, block in enumerate(left))
+    with _ended(parallel(tasks)) as answers:
+        for place, answer in answers:
+            if isinstance(answer, _Failure):
+                return answer
+            run.keep(left[place], answer)
+    return None
+
+
+@contextmanager
+def _ended(answers: Iterator) -> Iterator[Iterator]:
+    """No block runs on after the block of code."""
+    try:
+        yield answers
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* have been cancelled", UserWarning)  # of joblib: it is meant
+            answers.close()

@@ -1,0 +1,1 @@
+"""A model as units and what joins them: tracing, wiring, what layers put out."""

@@ -1,0 +1,468 @@
+"""One traced program of a model: an ATen graph without in-place operations, that can be cut and rejoined at any node.
+
+A plain module, not a notebook: mechanism without a story. The units notebook shows what it is good for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["Layout", "Program", "export_program"]
+
+# Operations that may hand back their input, or a view of it, without saying so in their schema.
+_MAY_ALIAS = {
+    "reshape",
+    "flatten",
+    "contiguous",
+    "dropout",
+    "to",
+    "type_as",
+    "expand_as",
+    "view_as",
+    "feature_dropout",
+} | set("einsum alpha_dropout feature_alpha_dropout atleast_1d atleast_2d atleast_3d conj_physical tile".split())
+_RECURRENT = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+# Operations that lay the numbers of one value out anew, or take some of them.
+_RELAYS = set(
+    "view reshape _unsafe_view flatten unflatten permute transpose movedim t expand squeeze unsqueeze select slice "
+    "narrow split split_with_sizes chunk tensor_split unbind".split()
+)
+
+
+class Layout(NamedTuple):
+    """Where the examples of a batch lie in a value: `axis` counts (outer, example, inner), row by row."""
+
+    axis: int | None = None  # None: the value does not depend on the batch size
+    outer: int = 1
+    inner: int = 1
+
+
+def examples_first(value: Tensor, layout: Layout) -> Tensor:
+    """A value with its examples along axis 0; what else lay on their axis follows in its place."""
+    if layout.axis is None or layout == Layout(0):
+        return value
+    axis, n = layout.axis, value.shape[layout.axis] // (layout.outer * layout.inner)
+    value = value.unflatten(axis, (layout.outer, n, layout.inner)).movedim(axis + 1, 0)
+    value = value.flatten(axis + 1, axis + 2)
+    return value.squeeze(axis + 1) if layout.outer * layout.inner == 1 else value
+
+
+def examples_back(value: Tensor, layout: Layout) -> Tensor:
+    """The inverse of `examples_first`."""
+    if layout.axis is None or layout == Layout(0):
+        return value
+    axis = layout.axis
+    value = value if layout.outer * layout.inner > 1 else value.unsqueeze(axis + 1)
+    value = value.unflatten(axis + 1, (layout.outer, layout.inner)).movedim(0, axis + 1)
+    return value.flatten(axis, axis + 2)
+
+
+class Program:
+    """A model as one graph: run from any of its nodes to any others.
+
+    `root` owns the parameters (the model's own tensors, not copies) and the graph.
+    """
+
+    any_batch = True  # May lesions be stacked along the batch?
+
+    def __init__(self, root: fx.GraphModule, keywords: Sequence[str] = (), labels: Sequence[str] = ()):
+        self.root = root
+        self.nodes = {node.name: node for node in root.graph.nodes}
+        self.inputs = tuple(node.name for node in root.graph.nodes if node.op == "placeholder")
+        output = next(node for node in root.graph.nodes if node.op == "output")
+        leaves = pytree.tree_leaves(output.args[0])
+        labels = labels if len(labels) == len(leaves) else [""] * len(leaves)
+        named = [(leaf.name, label) for leaf, label in zip(leaves, labels, strict=True) if _is_value(leaf)]
+        self.outputs, self.labels = (tuple(part) for part in zip(*named, strict=True)) if named else ((), ())
+        self.keywords = tuple(keywords)  # Names of the inputs, if they are given by name
+        self._extracted: dict[tuple, fx.GraphModule] = {}
+        self._constants: dict[str, Tensor] = {}
+        self._fixed = self._find_fixed()
+        self.layouts = _layouts(root.graph)
+
+    def _find_fixed(self) -> set[str]:
+        fixed: set[str] = set()
+        for node in self.root.graph.nodes:
+            leaves = pytree.tree_leaves(node.meta.get("val"))
+            tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
+            made = node.op == "get_attr" or (node.op == "call_function" and tensors)
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if made and not random and all(source.name in fixed for source in node.all_input_nodes):
+                fixed.add(node.name)
+        return fixed
+
+    def is_fixed(self, name: str) -> bool:
+        """True if node `name` is the same for all inputs: a parameter, or made of such."""
+        return name in self._fixed
+
+    @torch.no_grad()
+    def constant(self, name: str) -> Tensor:
+        """The value of a node that is the same for all inputs."""
+        if name not in self._constants:
+            node = self.nodes[name]
+            direct = node.op == "get_attr"
+            value = operator.attrgetter(node.target)(self.root) if direct else self.extract((), [name])()[0]
+            self._constants[name] = value.detach()
+        return self._constants[name]
+
+    def owners(self, name: str) -> list[str]:
+        """Dotted names of the parameters and buffers that a fixed node is made of, the largest first."""
+        nodes = [self.nodes[one] for one in self._needed((), [name]) if self.nodes[one].op == "get_attr"]
+        order = {one: place for place, one in enumerate(self.nodes)}
+        nodes.sort(key=lambda node: (-self.constant(node.name).numel(), order[node.name]))
+        return [str(node.target) for node in nodes]
+
+    def arguments(self, x: Any) -> tuple[Tensor, ...]:
+        """The tensors of one call's inputs, in the order of `inputs`."""
+        if self.keywords and isinstance(x, Mapping):
+            if missing := [name for name in self.keywords if name not in x]:
+                raise KeyError(f"inputs {missing} are missing: the model was traced with {list(self.keywords)}")
+            x = {name: x[name] for name in self.keywords}
+        return tuple(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
+
+    def extract(self, inputs: Sequence[str], outputs: Sequence[str]) -> fx.GraphModule:
+        """The part of the program that computes nodes `outputs` from given values of nodes `inputs`.
+
+        Raises: `ValueError` if it would still need an input of the whole program.
+        """
+        key = (tuple(inputs), tuple(outputs))
+        if key not in self._extracted:
+            self._extracted[key] = self._extract(*key)
+        return self._extracted[key]
+
+    def _extract(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> fx.GraphModule:
+        needed = self._needed(inputs, outputs)
+        graph, copies = fx.Graph(), {}
+        for name in inputs:
+            copies[self.nodes[name]] = graph.placeholder(name)
+        for node in self.root.graph.nodes:
+            if node.name not in needed or node in copies:
+                continue
+            if node.op == "placeholder":
+                raise ValueError(
+                    f"nodes {list(outputs)} also need the program's input {node.name!r}: add it to `inputs`"
+                )
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[self.nodes[name]] for name in outputs))
+        return fx.GraphModule(self.root, graph)
+
+    def _needed(self, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
+        stack, needed = list(outputs), set()
+        while stack:
+            name = stack.pop()
+            if name not in needed:
+                needed.add(name)
+                if name not in inputs:
+                    stack += [node.name for node in self.nodes[name].all_input_nodes]
+        return needed
+
+    def dependents(self, site: str) -> set[str]:
+        """Names of all nodes whose value depends on node `site`, itself included."""
+        found = {site}
+        for node in self.root.graph.nodes:
+            if any(source.name in found for source in node.all_input_nodes):
+                found.add(node.name)
+        return found
+
+    def boundary(self, site: str, outputs: Sequence[str]) -> tuple[str, ...]:
+        """The values to keep so that `outputs` can be computed again after `site` has changed: `site` first."""
+        later = self.dependents(site) & self._needed([site], outputs)
+        sources = {source.name for name in later - {site} for source in self.nodes[name].all_input_nodes}
+        kept = [name for name in self.nodes if name in sources - later and self.nodes[name].op != "get_attr"]
+        return (site, *kept)
+
+    def examples_first(self, name: str, value: Tensor) -> Tensor:
+        """The value of node `name` with its examples along axis 0; what else lay on their axis follows in its place."""
+        return examples_first(value, self.layouts[name])
+
+    def examples_back(self, name: str, value: Tensor) -> Tensor:
+        """The inverse of `examples_first`."""
+        return examples_back(value, self.layouts[name])
+
+    def axis_first(self, name: str, axis: int) -> int:
+        """Where `axis` of the value of node `name` is after `examples_first`; `axis` is not the examples' own."""
+        layout = self.layouts[name]
+        if layout.axis is None:
+            return axis
+        return axis + (axis < layout.axis or layout.outer * layout.inner > 1)
+
+    def repeat(self, name: str, value: Any, times: int) -> Any:
+        """The value of node `name` for a batch repeated `times` over."""
+        known = self.nodes[name].meta["val"]
+        if not isinstance(known, Tensor):
+            if not _is_free(known):
+                return value
+            expression, (size,) = known.node.expr, known.node.expr.free_symbols
+            batch = next(iter(sympy.solveset(expression - value, size)))
+            return int(expression.subs(size, batch * times))
+        layout = self.layouts[name]
+        if layout.axis is None:
+            return value
+        repeats = [times if axis == layout.axis else 1 for axis in range(value.ndim)]
+        if layout.outer == 1:
+            return value.repeat(repeats)
+        value = self.examples_first(name, value)
+        return self.examples_back(name, value.repeat(times, *[1] * (value.ndim - 1)))
+
+    def value(self, name: str) -> Tensor:
+        """A tensor without numbers, of the shape and type that the value has for the example."""
+        return self.nodes[name].meta["val"]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of node `name` for one example, without the batch, as `examples_first` lays it out."""
+        sizes, layout = list(shape_at(self.nodes[name].meta["val"], 1)), self.layouts[name]
+        if layout.axis is not None and layout.outer * layout.inner == 1:
+            del sizes[layout.axis]
+        return tuple(sizes)
+
+
+def export_program(model: nn.Module, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Trace `model` on example inputs, the batch dimension of every tensor left free.
+
+    Raises: `ValueError` if torch cannot export the model, or its code fixes the batch size.
+    """
+    args, kwargs = pytree.tree_map_only(Tensor, _at_least_two, (tuple(args), dict(kwargs or {})))
+    shapes = torch.export.ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            shapes[leaf] = {0: torch.export.Dim.AUTO}
+    try:
+        with _quiet(), without_fast_paths(model), torch.no_grad():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            if (table := _unrolled(program.graph)) or not _functionalize(program.graph):
+                program = program.run_decompositions(table)
+    except Exception as error:  # export raises many kinds; the user needs one
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"torch.export could not trace {type(model).__name__}: {reason[0] if reason else type(error).__name__}. "
+            "Data-dependent Python control flow is the usual cause"
+        ) from error
+    root = program.module()
+    _tidy(root)
+    inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
+    if not inputs or not all(_is_free(node.meta["val"].shape[0]) for node in inputs):
+        sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
+        raise ValueError(
+            f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
+            "compute shapes from `x.shape`, not from constants"
+        )
+    return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec))
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    """Export takes a batch of one for a constant."""
+    return x.expand(2, *x.shape[1:]).contiguous() if x.ndim and x.shape[0] == 1 else x
+
+
+def _labels(spec: pytree.TreeSpec) -> list[str]:
+    """The name of each output: its key in a dictionary, its place in a tuple; '' for an output that is alone."""
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = pytree.tree_flatten_with_path(tree)[0]
+    return [".".join(map(_key, path)) for path, _ in paths]
+
+
+def _key(key: Any) -> str:
+    """A step of the way to an output: a mapping's key, a field's name, or a place."""
+    return str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch logs, prints and warns of while it exports from the screen: what matters is in the error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def without_fast_paths(model: nn.Module) -> Iterator[None]:
+    """No fused encoder layers and no key-value caches while a model is traced: neither can be followed."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for config in configs.values():
+            config.use_cache = True
+
+
+def _tidy(root: fx.GraphModule) -> None:
+    """Take out guards on shapes (the engine feeds batches of its own), wrappers, and what nobody reads."""
+    for node in list(root.graph.nodes):
+        if node.op == "call_module":
+            root.graph.erase_node(node)
+    while _inline(root):
+        pass
+    for node in root.graph.nodes:  # a view is picky about how its input lies in memory
+        if _name(node) in ("view", "_unsafe_view"):
+            node.target = torch.ops.aten.reshape.default
+    for node in reversed(list(root.graph.nodes)):
+        constant = node.op == "placeholder" and not isinstance(node.meta["val"], Tensor)
+        if constant or (not node.users and "assert" in str(node.target)):
+            root.graph.erase_node(node)
+    root.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    root.recompile()
+
+
+def _inline(root: fx.GraphModule) -> bool:
+    """Replace calls of a part under other gradient or autocast settings by the part itself; False if there are none."""
+    found = False
+    for node in list(root.graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+            continue
+        place = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        part, args = getattr(root, node.args[place].target), node.args[place + 1 :]
+        copies = dict(zip((n for n in part.graph.nodes if n.op == "placeholder"), args, strict=True))
+        with root.graph.inserting_before(node):
+            result = root.graph.graph_copy(part.graph, copies)
+        for name in [n.target for n in part.graph.nodes if n.op == "get_attr" and not hasattr(root, n.target)]:
+            setattr(root, name, getattr(part, name))
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(result[user.args[1]])
+                root.graph.erase_node(user)
+        root.graph.erase_node(node)
+        found = True
+    return found
+
+
+def _is_free(size: int | torch.SymInt) -> bool:
+    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def size_at(value: Any, batch: int) -> Any:
+    """A size for a batch of `batch` examples."""
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+    return value
+
+
+def shape_at(value: Tensor, batch: int) -> tuple[int, ...]:
+    """The shape of a value for a batch of `batch` examples."""
+    return tuple(size_at(size, batch) for size in value.shape)
+
+
+def _layouts(graph: fx.Graph) -> dict[str, Layout]:
+    """Where the examples lie in every value of a graph."""
+    found: dict[str, Layout] = {}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        axis = next((axis for axis, size in enumerate(value.shape) if _is_free(size)), None)
+        each = 1 if axis is None else shape_at(value, 1)[axis]
+        found[node.name] = Layout(axis) if each == 1 else _folded(node, axis, each, found)
+    return found
+
+
+def _folded(node: fx.Node, axis: int, each: int, found: Mapping[str, Layout]) -> Layout:
+    """The layout of a value whose axis counts `each` places for every example."""
+    call = node.args[0] if node.target is operator.getitem else node
+    sources = [source for source in call.all_input_nodes if found.get(source.name, Layout()).axis is not None]
+    for source in sources:
+        if _name(call) in _RELAYS:
+            return _relaid(node, call, source, axis, each, found[source.name])
+        layout = found[source.name]
+        if layout.axis == axis and layout.outer * layout.inner == each:
+            return layout
+    return Layout(axis, 1, each)
+
+
+def _relaid(node: fx.Node, call: fx.Node, source: fx.Node, axis: int, each: int, layout: Layout) -> Layout:
+    """Follow the numbers of two examples through an operation that lays them out anew."""
+    shape = shape_at(source.meta["val"], 2)
+    number = torch.arange(shape[layout.axis], dtype=torch.int32).div(layout.inner, rounding_mode="floor") % 2
+    number = number.view([-1 if i == layout.axis else 1 for i in range(len(shape))]).expand(shape)
+    args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: number if n is source else size_at(n.meta["val"], 2))
+    found = call.target(*args, **kwargs)
+    found = found if call is node else found[node.args[1]]
+    line = found.movedim(axis, 0).reshape(2 * each, -1)[:, 0]
+    inner = int((line == 0).int().cumprod(0).sum())
+    return Layout(axis, each // max(inner, 1), inner)
+
+
+def _name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.split("::")[-1] if schema is not None else ""
+
+
+def _unrolled(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+    """How to write each recurrent operation of a graph as a step of plain ones for every step of the sequence."""
+    found = {node.target for node in graph.nodes if _name(node) in _RECURRENT}
+    known = torch.export.default_decompositions() if found else {}
+    return {operation: known[operation] for operation in found}
+
+
+def _functionalize(graph: fx.Graph) -> bool:
+    """Replace in-place operations by their pure twins where that is plainly safe; False if one is not."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            continue
+        packet, overload = str(node.target).removeprefix("aten.").rsplit(".", 1)
+        pure = getattr(getattr(torch.ops.aten, packet.removesuffix("_"), None), overload, None)
+        target = node.args[0]
+        read_later = any(user > node for user in target.users)
+        if pure is None or not packet.endswith("_") or read_later or not owns_its_memory(target):
+            return False
+        node.target = pure
+    return True
+
+
+def owns_its_memory(node: fx.Node) -> bool:
+    """True if no other value shares the memory of `node`."""
+    return not _may_alias(node) and not any(_may_alias(user) for user in node.users)
+
+
+def _may_alias(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.name.removeprefix("aten::") in _MAY_ALIAS:
+        return True
+    return not schema.is_mutable and any(value.alias_info is not None for value in schema.returns)
+
+
+def first_met(program: Any, layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """Layers that no other of them comes before, and the others."""
+    if len(layers) == 1 or not program.any_batch:
+        return list(layers), []
+    after = {layer.name: program.dependents(layer.site) for layer in layers}
+    later = [a for a in layers if any(a.site in after[b.name] for b in layers if b is not a)]
+    return [layer for layer in layers if layer not in later], later
+
+
+def boundary_of(program: Any, sites: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """The values to keep so that `outputs` can be computed again after the sites have changed: the sites first."""
+    if len(sites) == 1:
+        return program.boundary(sites[0], outputs)
+    later = set.union(*(program.dependents(site) for site in sites)) & program._needed(sites, outputs)
+    sources = {source.name for name in later - {*sites} for source in program.nodes[name].all_input_nodes}
+    kept = [name for name in program.nodes if name in sources - later and program.nodes[name].op != "get_attr"]
+    return (*dict.fromkeys(sites), *kept)

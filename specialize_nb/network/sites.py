@@ -1,0 +1,56 @@
+"""Where the units of a layer act: after its normalisation and activation, as far as no one looks in between.
+
+A plain module, not a notebook: one step of `wiring`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from specialize_nb.network.flow import Flow, RawLayer
+from specialize_nb.network.operations import NORMS, PASSES, RELAYS, op_name, shape_of
+from specialize_nb.network.program import Program
+from specialize_nb.network.strands import Strand
+
+__all__ = ["find_site"]
+
+
+def find_site(layer: RawLayer, index: int, base: Strand, program: Program, flow: Flow) -> None:
+    """Move `layer.site` from its operation to its activation, and `layer.pre` to what comes just before.
+
+    A node ends the way if every path from the operation passes through it: then a lesion there is a lesion for all
+    consumers. Where the value is laid out anew before its activation, `layer.axis` follows.
+    """
+    node, last, axis = program.nodes[layer.node], layer.node, layer.axis
+    open_edges, shape = {(node, user) for user in node.users}, base.unit.shape
+    while open_edges:
+        node = min(user for _, user in open_edges)
+        strand = _alone(node, index, flow)
+        if strand is None:
+            return
+        if relaid := strand is not base:
+            if op_name(node) not in RELAYS or strand.scale is not None:
+                return
+            if (axis := strand.layout_axis) is None or shape_of(node)[axis] != layer.n_units:
+                return
+        normalises = layer.scale_in is not None and op_name(node) in NORMS
+        open_edges = {edge for edge in open_edges if edge[1] is not node} | {(node, user) for user in node.users}
+        base = strand
+        if any(source is not node for source, _ in open_edges):
+            continue
+        if isinstance(node.meta["val"], Tensor) and not node.meta["val"].is_floating_point():
+            return  # a comparison is no answer of a unit
+        if not (relaid or normalises or op_name(node) in PASSES):
+            layer.site, layer.pre, layer.axis = node.name, last, axis
+            return
+        if isinstance(node.meta["val"], Tensor):
+            last = node.name
+            if base.unit.shape == shape:
+                layer.site = layer.pre = last
+
+
+def _alone(node: fx.Node, index: int, flow: Flow) -> Strand | None:
+    """The strand of layer `index` in a tensor that holds no other."""
+    strands = flow.strands[node.name]
+    single = isinstance(node.meta.get("val"), Tensor) or op_name(node) in NORMS
+    return strands[0] if single and len(strands) == 1 and strands[0].layer == index else None

@@ -1,0 +1,1 @@
+"""Reference networks, and training for modularity."""

@@ -4,8 +4,8 @@
 # make lab      set up, then open the notebooks in JupyterLab
 # make bench    set up, then time the package beside its peers, into bench/results.md
 #
-# For authors: make export (notebooks -> modules, tests, README), make notebooks (run them and keep what they show),
-# make check (style), make clean. Needs python3 (3.10 or newer; or make PYTHON=...) and nothing else.
+# For authors: make export (notebooks -> modules, tests, README; comments -> docstrings), make notebooks (run them and
+# keep what they show), make check (style, walls between modules, what is generated), make clean. Needs python3 (3.10 or newer; or make PYTHON=...) and nothing else.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,8 @@ bench: .venv/ready
 
 export: .venv/ready
 	$(BIN)/nbdev-export
+	$(BIN)/python tools/docstrings.py
+	$(BIN)/python tools/house.py
 	$(BIN)/python tools/readme.py
 
 notebooks: .venv/ready
@@ -48,6 +50,9 @@ notebooks: .venv/ready
 check: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/check_walls.py
+	$(BIN)/python tools/docstrings.py --check
+	$(BIN)/python tools/house.py --check
 	$(BIN)/python tools/check_notebooks.py
 
 clean:

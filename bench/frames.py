@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import specialize_nb as sn
+from specialize_nb.lesions.interactions import taxonomy
 
 
 class Branching(nn.Module):
@@ -96,7 +97,7 @@ def main(target: str) -> None:
             partition = found.findings[0].partition
             pairs = sn.interactions(model, test, partition, n_controls=19)
             write(out, f"{name}-interactions", pairs.to_frame())
-            write(out, f"{name}-taxonomy", sn.taxonomy(found.findings[0].importance))
+            write(out, f"{name}-taxonomy", taxonomy(found.findings[0].importance))
             hurt = sn.importance(
                 model, test, partition, ablation="class_mean", n_controls=19, outcomes=("margin", "kl")
             )

@@ -19,7 +19,7 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from specialize_nb.activations import activation_graph
+from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.network.units import trace
 
 class Endless:

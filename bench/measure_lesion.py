@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.base.data import Batches, batches, digits
-from specialize_nb.lesions.lesion import _correct, _loss, lesion_engine, measure_lesions
+from specialize_nb.lesions.lesion import TABLE_MEASURES, lesion_engine, measure_lesions
 from specialize_nb.lesions.runs import Block, run_blocks
 from specialize_nb.network.units import Network, trace
 from specialize_nb.training.fit import fit
@@ -52,7 +52,7 @@ def sweep(given: Scene, precision: str | None = None) -> list[np.ndarray]:
     """For each layer: (2, n_lesions, n_images), the loss and whether the answer is right."""
     engine = lesion_engine(given.model, given.data, given.network, list(given.groups), precision=precision)
     return [
-        np.stack(measure_lesions(engine, given.data, {name: table}, [_loss, _correct]))
+        np.stack(measure_lesions(engine, given.data, [{name: table}], list(TABLE_MEASURES.values()))[0])
         for name, table in given.groups.items()
     ]
 
@@ -114,7 +114,7 @@ def against_floor(given: Scene) -> Race:
             for times, n in ((whole, part.n_together), (1, left)):
                 none = {name: torch.zeros((n, table.shape[1]), dtype=torch.bool)}
                 fills = {name: engine.fills[name].rows(part.examples)}
-                calls += [(cut._after, cut.stacked(part.kept, none, fills), times)] * (n > 0)
+                calls += [(cut.parts[1], cut.stacked(part.kept, none, fills), times)] * (n > 0)
 
     @torch.inference_mode()
     def passes() -> None:

@@ -13,7 +13,7 @@ from specialize_nb.base.data import digits, torchvision_images
 from specialize_nb.clusters.spectral import spectral_partition
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.lesions.importance import importance
-from specialize_nb.lesions.plan import CostModel, extrapolate, layer_flops, plan
+from specialize_nb.lesions.plan import plan
 from specialize_nb.network.units import trace
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import cnn, mlp
@@ -71,27 +71,3 @@ def planned_mnist() -> Race:
     model = cnn()
     fit(model, type(train)(train.x[:500], train.y[:500]), epochs=1)
     return race(model, type(test)(test.x[:300], test.y[:300]), 4, n_controls=9, matched=False)
-
-
-@measure("cost model: CNN on digits, from the speed of the MLP", peer="importance, measured", rounds=1)
-def extrapolated() -> Race:
-    model, data = convolutional(), digits("test")
-    network = trace(model, data.x)
-    partition = spectral_partition(weight_graph(network), 6)
-    source = dense()
-    traced = trace(source, data.x)
-    clusters = spectral_partition(weight_graph(traced), 6)
-
-    def ours() -> float:
-        speed = CostModel.of_plan(plan(source, data, clusters, network=traced, matched=False, probe_seconds=5))
-        counts = plan(model, data, partition, network=network, matched=False, probe_seconds=1e-3).to_frame()
-        layers = layer_flops(model, data, network=network, layers=list(counts["layer"]))
-        n_lesions = int(counts["n_lesions"].mean())
-        return float(extrapolate(layers, speed, n_images=len(data.y), n_lesions=n_lesions, n_workers=[1])["seconds"][0])
-
-    def peer() -> float:
-        start = perf_counter()
-        importance(model, data, partition, network=network, matched=False)
-        return perf_counter() - start
-
-    return Race(ours, peer, lambda told, took: f"extrapolated {told:.3g} s, took {took:.3g} s: {told / took:.2f}")

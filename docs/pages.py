@@ -3,13 +3,16 @@
 What changes on the way:
 - export cells become entries of the reference, with the source folded under them; hidden cells go;
 - `#|` options become cell tags; callouts, `@fig-`, `@eq-` and `@sec-` become MyST; names of the package become links;
-- nbs/sidebar.yml becomes the table of contents, the page `names` lists every public name;
+- the section "Checks" is folded: a click opens it;
+- nbs/sidebar.yml becomes the table of contents, the page `names` lists every public name, the page `house` draws the
+  wings and rooms, and plain modules have a page each in `modules/`;
 - CONTRIBUTING.md and CHANGELOG.md come along, and so do the programs and tables beside a notebook, for it to link to.
 Nothing is imported or run: all is read from the notebooks.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -21,6 +24,11 @@ import yaml
 from reference import Entry, entries
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+import drawing  # noqa: E402
+from house import House, Module  # noqa: E402
+
 NOTEBOOKS = ROOT / "nbs"
 ALONG = ("CONTRIBUTING.md", "CHANGELOG.md")
 BESIDE = (".py", ".csv")  # What a notebook may link to in its folder
@@ -37,6 +45,11 @@ class Page:
     title: str = ""
     summary: str = ""
     entries: dict[str, list[Entry]] = field(default_factory=dict)  # Cell id -> what the cell exports
+
+    @property
+    def tests(self) -> int:
+        """How many tests its cells make."""
+        return len({cell["options"]["test"] for cell in self.cells if "test" in cell["options"]} - {"setup"})
 
     @property
     def docname(self) -> str:
@@ -117,9 +130,13 @@ def callouts(text: str) -> str:
 class Linker:
     """Links a name of the package where a section first mentions it."""
 
-    def __init__(self, pages: list[Page]):
-        found = [entry for page in pages for cell in page.entries.values() for entry in cell]
-        self.targets = {name: f"{entry.module}.{name}" for entry in found for name in entry.names}
+    def __init__(self, pages: list[Page], plain: list[Entry] | None = None):
+        found = [entry for page in pages for cell in page.entries.values() for entry in cell] + (plain or [])
+        self.targets: dict[str, str] = {}
+        for entry in found:
+            for name in entry.names:
+                self.targets.setdefault(name, f"{entry.module}.{name}")
+        self.whole = {f"{entry.module}.{name}" for entry in found for name in entry.names}
         self.seen: set[str] = set()
 
     def __call__(self, text: str) -> str:
@@ -133,7 +150,7 @@ class Linker:
 
     def name(self, match: re.Match) -> str:
         name = match[1].removeprefix("specialize_nb.")
-        target = self.targets.get(name) or (name in self.targets.values() and name)
+        target = self.targets.get(name) or (full if (full := f"specialize_nb.{name}") in self.whole else None)
         if not target or target in self.seen:
             return match[0]
         self.seen.add(target)
@@ -160,15 +177,43 @@ def markdown_cell(source: str) -> dict:
 
 def convert(page: Page, linker: Linker) -> list[dict]:
     """The cells of the page."""
+    start = next((i for i, cell in enumerate(page.cells) if is_checks(cell)), len(page.cells))
+    cells = converted(page, page.cells[:start], linker)
+    checks = converted(page, page.cells[start:], linker)
+    return cells + (fold(checks, page.tests) if checks else [])
+
+
+def is_checks(cell: dict) -> bool:
+    return cell["cell_type"] == "markdown" and re.match(r"## Checks\s*$", cell["source"], re.M) is not None
+
+
+def fold(cells: list[dict], n_tests: int) -> list[dict]:
+    """The section of checks behind a click. Its headings become titles: a section cannot begin in a fold."""
+    heading, *rest = cells
+    inside = [
+        one | dict(source=re.sub(r"^##+ (.+)$", r"```{rubric} \1\n```", one["source"], flags=re.M))
+        if one["cell_type"] == "markdown"
+        else one
+        for one in rest
+    ]
+    title, text = heading["source"].partition("\n")[::2]
+    told = f"{n_tests} test{'' if n_tests == 1 else 's'} of what this page says; they run with every change"
+    start = f'```{{raw}} html\n<details class="checks"><summary>{told}</summary>\n```'
+    end = "```{raw} html\n</details>\n```"
+    parts = [title, start, *([text.strip()] if text.strip() else [])]
+    return [*map(markdown_cell, parts), *inside, markdown_cell(end)]
+
+
+def converted(page: Page, given: list[dict], linker: Linker) -> list[dict]:
     cells = []
-    for cell in page.cells:
-        given, source = cell["options"], cell["source"]
-        if not source or {"hide", "default_exp"} & given.keys() or given.get("include") == "false":
+    for cell in given:
+        options, source = cell["options"], cell["source"]
+        if not source or {"hide", "default_exp"} & options.keys() or options.get("include") == "false":
             continue
         if cell["cell_type"] == "markdown":
             cells.append(markdown_cell(lead(linker(myst(source)))))
-        elif not EXPORTS & given.keys():
-            cells.append(lesson(cell))
+        elif not EXPORTS & options.keys():
+            cells += lesson(cell)
         elif not imports_only(source):
             found = page.entries[cell["id"]]
             cells += [markdown_cell(entry.markdown(linker.targets)) for entry in found]
@@ -191,9 +236,12 @@ def folded(cell: dict, source: str) -> dict:
     return code_cell(cell, source, "hide-input", **settings) | dict(outputs=[])
 
 
-def lesson(cell: dict) -> dict:
-    """A cell the reader sees as it is, with the tags its options ask for."""
+def lesson(cell: dict) -> list[dict]:
+    """A cell the reader sees as it is, with the tags its options ask for; a shell command as a shell has it."""
     given, tags, settings = cell["options"], [], {}
+    if cell["source"].startswith("!") and given.get("echo") != "false":
+        command = re.sub(r"^!", "", cell["source"], flags=re.M)
+        return [markdown_cell(f"```sh\n{command}\n```"), code_cell(cell, cell["source"], "remove-input")]
     tags += ["remove-input"] if given.get("echo") == "false" else []
     tags += ["remove-output"] if given.get("output") == "false" else []
     tags += ["hide-input"] if given.get("code-fold") == "true" else []
@@ -205,7 +253,7 @@ def lesson(cell: dict) -> dict:
         )
     if "fig-alt" in given:
         settings["image"] = dict(alt=given["fig-alt"])
-    return code_cell(cell, cell["source"], *tags, **settings)
+    return [code_cell(cell, cell["source"], *tags, **settings)]
 
 
 # --- the site ---------------------------------------------------------------------------------------------------------
@@ -220,20 +268,44 @@ def contents(pages: list[Page]) -> str:
         if isinstance(part, dict):
             listed = "\n".join(docnames[name] for name in part["contents"])
             trees.append(f"```{{toctree}}\n:hidden:\n:caption: {part['section']}\n\n{listed}\n```")
-    last = "\n".join(["names", *(Path(name).stem for name in ALONG)])
+    last = "\n".join(["names", "house", *(Path(name).stem for name in ALONG)])
     return "\n\n".join([*trees, f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{last}\n```"])
 
 
-def all_names(pages: list[Page]) -> str:
-    """The page that lists every public name."""
+def all_names(house: House, files: dict[str, str], found: dict[str, list[Entry]]) -> str:
+    """The page that lists every public name, module by module in the order of the house."""
     text = ["# All names", "{.lead}\nEvery public name, by module, in the order of the rooms"]
-    for page in pages:
-        found = [entry for cell in page.entries.values() for entry in cell]
-        if found:
-            rows = [f"| {{py:obj}}`{e.name} <{e.module}.{e.name}>` | {e.sentence} |" for e in found]
-            text.append(f"## [{page.module}]({page.docname}.ipynb)\n\n{page.summary}.")
+    for room in (room for wing in house.wings for room in house.rooms(wing)):
+        if listed := found.get(room.name):
+            rows = [f"| {{py:obj}}`{e.name} <{e.module}.{e.name}>` | {e.sentence} |" for e in listed]
+            text.append(f"## [{room.name}]({files[room.name]})\n\n{room.sentence}.")
             text.append("\n".join(["| Name | What it answers |", "| --- | --- |", *rows]))
     return "\n\n".join(text) + "\n"
+
+
+def plain_page(module: Module, found: list[Entry], linker: Linker) -> str:
+    """A plain module's docstring and names."""
+    sentence, _, text = (ast.get_docstring(module.tree) or "").partition("\n\n")
+    head = f"# {module.name.partition('.')[2]}\n\n{{.lead}}\n{sentence.removesuffix('.')}\n\n{linker(text)}\n"
+    return "\n\n".join([head, *(entry.markdown(linker.targets) for entry in found)])
+
+
+def plain_entries(house: House) -> dict[str, list[Entry]]:
+    """Each plain module that has public names -> these."""
+    rooms = [room for wing in house.wings for room in house.rooms(wing) if not room.notebook]
+    return {room.name: found for room in rooms if (found := entries([room.text], room.name)[0])}
+
+
+def reference_pages(pages: list[Page], house: House, plain: dict[str, list[Entry]], linker: Linker) -> dict[str, str]:
+    """What is read from the code: name of the file -> text."""
+    found = {page.module: [entry for cell in page.entries.values() for entry in cell] for page in pages if page.module}
+    files = {page.module: f"{page.docname}.ipynb" for page in pages if page.module}
+    places = {name: f"modules/{name.partition('.')[2].replace('.', '_')}" for name in plain}
+    made = {f"{places[name]}.md": plain_page(house.modules[name], plain[name], linker) for name in plain}
+    files |= {name: f"{place}.md" for name, place in places.items()}
+    made["names.md"] = all_names(house, files, found | plain)
+    made["house.md"] = drawing.page(house, files, list(places.values()))
+    return made
 
 
 def neighbours(page: Page) -> list[Path]:
@@ -245,7 +317,9 @@ def main(target: str) -> None:
     out = ROOT / target
     paths = sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()))
     pages = [read(path) for path in paths]
-    linker = Linker(pages)
+    house = House(ROOT / "specialize_nb")
+    plain = plain_entries(house)
+    linker = Linker(pages, [entry for found in plain.values() for entry in found])
     shutil.rmtree(out, ignore_errors=True)
     for page in pages:
         cells = convert(page, linker)
@@ -258,9 +332,12 @@ def main(target: str) -> None:
         path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
         for beside in neighbours(page):
             shutil.copy(beside, path.parent)
-    (out / "names.md").write_text(all_names(pages), encoding="utf-8")
+    for name, text in reference_pages(pages, house, plain, linker).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
     for name in ALONG:
-        shutil.copy(ROOT / name, out)
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (out / name).write_text(text.replace("*The house*", "[The house](house.md)"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ast
 import copy
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from specialize_nb.base.signatures import Parameter, comments_of, described
+from specialize_nb.dev.docstrings import docments, without_sections
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Comments = dict[int, str]  # Line -> the comment that ends it
 Targets = dict[str, str]  # Name that can be linked -> where to
+Row = tuple[str, str, str]  # Name, type, meaning
 
 
 @dataclass
@@ -64,13 +66,20 @@ class Entry:
         yield from body(self.node, self.comments, targets)
         yield "::::"
 
+    def fields(self) -> Iterator[Row]:
+        """The fields of a class; without any, what it is made with."""
+        fields = [one for one in self.members if isinstance(one.node, ast.AnnAssign)]
+        for one in fields:
+            shell = ast.ClassDef(name="", bases=[], keywords=[], body=[one.node], decorator_list=[])
+            yield from map(row, described(shell, one.comments).parameters)
+        if not fields and any(getattr(one, "name", "") == "__init__" for one in self.node.body):
+            yield from map(row, described(self.node, self.comments).parameters)
+
     def _class(self, targets: Targets) -> Iterator[str]:
         yield f":::::{{py:class}} {self.name}\n:module: {self.module}\n\n{docstring(self.node)}\n"
         if bases := [targets[base] for base in map(ast.unparse, self.node.bases) if base in targets]:
             yield f"Also has what {' and '.join(f'{{py:obj}}`~{base}`' for base in bases)} has.\n"
-        fields = [one for one in self.members if isinstance(one.node, ast.AnnAssign)]
-        rows = [(one.name, one.node.annotation, ending(one.node, one.comments)) for one in fields]
-        yield table("Field", rows, targets)
+        yield table("Field", list(self.fields()), targets)
         for one in self.members:
             if isinstance(one.node, Function):
                 yield from method(one, self.module, targets)
@@ -88,13 +97,13 @@ def method(one: Member, module: str, targets: Targets) -> Iterator[str]:
         yield f":module: {module}"
     yield from (f":{kind}:" for kind in ("classmethod", "staticmethod") if kind in kinds)
     yield ""
-    yield from body(one.node, one.comments, targets)
+    yield from body(one.node, one.comments, targets, method=True)
     yield "::::"
 
 
 def entries(sources: Iterable[str], module: str) -> list[list[Entry]]:
     """The public functions and classes of each export cell of a notebook."""
-    cells = [(ast.parse(source).body, dict(comments_of(source))) for source in sources]
+    cells = [(ast.parse(source).body, comments_of(source)) for source in sources]
     nodes = [(node, comments) for body, comments in cells for node in body]
     classes = {node.name: (node, comments) for node, comments in nodes if isinstance(node, ast.ClassDef)}
 
@@ -118,17 +127,8 @@ def entries(sources: Iterable[str], module: str) -> list[list[Entry]]:
     ]
 
 
-def comments_of(source: str) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():
-            text = token.string.lstrip("# ").strip()
-            if not text.startswith("noqa"):
-                yield token.start[0], text
-
-
-def ending(node: ast.AST, comments: Comments) -> str:
-    """The comment on the line where `node` ends."""
-    return comments.get(node.end_lineno, "")
+def row(one: Parameter) -> Row:
+    return one.name.lstrip("*"), one.annotation, one.comment
 
 
 def unparse(annotation: ast.expr) -> str:
@@ -137,18 +137,8 @@ def unparse(annotation: ast.expr) -> str:
     return annotation.value if quoted else ast.unparse(annotation)
 
 
-def parameters(node: Function) -> list[tuple[ast.arg, ast.expr | None]]:
-    """Each parameter and its default, without `self` and `cls`."""
-    args = node.args
-    positional = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(positional) - len(args.defaults)) + args.defaults
-    listed = [*zip(positional, defaults, strict=True), (args.vararg, None)]
-    listed += [*zip(args.kwonlyargs, args.kw_defaults, strict=True), (args.kwarg, None)]
-    return [(one, default) for one, default in listed if one and one.arg not in ("self", "cls")]
-
-
 def documented(node: Function, comments: Comments) -> bool:
-    return any(ending(default or one, comments) for one, default in parameters(node))
+    return any(one.comment for one in docments(node, comments).parameters)
 
 
 def signature(node: Function, comments: Comments, skip_first: bool = False) -> str:
@@ -165,25 +155,25 @@ def signature(node: Function, comments: Comments, skip_first: bool = False) -> s
     return f"{node.name}({ast.unparse(args)})" + ("" if returns == "None" else f" -> {returns}")
 
 
-def body(node: Function, comments: Comments, targets: Targets) -> Iterator[str]:
+def body(node: Function, comments: Comments, targets: Targets, method: bool = False) -> Iterator[str]:
     yield docstring(node) + "\n"
     if documented(node, comments):
-        rows = [(one.arg, one.annotation, ending(default or one, comments)) for one, default in parameters(node)]
-        if node.returns and (text := ending(node.returns, comments)) and node.returns.lineno != node.lineno:
-            rows.append(("returns", node.returns, text))
+        found = docments(node, comments, method=method)
+        rows = [row(one) for one in found.parameters]
+        if found.returns_comment:
+            rows.append(("returns", found.returns, found.returns_comment))
         yield table("Parameter", rows, targets)
 
 
 def docstring(node: ast.stmt) -> str:
-    """The docstring, with `Raises:`, `Source:` and their like as paragraphs of their own."""
-    return re.sub(r"\n*^(Raises|Returns|Source|Warns): ", r"\n\n**\1** ", ast.get_docstring(node) or "", flags=re.M)
+    """The docstring, with `Raises:`, `Source:` and their like as paragraphs; parameters have a table of their own."""
+    text = without_sections(ast.get_docstring(node) or "")
+    return re.sub(r"\n*^(Raises|Returns|Source|Warns): ", r"\n\n**\1** ", text, flags=re.M)
 
 
-def table(what: str, rows: list[tuple[str, ast.expr | None, str]], targets: Targets) -> str:
-    """Name, type and meaning."""
+def table(what: str, rows: list[Row], targets: Targets) -> str:
     lines = [f"| {what} | Type | Meaning |", "| --- | --- | --- |"]
-    for name, annotation, text in rows:
-        kind = unparse(annotation) if annotation else ""
+    for name, kind, text in rows:
         shown = f"{{py:obj}}`{kind} <{targets[kind]}>`" if kind in targets else f"`{kind}`" if kind else ""
         lines.append(f"| `{name}` | {bars(shown)} | {bars(escape(text))} |")
     return "{.parameters}\n" + "\n".join(lines) + "\n" if rows else ""

@@ -4,20 +4,25 @@ Modules:
 
 - `specialize_nb.audits.audit`: Which groups of units in a network are locally specialized?
 - `specialize_nb.audits.cli`: Audits from the shell, without writing Python
-- `specialize_nb.audits.report`: One page that tells people who were not there what was found
+- `specialize_nb.audits.kinds`: The kinds of graph an audit can cluster, one row each: how it is built and cut, and what is asked of its clusters.
+- `specialize_nb.audits.report`: One page that tells people who were not there what was found.
+- `specialize_nb.audits.sources`: Where the shell gets a network, its weights and its data from: files, packages, named data sets, folders of images.
 - `specialize_nb.base.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.base.results`: The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
+- `specialize_nb.base.signatures`: What a function takes, read from its source: names, types, defaults and what the comments say. Nothing is imported.
 - `specialize_nb.clusters.agreement`: Do two partitions, or two measures of similarity, see the same groups?
 - `specialize_nb.clusters.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.clusters.modularity`: Which units hold together more than their degrees explain, and is that news?
 - `specialize_nb.clusters.partition`: A cluster for every unit, and how well that cuts the graph
 - `specialize_nb.controls.controls`: Random groups to compare a sub-cluster with
 - `specialize_nb.controls.matching`: Controls from equally strong units
-- `specialize_nb.dev.extract`: Writes the test cells of notebooks to `tests/test_<wing>_<room>.py`, so that pytest needs no notebook machinery.
+- `specialize_nb.dev.docstrings`: Writes what the comments behind parameters and fields say into docstrings, so that `help` and editors show it.
+- `specialize_nb.dev.extract`: What `nbdev-export` does beside writing modules: test cells become test files, comments become docstrings.
 - `specialize_nb.dev.testing`: Strict comparisons, and small networks whose truth is known
 - `specialize_nb.dev.zoo`: Small networks of every layout that people build, alone and in random compositions, to test the wiring on.
 - `specialize_nb.graphs.activations`: How alike any two units respond, measured over batches in fixed memory
 - `specialize_nb.graphs.graph`: The units of a network as the nodes of a weighted graph
+- `specialize_nb.graphs.jacobians`: Means over data of what units share: covariances, Jacobians and second derivatives of the loss.
 - `specialize_nb.graphs.similarity`: Which units share what drives them, and which share what they drive
 - `specialize_nb.layers.distances`: How far apart are the layers of a network, in what they tell apart?
 - `specialize_nb.layers.segments`: Which runs of layers do the same thing, and where does it change?
@@ -27,10 +32,12 @@ Modules:
 - `specialize_nb.lesions.lesion`: What a network does without a group of its units
 - `specialize_nb.lesions.outcomes`: What a lesion costs, image by image, and which summary of it to take
 - `specialize_nb.lesions.plan`: How long an analysis will take, and what it needs, before it is started
+- `specialize_nb.network.answers`: One number for each unit and example, recorded or streamed
 - `specialize_nb.network.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.network.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 - `specialize_nb.network.perturbation`: Change single units, and see whether the wiring told the truth
 - `specialize_nb.network.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
+- `specialize_nb.network.subject`: A model, its traced network and its data, joined once: what every analysis passes on instead of the three.
 - `specialize_nb.network.units`: The units of a network, and which of them feed which
 - `specialize_nb.network.wiring`: Follows units through a traced program, operation by operation: which weights join which units.
 - `specialize_nb.responses.coherence`: Do the units of a group answer to the same thing?

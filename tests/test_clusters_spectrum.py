@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from numpy.testing import assert_allclose
 
 from specialize_nb.clusters.spectrum import _DENSE, _smallest, embed_units, find_components, thin_side, walk_of
-from specialize_nb.dev.testing import test_near
 from specialize_nb.graphs.graph import UnitGraph
 
 
@@ -56,9 +56,9 @@ def test_eigenpairs():
         scaled = matrix / np.sqrt(np.outer(matrix.sum(0), matrix.sum(0)))
         expected = np.linalg.eigvalsh(np.eye(n_units) - scaled)[:7]
         found = _smallest(graph_of(matrix), 7, None)
-        test_near(found.values, expected, atol=1e-9)
-        test_near(found.vectors.T @ found.vectors, np.eye(7), atol=1e-8)
-        test_near(scaled @ found.vectors, found.vectors * (1 - found.values), atol=1e-6)
+        assert_allclose(found.values, expected, atol=1e-9, rtol=1e-6, strict=True)
+        assert_allclose(found.vectors.T @ found.vectors, np.eye(7), atol=1e-8, rtol=1e-6, strict=True)
+        assert_allclose(scaled @ found.vectors, found.vectors * (1 - found.values), atol=1e-6, rtol=1e-6, strict=True)
         errors[n_units] = np.abs(found.values - expected).max()
     assert max(errors) > _DENSE > min(errors) and max(errors.values()) < 1e-9
     found.values.round(4)
@@ -76,8 +76,8 @@ def test_multiple_eigenvalue():
         expected = np.sort([2 * bin(corner).count("1") / 10 for corner in corners])[:k]
         for graph in (graph_of(matrix), two_layers):
             found = _smallest(graph, k, None)
-            test_near(found.values, expected, atol=1e-8)
-            test_near(found.vectors.T @ found.vectors, np.eye(k), atol=1e-6)
+            assert_allclose(found.values, expected, atol=1e-8, rtol=1e-6, strict=True)
+            assert_allclose(found.vectors.T @ found.vectors, np.eye(k), atol=1e-6, rtol=1e-6, strict=True)
     _smallest(graph_of(matrix), 14, None).values.round(6)
 
 
@@ -88,8 +88,8 @@ def test_copied_modules():
     expected = np.linalg.eigvalsh(np.eye(720) - scaled)
     for k in (6, 8, 12):
         found = _smallest(graph_of(matrix), k, None)
-        test_near(found.values, expected[:k], atol=1e-8)
-        test_near(found.vectors.T @ found.vectors, np.eye(k), atol=1e-6)
+        assert_allclose(found.values, expected[:k], atol=1e-8, rtol=1e-6, strict=True)
+        assert_allclose(found.vectors.T @ found.vectors, np.eye(k), atol=1e-6, rtol=1e-6, strict=True)
     found.values.round(4)
 
 
@@ -121,7 +121,7 @@ def test_layered_eigenpairs():
         expected = np.linalg.eigvalsh(np.eye(len(matrix)) - matrix / np.sqrt(np.outer(matrix.sum(0), matrix.sum(0))))
         found = _smallest(graph, 12, None, alive)
         assert (thin_side(walk_of(graph)) is not None) == two_sides and not alive[5] and not found.vectors[5].any()
-        test_near(found.vectors.T @ found.vectors, np.eye(12), atol=1e-6)
+        assert_allclose(found.vectors.T @ found.vectors, np.eye(12), atol=1e-6, rtol=1e-6, strict=True)
         rows.append((name, len(matrix), two_sides, found.residual, np.abs(found.values - expected[:12]).max()))
         assert found.residual == 0 and rows[-1][-1] < 1e-9
     pd.DataFrame(rows, columns=["edges", "live units", "two sides", "residual", "error"]).iloc[:, :3]
@@ -132,7 +132,7 @@ def test_nearly_apart():
     matrix = random_blocks(labels, 1, 1e-9)
     found, degree = _smallest(graph_of(matrix, (500, 300)), 6, None), matrix.sum(0)
     expected = np.linalg.eigvalsh(np.eye(800) - matrix / np.sqrt(np.outer(degree, degree)))
-    test_near(found.values, expected[:6], atol=1e-14, rtol=1e-9)
+    assert_allclose(found.values, expected[:6], atol=1e-14, rtol=1e-9, strict=True)
     assert 0 < found.values[1] < found.values[3] < 1e-8 and found.values[4] > 0.5
     found.values
 
@@ -142,7 +142,9 @@ def test_cliques():
     matrix = np.where(np.equal.outer(clique, clique), 1, 0.001) * (1 - np.eye(800))
     degree = 19 + 780 * 0.001
     found = _smallest(graph_of(matrix), 41, None).values
-    test_near(found, [0] + [1 - (19 - 20 * 0.001) / degree] * 39 + [1 + 1 / degree], atol=1e-10)
+    assert_allclose(
+        found, [0] + [1 - (19 - 20 * 0.001) / degree] * 39 + [1 + 1 / degree], atol=1e-10, rtol=1e-6, strict=True
+    )
     found[[0, 1, 39, 40]].round(4)
 
 
@@ -153,11 +155,17 @@ def test_embed():
     degree = matrix.sum(0)
     found = embed_units(graph, find_components(walk_of(graph), degree), degree, 5, None)
     scaled = matrix[:120, :120] / np.sqrt(np.outer(matrix.sum(0)[:120], matrix.sum(0)[:120]))
-    test_near(found.values, np.linalg.eigvalsh(np.eye(120) - scaled)[:6], atol=1e-9)
+    assert_allclose(found.values, np.linalg.eigvalsh(np.eye(120) - scaled)[:6], atol=1e-9, rtol=1e-6, strict=True)
     assert (found.values[:3] == 0).all() and not found.vectors[120:].any()
     for column, label in enumerate([1, 0, 2]):
         inside = labels == label
-        test_near(found.vectors[:120, column], inside / np.sqrt(matrix[:120][inside].sum()), atol=1e-12)
+        assert_allclose(
+            found.vectors[:120, column],
+            inside / np.sqrt(matrix[:120][inside].sum()),
+            atol=1e-12,
+            rtol=1e-6,
+            strict=True,
+        )
     found.values.round(4)
 
 
@@ -167,6 +175,8 @@ def test_embed_large():
     degree, graph = matrix.sum(0), graph_of(matrix, (500, 300))
     found = embed_units(graph, find_components(walk_of(graph), degree), degree, 6, None)
     expected = np.linalg.eigvalsh(np.eye(800) - matrix / np.sqrt(np.outer(degree, degree)))[:7]
-    test_near(found.values, expected, atol=1e-9)
-    test_near(found.vectors[:, 0], (labels == 0) / np.sqrt(degree[labels == 0].sum()), atol=1e-12)
+    assert_allclose(found.values, expected, atol=1e-9, rtol=1e-6, strict=True)
+    assert_allclose(
+        found.vectors[:, 0], (labels == 0) / np.sqrt(degree[labels == 0].sum()), atol=1e-12, rtol=1e-6, strict=True
+    )
     found.values.round(4)

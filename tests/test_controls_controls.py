@@ -2,15 +2,27 @@
 
 import itertools
 import math
+import tempfile
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy import stats
 
 from specialize_nb.clusters.partition import Partition
-from specialize_nb.controls.controls import draw_controls, n_distinct
-from specialize_nb.dev.testing import planted_mlp, raises, test_near
+from specialize_nb.controls.controls import (
+    NOTHING_TO_TRADE,
+    ONE_LIVE_UNIT,
+    TOO_SMALL,
+    WHOLE_LAYER,
+    Controls,
+    draw_controls,
+    n_distinct,
+)
+from specialize_nb.dev.testing import planted_mlp
 
 
 def small_partition():
@@ -22,9 +34,9 @@ def test_n_distinct():
     for n_live, size in itertools.product(range(7), range(7)):
         if size <= n_live:
             assert n_distinct(n_live, size) == len(list(itertools.combinations(range(n_live), size)))
-    with raises(ValueError, match="got size=5 of n_live=4 units: a group has from 0 to all of them"):
+    with pytest.raises(ValueError, match="got size=5 of n_live=4 units: a group has from 0 to all of them"):
         n_distinct(4, 5)
-    with raises(ValueError, match="got size=-1"):
+    with pytest.raises(ValueError, match="got size=-1"):
         n_distinct(4, -1)
     pd.Series(
         {(n, size): n_distinct(n, size) for n, size in [(3, 1), (8, 4), (16, 4), (256, 16)]}, name="groups"
@@ -46,7 +58,7 @@ def test_draws():
         assert np.array_equal(found[0], real) and np.all(np.sort(found, axis=1) == np.sort(real))
         assert np.all(found[:, 3] == -1) and not found.flags.writeable and not controls.live[layer].flags.writeable
     same = [np.all(controls.groups(i) == controls.groups(i)[0], axis=1)[1:].mean() for i in range(5)]
-    test_near(same, 1 / controls.to_frame()["n_distinct"], atol=0.05)
+    assert_allclose(same, 1 / controls.to_frame()["n_distinct"], atol=0.05, rtol=1e-6, strict=True)
     controls.to_frame().assign(repeated=same).round(3)
 
 
@@ -94,14 +106,14 @@ def test_strata():
     )
     counts = np.unique(drawn[1:], axis=0, return_counts=True)[1]
     assert len(counts) == 24 and stats.chisquare(counts).pvalue > 0.001
-    test_near(controls.to_frame()["n_distinct"], [24, 24])
-    test_near(controls.to_frame()["p_floor"], [(1 + 4800 / 24) / 4801] * 2)
+    assert_allclose(controls.to_frame()["n_distinct"], [24.0, 24.0], rtol=1e-6, strict=True)
+    assert_allclose(controls.to_frame()["p_floor"], [(1 + 4800 / 24) / 4801] * 2, rtol=1e-6, strict=True)
     fewer = draw_controls(partition, n_controls=48, strata=strata)
     assert np.array_equal(fewer.labels["fc"], drawn[:49]) and not controls.strata["fc"].flags.writeable
     assert list(controls.strata) == ["fc"] and repr(fewer).startswith("Controls(matched, 48 for each")
     assert draw_controls(partition).strata is None
     same = (drawn[1:] == drawn[0]).all(1).mean()
-    test_near(same, 1 / 24, atol=0.02)
+    assert_allclose(same, 1 / 24, atol=0.02, rtol=1e-6, strict=True)
     fewer.to_frame()
 
 
@@ -109,6 +121,7 @@ def test_strata_untested():
     partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1, 2, 2])})
     controls = draw_controls(partition, strata={"fc": np.array([0, 0, 1, 1, 1, 1])})
     assert [sub.cluster for sub in controls.subclusters] == [1, 2] and controls.untested["cluster"].tolist() == [0]
+    assert controls.untested["code"].tolist() == [NOTHING_TO_TRADE] == ["nothing_to_trade"]
     refused = {
         "`strata` has no layer 'fc': it has \\['fc2'\\]": {"fc2": np.zeros(6, int)},
         "is int64 \\(5,\\): give each of its 6 units one": {"fc": np.zeros(5, int)},
@@ -116,7 +129,7 @@ def test_strata_untested():
         "units \\[5\\] of 'fc' may be drawn and are in no stratum": {"fc": np.array([0, 0, 0, 0, 0, -1])},
     }
     for match, strata in refused.items():
-        with raises((ValueError, KeyError), match=match):
+        with pytest.raises((ValueError, KeyError), match=match):
             draw_controls(partition, strata=strata)
     controls.untested
 
@@ -137,11 +150,45 @@ def test_untested():
     for reason, words in zip(reasons, ["all 3 live units", "one live unit", "fewer than 2"], strict=True):
         assert words in reason
     assert list(controls.labels) == ["whole", "one", "dead", "mixed"] and (controls.labels["mixed"] == 1).sum() == 10
-    assert list(draw_controls(small_partition()).untested.columns) == ["layer", "cluster", "n_units", "reason"]
+    codes = [WHOLE_LAYER, ONE_LIVE_UNIT, TOO_SMALL]
+    assert controls.untested["code"].tolist() == codes == ["whole_layer", "one_live_unit", "too_small"]
+    assert list(draw_controls(small_partition()).untested.columns) == ["layer", "cluster", "n_units", "code", "reason"]
     nothing = draw_controls(partition, layers=["one", "dead"])
     assert not nothing.subclusters and nothing.to_frame().empty
     assert "199 for each of 0 sub-clusters of 0 layers, 1 untested" in repr(nothing)
     reasons.tolist()
+
+
+def test_save():
+    partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1, 2, 2, -1]), "whole": np.array([0, 0])})
+    strata = {"fc": np.array([0, 0, 1, 1, 1, 1, -1]), "whole": np.array([0, 0])}
+    with tempfile.TemporaryDirectory() as folder:
+        for controls in (draw_controls(partition, n_controls=9), draw_controls(partition, n_controls=9, strata=strata)):
+            again = Controls.load(controls.save(f"{folder}/controls.npz"))
+            assert repr(again) == repr(controls)
+            for one, other in zip(again.subclusters, controls.subclusters, strict=True):
+                assert (one.layer, one.cluster) == (other.layer, other.cluster) and np.array_equal(
+                    one.units, other.units
+                )
+            for layer, labels in controls.labels.items():
+                assert np.array_equal(again.labels[layer], labels) and again.labels[layer].dtype == np.int32
+                assert np.array_equal(again.live[layer], controls.live[layer]) and not again.live[layer].flags.writeable
+            pd.testing.assert_frame_equal(again.untested, controls.untested)
+            pd.testing.assert_frame_equal(again.to_frame(), controls.to_frame(), check_exact=True)
+        assert np.array_equal(again.strata["fc"], controls.strata["fc"])
+    again
+
+
+def test_plot():
+    fig, ax = plt.subplots()
+    controls = draw_controls(small_partition(), n_controls=4)
+    assert controls.plot(ax, layer="fc2") is ax and ax.get_xlabel() == "unit of layer 'fc2'"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["real", *(f"control {i}" for i in range(1, 5))]
+    shown = ax.images[0].get_array()
+    assert np.array_equal(np.ma.filled(shown, -1), controls.labels["fc2"])
+    plt.close(fig)
+    with pytest.raises(ValueError, match="got layer='fc3': allowed are 'fc1', 'fc2'"):
+        controls.plot(layer="fc3")
 
 
 def test_p_floor():
@@ -151,9 +198,14 @@ def test_p_floor():
         total = draw_controls(partition, n_controls=19, seed=seed).groups(0) @ damage
         p.append((1 + (total[1:] >= total[0]).sum()) / 20)
     floor = draw_controls(partition, n_controls=19).to_frame()["p_floor"]
-    test_near(floor, [(1 + 19 / 4) / 20] * 2)
+    assert_allclose(floor, [(1 + 19 / 4) / 20] * 2, rtol=1e-6, strict=True)
     wide = Partition.from_labels({"wide": np.arange(4096) % 2})
-    test_near(draw_controls(wide, n_controls=1).to_frame()[["n_distinct", "p_floor"]], [[np.inf, 0.5]] * 2)
+    assert_allclose(
+        draw_controls(wide, n_controls=1).to_frame()[["n_distinct", "p_floor"]],
+        [[np.inf, 0.5]] * 2,
+        rtol=1e-6,
+        strict=True,
+    )
     assert abs(np.mean(p) - floor[0]) < 3.5 * np.std(p) / np.sqrt(len(p))
     dict(predicted=floor[0], mean_of_2000=np.mean(p))
 
@@ -180,7 +232,7 @@ def test_live():
     controls = draw_controls(mine, live={"fc": alive}, n_controls=99)
     drawn = controls.groups(0)
     assert np.all(drawn.sum(1) == 2) and np.array_equal(drawn.any(0), alive) and alive.flags.writeable
-    test_near(controls.to_frame()[["n_live", "n_distinct"]], [[5, 10]])
+    assert_allclose(controls.to_frame()[["n_live", "n_distinct"]], [[5.0, 10.0]], rtol=1e-6, strict=True)
     drawn[1:].mean(0).round(2)
 
 
@@ -200,10 +252,10 @@ def test_refused():
         "no layer 'fc3'": dict(layers=["fc3"]),
     }
     for match, options in refused.items():
-        with raises((ValueError, KeyError), match=match) as caught:
+        with pytest.raises((ValueError, KeyError), match=match) as caught:
             draw_controls(partition, **options)
-        said.append(caught.message)
-    with raises(IndexError):
+        said.append(str(caught.value))
+    with pytest.raises(IndexError):
         draw_controls(partition).groups(5)
     said
 

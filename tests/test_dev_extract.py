@@ -1,4 +1,4 @@
-"""The test files that `nbdev-export` writes from cells: what they hold, that they run, and that stale ones go."""
+"""What `nbdev-export` writes beside modules: test files from cells, and sections of parameters in docstrings."""
 
 import json
 import runpy
@@ -6,7 +6,7 @@ import runpy
 import pytest
 from nbdev.export import nb_export
 
-from specialize_nb.dev.extract import ExtractTests
+from specialize_nb.dev.extract import ExtractTests, WriteSections
 
 PROJECT = """
 [project]
@@ -37,8 +37,13 @@ def export(project, *cells, name="00_squares.ipynb", module="squares"):
     content = [code | dict(id=f"cell{i}", source=cell) for i, cell in enumerate(cells)]
     path = project / "nbs" / name
     path.write_text(json.dumps(dict(cells=content, metadata={}, nbformat=4, nbformat_minor=5)))
-    nb_export(path, lib_path=project / "shapes_toy", procs=[ExtractTests])
+    nb_export(path, lib_path=project / "shapes_toy", procs=[WriteSections, ExtractTests])
     return project / "tests" / f"test_{module}.py"
+
+
+def module(project, *cells, name="squares"):
+    export(project, *cells, module=name)
+    return (project / "shapes_toy" / f"{name}.py").read_text()
 
 
 def run(path):
@@ -153,3 +158,52 @@ def test_a_test_cell_is_plain_python(project):
 
 def test_other_cells_may_be_shell_lines(project):
     assert run(export(project, AREA, "!ls", "%matplotlib inline", "#| test area\nassert area(2) == 4")) == 1
+
+
+DOCUMENTED = '''#| export
+def scaled(
+    side: float,  # Of the square, in cm
+    by: int = 2,  # Factor, at least 1
+) -> float:  # In cm
+    """A larger side.
+
+    Raises: `ValueError` if it is not larger.
+    """
+    return side * by'''
+
+
+def test_the_module_says_what_the_comments_say_and_the_notebook_stays(project):
+    text = module(project, DOCUMENTED, "#| test area\nassert scaled(2) == 4")
+    section = """    Parameters
+    ----------
+    side : float
+        Of the square, in cm
+    by : int, default 2
+        Factor, at least 1
+
+    Returns
+    -------
+    float
+        In cm
+
+    Raises: `ValueError` if it is not larger.
+    """
+    assert f"    A larger side.\n\n{section}" in text.replace('"""A larger', "A larger")
+    assert "Parameters" not in (project / "nbs" / "00_squares.ipynb").read_text()
+    assert module(project, DOCUMENTED, "#| test area\nassert scaled(2) == 4") == text
+
+
+def test_fields_of_a_base_come_from_the_notebook_of_its_module(project):
+    head = "#| export\nfrom dataclasses import dataclass"
+    base = '#| export\n@dataclass\nclass Shape:\n    """A shape."""\n\n    name: str  # In one word'
+    heir = '#| export\n@dataclass\nclass Square(Shape):\n    """A square."""\n\n    side: int = 1  # In cm'
+    assert "name : str\n        In one word\n    side : int, default 1\n        In cm\n" in module(
+        project, head, base, heir, "#| test x\nassert Square"
+    )
+    export(project, head, base, name="00_shapes.ipynb", module="shapes")
+    heir_only = (head + "\n\nfrom shapes_toy.shapes import Shape", heir)
+    assert "name : str\n        In one word\n    side : int" in module(project, *heir_only, name="others")
+    changed = base.replace("In one word", "In words")
+    cells = [dict(cell_type="code", metadata={}, outputs=[], source=one) for one in (head, changed)]
+    (project / "nbs" / "00_shapes.ipynb").write_text(json.dumps(dict(cells=cells)))
+    assert "name : str\n        In words\n    side : int" in module(project, *heir_only, name="others")

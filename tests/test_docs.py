@@ -2,23 +2,27 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+def load(path):
+    path = ROOT / path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-reference = load("reference")
-pages = load("pages")
+plans = load("tools/house.py")
+reference = load("docs/reference.py")
+drawing = load("docs/drawing.py")
+pages = load("docs/pages.py")
 
 CODE = '''
 @dataclass
@@ -102,6 +106,19 @@ def test_a_class_has_a_table_of_fields_and_its_methods(entries):
     assert "| `returns` | {py:obj}`Thing <pkg.toy.Thing>` | The thing |" in text
 
 
+def test_parameters_are_shown_once():
+    section = "\n\n    Parameters\n    ----------\n    a : int\n        First\n\n    Raises: `ValueError`\n    "
+    source = f'def f(\n    a: int,  # First\n) -> str:  # Last\n    """What?{section}"""'
+    text = reference.entries([source], "pkg.toy")[0][0].markdown({})
+    assert "-----" not in text and "What?\n\n**Raises** `ValueError`" in text
+    assert "| `a` | `int` | First |" in text and "| `returns` | `str` | Last |" in text
+
+
+def test_a_class_that_is_no_dataclass_has_a_table_of_what_it_is_made_with():
+    source = 'class A:\n    """What."""\n\n    def __init__(\n        self,\n        size: int,  # Units\n    ):\n        pass'
+    assert "| `size` | `int` | Units |" in reference.entries([source], "pkg.toy")[0][0].markdown({})
+
+
 @pytest.mark.parametrize(
     ("quarto", "myst"),
     [
@@ -164,10 +181,78 @@ def test_a_page(tmp_path, monkeypatch):
     assert source["metadata"]["mystnb"]["code_prompt_show"] == "Source of f, _TABLE, _g"
     link = "{py:obj}`f() <specialize_nb.toy.f>`"
     assert about["source"] == f"## About `f`\n\nCall {link}, then `f` or `specialize_nb.toy.f`."  # the first mention
+    qualified = pages.Linker([made])("of `toy.f` and `nowhere.f`")
+    assert qualified == "of {py:obj}`toy.f <specialize_nb.toy.f>` and `nowhere.f`"
     assert lesson["source"] == "f(1)" and lesson["metadata"]["tags"] == []
     assert more["source"] == "## More\n\n{py:obj}`f <specialize_nb.toy.f>` again"
     assert figure["source"] == "plot()" and figure["metadata"]["tags"] == ["remove-input"]
     assert figure["metadata"]["mystnb"]["figure"] == dict(caption="See {numref}`fig-a`", name="fig-a")
+
+
+def test_a_shell_command_is_shown_as_one(tmp_path, monkeypatch):
+    made = page(tmp_path, monkeypatch, cell("# toy", "markdown"), cell("!ls a \\\n   b", outputs=["kept"]))
+    _, command, output = pages.convert(made, pages.Linker([made]))
+    assert command == dict(cell_type="markdown", metadata={}, source="```sh\nls a \\\n   b\n```")
+    assert output["metadata"]["tags"] == ["remove-input"] and "outputs" in output
+
+
+def test_checks_are_folded(tmp_path, monkeypatch):
+    made = page(
+        tmp_path,
+        monkeypatch,
+        cell("# toy", "markdown"),
+        cell("## Checks\n\nWhat holds.", "markdown"),
+        cell("#| test setup\nx = 1"),
+        cell("#| test f\nassert x"),
+        cell("### More\n\ntext", "markdown"),
+        cell("#| test f\nassert f(1)"),
+        cell("#| test g h\nassert g(1)"),
+    )
+    sources = [one["source"] for one in pages.convert(made, pages.Linker([made]))]
+    told = "2 tests of what this page says; they run with every change"
+    assert sources == [
+        "# toy",
+        "## Checks",
+        f'```{{raw}} html\n<details class="checks"><summary>{told}</summary>\n```',
+        "What holds.",
+        "x = 1",
+        "assert x",
+        "```{rubric} More\n```\n\ntext",  # a section would reach out of the fold
+        "assert f(1)",
+        "assert g(1)",
+        "```{raw} html\n</details>\n```",
+    ]
+
+
+def toy_package(root, **modules):
+    """A package `toy` of the wings `low` and `high`; `high__a="..."` is the source of `toy.high.a`."""
+    for folder in ("toy", "toy/low", "toy/high"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "__init__.py").write_text(f'"""The {folder[4:]} wing."""')
+    for name, source in modules.items():
+        (root / "toy" / f"{name.replace('__', '/')}.py").write_text(source)
+    return plans.House(root / "toy", ("low", "high"))
+
+
+def test_the_house_is_drawn_from_the_code(tmp_path):
+    house = toy_package(
+        tmp_path,
+        low__a='"""A | B."""\nfrom .b import g\n\n\ndef f():\n    """F?"""\n',
+        low__b='"""B."""\n\n\ndef g():\n    """G?"""\n',
+        high__c='"""C."""\nfrom toy.low import b\nfrom toy.low.a import f, h\n',
+    )
+    text = drawing.page(house, {"toy.low.a": "modules/low_a.md"}, ["modules/low_a"])
+    assert "| [low](#low) | The low wing |  |\n| [high](#high) | The high wing | `low` |" in text
+    assert "## low\n\nThe low wing.\n" in text
+    assert "| `b` | B |  |\n| [a](modules/low_a.md) | A \\| B | `low.b` |" in text  # after what it imports
+    assert "| `c` | C | `low.b`, `low.a` |" in text
+    assert text.count('class="use"') == 3 and text.count('class="wing"') == 2
+    assert "<title>high.c imports from low.a: f, h</title>" in text
+    squares = re.findall(r'class="use" x="(\d+)" y="(\d+)"', text)
+    assert all(int(x) < int(y) for x, y in squares)  # below the diagonal
+    files = {f"toy.low.{name}": f"modules/low_{name}.md" for name in "ab"}
+    names = pages.all_names(house, files, pages.plain_entries(house))
+    assert names.index("## [toy.low.a](modules/low_a.md)\n\nA | B.") < names.index("{py:obj}`f <toy.low.a.f>` | F? |")
 
 
 def test_contents_follow_the_sidebar(tmp_path, monkeypatch):
@@ -186,6 +271,10 @@ def test_a_folder_of_notebooks(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path / "nbs")
     (tmp_path / "nbs" / "studies").mkdir(parents=True)
+    for wing in plans.WINGS:
+        (tmp_path / "specialize_nb" / wing).mkdir(parents=True)
+        (tmp_path / "specialize_nb" / wing / "__init__.py").write_text(f'"""The wing {wing}."""')
+    (tmp_path / "specialize_nb" / "base" / "one.py").write_text('"""One."""\n\n\ndef f():\n    """What?"""\n')
     for name in pages.ALONG:
         (tmp_path / name).touch()
     for name in ("index", "studies/one"):
@@ -199,3 +288,6 @@ def test_a_folder_of_notebooks(tmp_path, monkeypatch):
     *_, tables = json.loads((tmp_path / "out" / "index.ipynb").read_text())["cells"]
     assert ":caption: Studies\n\nstudies/one\n```" in tables["source"]
     assert sorted(path.name for path in (tmp_path / "out" / "studies").iterdir()) == ["one.csv", "one.ipynb"]
+    assert (tmp_path / "out" / "modules" / "base_one.md").read_text().startswith("# base.one\n\n{.lead}\nOne\n")
+    assert "[one](modules/base_one.md)" in (tmp_path / "out" / "house.md").read_text()
+    assert "{py:obj}`f <specialize_nb.base.one.f>` | What? |" in (tmp_path / "out" / "names.md").read_text()

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
@@ -10,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specialize_nb.base.data import batches, digits
 from specialize_nb.clusters.spectral import spectral_partition
-from specialize_nb.dev.testing import planted_mlp, raises, test_near, unchanged
+from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import _below, _edges, _Moments, _Range, _Ranks, activation_graph
 from specialize_nb.graphs.graph import UnitGraph
 from specialize_nb.network.answers import record
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 
 
@@ -46,11 +49,13 @@ def normal(*shape, seed=0):
 def test_moments_by_hand():
     moments = _Moments((1, 1), torch.device("cpu"))
     moments.add(torch.tensor([[0.0, 2], [0, 2]], dtype=torch.float64))
-    test_near(torch.cat([moments.mean, moments.panels[0].T], dim=1), [[1, 2], [1, 2]])
+    assert_allclose(
+        torch.cat([moments.mean, moments.panels[0].T], dim=1), np.array([[1.0, 2], [1, 2]]), rtol=1e-6, strict=True
+    )
     moments.add(torch.tensor([[2.0, 6], [6, 2]], dtype=torch.float64))
-    test_near(moments.mean, [[2.5], [2.5]])
-    test_near(moments.panels[0], [[2 + 8 + 9, 2 - 8 + 9]])
-    test_near(moments.panels[1], [[2 + 8 + 9]])
+    assert_allclose(moments.mean, np.array([[2.5], [2.5]]), rtol=1e-6, strict=True)
+    assert_allclose(moments.panels[0], np.array([[2.0 + 8 + 9, 2 - 8 + 9]]), rtol=1e-6, strict=True)
+    assert_allclose(moments.panels[1], np.array([[2.0 + 8 + 9]]), rtol=1e-6, strict=True)
     moments.panels
 
 
@@ -63,7 +68,7 @@ def test_moments_hard():
     moments = _Moments((10, 290), torch.device("cpu"))
     for part in torch.from_numpy(values.T.copy()).split(512, dim=1):
         moments.add(part)
-    test_near(moments.mean[:, 0], values.mean(0), rtol=1e-13)
+    assert_allclose(moments.mean[:, 0], values.mean(0), rtol=1e-13, strict=True)
     blocks = _edges(moments, ("a", "b"), torch.zeros(300, dtype=torch.bool))
     found = UnitGraph(layers=("a", "b"), sizes=(10, 290), blocks=blocks).adjacency().toarray()
     usual = values.T @ values - 3000 * np.outer(values.mean(0), values.mean(0))
@@ -91,12 +96,16 @@ def test_ranks_by_hand():
     for part in values.split(4, dim=1):
         ranks.count(part)
     ranks.settle()
-    test_near(ranks(values) + 0.5, [[3, 9, 6.5, 3, 8, 5, 3, 1, 6.5]])
+    assert_allclose(
+        ranks(values) + 0.5, np.array([[3, 9, 6.5, 3, 8, 5, 3, 1, 6.5]], dtype=np.float32), rtol=1e-6, strict=True
+    )
     values = np.random.default_rng(0).integers(0, 40, (5, 300)).astype(np.float32)
     exact = _Ranks(torch.from_numpy(values))
     exact.count(torch.from_numpy(values))
     exact.settle()
-    test_near(exact(torch.from_numpy(values)) + 0.5, rankdata(values, axis=1))
+    assert_allclose(
+        exact(torch.from_numpy(values)) + 0.5, rankdata(values, axis=1).astype(np.float32), rtol=1e-6, strict=True
+    )
     (ranks(torch.tensor([[-1.0, 0, 3, 4, 5, 7, 8]])) + 0.5).tolist()
 
 
@@ -111,11 +120,19 @@ def test_activation_graph():
     with np.errstate(invalid="ignore"):
         cases = [(graph, spearmanr(pre)[0]), (linear, np.corrcoef(pre.T)), (tied, spearmanr(site)[0])]
     for found, correlation in cases:
-        test_near(found.adjacency().toarray(), np.nan_to_num(correlation**2) * (1 - np.eye(10)), atol=1e-10)
+        assert_allclose(
+            found.adjacency().toarray(),
+            np.nan_to_num(correlation**2) * (1 - np.eye(10)),
+            rtol=1e-6,
+            atol=1e-10,
+            strict=True,
+        )
     assert np.isnan(cases[2][1]).any() and not tied.alive().all()
     assert graph.layers == ("0", "4") and set(graph.blocks) == {("0", "0"), ("0", "4"), ("4", "4")}
     assert graph.settings["n_reference"] == graph.settings["n_examples"] == 450 and graph.kind == "activations"
     assert "n_reference" not in linear.settings
+    for same in (activation_graph(model, images), activation_graph(Subject.of(model, images, network=network))):
+        assert_allclose(same.adjacency().toarray(), graph.adjacency().toarray(), rtol=0, strict=True)
     graph.plot()
 
 
@@ -124,9 +141,15 @@ def test_by_hand():
     x = torch.tensor([[1.0, 1, -1, 5], [2, 3, -2, 5], [3, 2, -3, 5], [4, 4, -10, 5]])
     data, network = (x, torch.zeros(4, dtype=torch.int64)), trace(model, x)
     ranked = activation_graph(model, data, network).block("0", "0")
-    test_near(ranked, [[0, 0.64, 1, 0], [0.64, 0, 0.64, 0], [1, 0.64, 0, 0], [0, 0, 0, 0]], atol=1e-15)
+    assert_allclose(
+        ranked,
+        np.array([[0, 0.64, 1, 0], [0.64, 0, 0.64, 0], [1, 0.64, 0, 0], [0, 0, 0, 0]]),
+        rtol=1e-6,
+        atol=1e-15,
+        strict=True,
+    )
     plain = activation_graph(model, data, network, corr="pearson").block("0", "0")
-    test_near(plain[0], [0, 4**2 / 5**2, 14**2 / (5 * 50), 0], atol=1e-15)
+    assert_allclose(plain[0], np.array([0, 4**2 / 5**2, 14**2 / (5 * 50), 0]), rtol=1e-6, atol=1e-15, strict=True)
     ranked
 
 
@@ -146,11 +169,11 @@ def test_invariance():
     ):
         base = edges(x, corr, **options)
         assert all(torch.equal(edges(x, corr, size, **options), base) for size in (1, 100, 512, 1200))
-        test_near(edges(x[:, units], corr, **options), base[units][:, units], rtol=0, atol=1e-12)
-        test_near(edges(x[examples], corr, **options), base, rtol=0, atol=near)
-        test_near(edges(-4 * x, corr, **options), base, rtol=0, atol=1e-12)
-    test_near(edges(x + 7, "pearson"), edges(x, "pearson"), rtol=0, atol=1e-6)
-    test_near(edges(x.sinh(), "spearman"), edges(x, "spearman"), rtol=0, atol=1e-12)
+        assert_allclose(edges(x[:, units], corr, **options), base[units][:, units], rtol=0, atol=1e-12, strict=True)
+        assert_allclose(edges(x[examples], corr, **options), base, rtol=0, atol=near, strict=True)
+        assert_allclose(edges(-4 * x, corr, **options), base, rtol=0, atol=1e-12, strict=True)
+    assert_allclose(edges(x + 7, "pearson"), edges(x, "pearson"), rtol=0, atol=1e-6, strict=True)
+    assert_allclose(edges(x.sinh(), "spearman"), edges(x, "spearman"), rtol=0, atol=1e-12, strict=True)
     seeds = [edges(x, "spearman", n_reference=100, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1]) and 0 < abs(seeds[0] - seeds[2]).max() < 5e-3
     change = {corr: float(abs(edges(x.sinh(), corr) - edges(x, corr)).max()) for corr in ("pearson", "spearman")}
@@ -167,13 +190,13 @@ def test_types_and_layers():
         graph = activation_graph(model, images, network, corr="pearson")
         wide = record(model, images, network)
         expected = np.corrcoef(np.concatenate(list(wide.values()), axis=1).T.astype(float)) ** 2 * (1 - np.eye(10))
-        test_near(graph.adjacency().toarray(), expected, rtol=0, atol=1e-6)
+        assert_allclose(graph.adjacency().toarray(), expected, rtol=0, atol=1e-6, strict=True)
         found[str(dtype)] = graph.block("0", "4")
     assert all(block.dtype == torch.float64 for block in found.values())
-    test_near(found["torch.float32"], found["torch.float64"], rtol=0, atol=1e-5)
-    test_near(found["torch.bfloat16"], found["torch.float64"], rtol=0, atol=0.05)
+    assert_allclose(found["torch.float32"], found["torch.float64"], rtol=0, atol=1e-5, strict=True)
+    assert_allclose(found["torch.bfloat16"], found["torch.float64"], rtol=0, atol=0.05, strict=True)
     part = activation_graph(model, images, network, corr="pearson", layers=["4"])
-    test_near(part.block("4", "4"), graph.block("4", "4"))
+    assert_allclose(part.block("4", "4"), graph.block("4", "4"), rtol=1e-6, strict=True)
     backwards = activation_graph(model, images, network, corr="pearson", layers=["4", "0", "4"])
     assert backwards.layers == ("0", "4")
     pd.Series({name: float(block.mean()) for name, block in found.items()}, name="mean edge").round(3).to_frame()
@@ -187,9 +210,9 @@ def test_chance():
         data, network = (x, torch.zeros(n, dtype=torch.int64)), trace(model, x)
         found = [activation_graph(model, data, network, corr=corr) for corr in ("pearson", "spearman")]
         chance[n] = [float(graph.degree().mean()) / 99 for graph in found]
-        test_near(chance[n], [1 / (n - 1)] * 2, rtol=0.05)
-    table = pd.DataFrame.from_dict(chance, orient="index", columns=["pearson", "spearman"]).rename_axis("examples")
-    table.assign(expected=[1 / (n - 1) for n in chance])
+        assert_allclose(chance[n], np.array([1 / (n - 1)] * 2), rtol=0.05, strict=True)
+    rows = pd.DataFrame.from_dict(chance, orient="index", columns=["pearson", "spearman"]).rename_axis("examples")
+    rows.assign(expected=[1 / (n - 1) for n in chance])
 
 
 def test_constant_units():
@@ -206,7 +229,7 @@ def test_constant_units():
     for corr in ("pearson", "spearman"):
         graph = activation_graph(model, (x, torch.zeros(1500, dtype=torch.int64)), network, corr=corr)
         assert graph.alive().tolist() == [True, False, True, True, True]
-        test_near(graph.block("0", "0")[2, 3], 1)
+        assert_allclose(graph.block("0", "0")[2, 3], 1.0, rtol=1e-6, strict=True)
     graph
 
 
@@ -214,29 +237,31 @@ def test_activation_graph_errors():
     model, images = small_cnn(), digits("test")
     network = trace(model, images.x)
     flat = torch.ones(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    with raises(ValueError, match="every unit of \\['0', '4'\\] is constant over 20 examples"):
+    with pytest.raises(ValueError, match="every unit of \\['0', '4'\\] is constant over 20 examples"):
         activation_graph(model, flat, network)
-    with raises(ValueError, match="at least 3"):
+    with pytest.raises(ValueError, match="at least 3"):
         activation_graph(model, (images.x[:2], images.y[:2]), network)
-    with raises(ValueError, match="choose 'spearman' or 'pearson'"):
+    with pytest.raises(ValueError, match="allowed are 'spearman', 'pearson'"):
         activation_graph(model, images, network, corr="kendall")
-    with raises(ValueError, match="got n_reference=2"):
+    with pytest.raises(ValueError, match="got n_reference=2"):
         activation_graph(model, images, network, n_reference=2)
-    with raises(ValueError, match="choose one of \\['l1', 'max', 'mean'\\]"):
+    with pytest.raises(ValueError, match="got summary='median': allowed are 'mean', 'l1', 'max'"):
         activation_graph(model, images, network, summary="median")
-    with raises(ValueError, match="'site'.*'pre'"):
+    with pytest.raises(ValueError, match=r"'site'.*'pre'"):
         activation_graph(model, images, network, at="post")
-    with raises(KeyError, match="no layer '44'"):
+    with pytest.raises(ValueError, match="traced from another Sequential"):
+        activation_graph(model, images, trace(small_cnn(), images.x))
+    with pytest.raises(KeyError, match="no layer '44'"):
         activation_graph(model, images, network, layers=["44"])
-    with raises(ValueError, match="no hidden layer"):
+    with pytest.raises(ValueError, match="no hidden layer"):
         activation_graph(model[6:].eval(), (torch.ones(3, 6), flat[1][:3]), trace(model[6:].eval(), torch.ones(1, 6)))
-    with raises(MemoryError, match="edges between 1,000,000,000 units need 8,000,000,000.0 GB: name fewer `layers`"):
+    with pytest.raises(MemoryError, match=r"edges between 1,000,000,000 units need 8,000,000,000\.0 GB: name"):
         _Moments((10**9,), torch.device("cpu"))
     large = torch.cat([images.x[:-1], images.x[-1:] * 1e38]), images.y
     for corr in ("pearson", "spearman"):
-        with raises(ValueError, match="activations of '4' hold NaN or infinite numbers") as caught:
+        with pytest.raises(ValueError, match="activations of '4' hold NaN or infinite numbers") as caught:
             activation_graph(model, large, network, corr=corr, layers=["4"], n_reference=100)
-    caught.message
+    str(caught.value)
 
 
 def test_reference_error():

@@ -3,14 +3,16 @@
 import itertools
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 
 from specialize_nb.base.data import digits
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.layers.distances import layer_distances
 from specialize_nb.layers.segments import LayerGroups, _cut, _cut_costs, _drifts, _in_random_order, _path, layer_groups
 from specialize_nb.training.fit import fit
@@ -45,12 +47,14 @@ def test_exhaustive():
             for cut in itertools.combinations(range(1, 8), k - 1):
                 groups = np.split(np.arange(8), cut)
                 every[cut] = sum((matrix[np.ix_(g, g)] ** 2).sum() / (2 * len(g)) for g in groups)
-            test_near(costs[k - 1], min(every.values()), atol=1e-12)
-            test_near(every[_cut(matrix, k)], min(every.values()), atol=1e-12)
+            assert_allclose(costs[k - 1], min(every.values()), rtol=1e-6, atol=1e-12, strict=True)
+            assert_allclose(every[_cut(matrix, k)], min(every.values()), rtol=1e-6, atol=1e-12, strict=True)
         assert (np.diff(costs) <= 1e-12).all()
         rows.append(costs)
     points = rng.standard_normal((5, 3))
-    test_near(_cut_costs(apart(points)[None], 1)[0, 0], ((points - points.mean(0)) ** 2).sum())
+    assert_allclose(
+        _cut_costs(apart(points)[None], 1)[0, 0], ((points - points.mean(0)) ** 2).sum(), rtol=1e-6, strict=True
+    )
     np.round(rows[0], 3)
 
 
@@ -59,8 +63,10 @@ def test_nulls():
     matrix = random_distances(6, rng)
     orders = np.concatenate(list(_in_random_order(matrix, 720, rng)))
     assert orders.shape == (720, 6, 6)
-    test_near(np.sort(orders.reshape(720, -1), 1), np.tile(np.sort(matrix.ravel()), (720, 1)))
-    test_near(np.sort(orders.sum(1), 1), np.tile(np.sort(matrix.sum(1)), (720, 1)))
+    assert_allclose(
+        np.sort(orders.reshape(720, -1), 1), np.tile(np.sort(matrix.ravel()), (720, 1)), rtol=1e-6, strict=True
+    )
+    assert_allclose(np.sort(orders.sum(1), 1), np.tile(np.sort(matrix.sum(1)), (720, 1)), rtol=1e-6, strict=True)
     counts = np.array([np.argmin(abs(matrix[0] - one)) for one in orders[:, 0, 1]])
     assert (
         stats.chisquare(np.bincount(np.argmin(abs(orders.sum(2)[:, :, None] - matrix.sum(1)), 2)[:, 0])).pvalue > 0.001
@@ -68,13 +74,18 @@ def test_nulls():
 
     walk = apart(rng.standard_normal((30, 40)).cumsum(0))
     means, dims = _path(walk)
-    test_near(means[:3], [0, (np.diagonal(walk, 1) ** 2).mean(), (np.diagonal(walk, 2) ** 2).mean()])
+    assert_allclose(
+        means[:3],
+        np.array([0, (np.diagonal(walk, 1) ** 2).mean(), (np.diagonal(walk, 2) ** 2).mean()]),
+        rtol=1e-6,
+        strict=True,
+    )
     assert 25 < dims < 60
     drawn = np.concatenate(list(_drifts(walk, 2000, rng)))
     for lag in (1, 5, 20):
         square = np.diagonal(drawn**2, lag, 1, 2)
-        test_near(square.mean(), means[lag], rtol=0.05)
-    test_near(np.diagonal(drawn**2, 1, 1, 2).var() / means[1] ** 2, 2 / dims, rtol=0.15)
+        assert_allclose(square.mean(), means[lag], rtol=0.05, strict=True)
+    assert_allclose(np.diagonal(drawn**2, 1, 1, 2).var() / means[1] ** 2, 2 / dims, rtol=0.15, strict=True)
     dict(dimensions_of_the_walk=40, found=dims)
 
 
@@ -86,7 +97,9 @@ def test_planted():
     assert found.groups[2] == ("9", "10") and found.support == (1.0, 1.0, 1.0)
     assert found.p_order == 0.001 and found.p_drift < 0.1 and "4 groups of 16 layers" in found.verdict
     steps = np.diagonal(found.matrix, 1)
-    test_near(found.abruptness, steps[[2, 8, 10]].mean() / np.median(np.delete(steps, [2, 8, 10])))
+    assert_allclose(
+        found.abruptness, steps[[2, 8, 10]].mean() / np.median(np.delete(steps, [2, 8, 10])), rtol=1e-6, strict=True
+    )
     assert (found.tree_labels() == found.labels).all() and found.tree_labels(2).max() == 1
     frame = found.to_frame()
     assert frame["boundary"].sum() == 3 and frame.loc[3, "step"] == found.matrix[2, 3]
@@ -141,10 +154,10 @@ def test_network():
     distances = layer_distances(model, data, n=100, measure="cka", repeats=3)
     found = layer_groups(distances)
     assert found.layers == distances.layers and len(found.labels) == 7
-    test_near(found.matrix, distances.matrix)
+    assert_allclose(found.matrix, distances.matrix, rtol=1e-6, strict=True)
     two = layer_groups(distances, n_groups=2, n_null=9)
     best = [_cut(one, 2) == two.boundaries for one in distances.draws]
-    test_near(two.support, [np.mean(best)])
+    assert_allclose(two.support, np.array([np.mean(best)]), rtol=1e-6, strict=True)
     assert len(two.by_k()) == 2 and two.by_k().loc[0, "boundaries"] == two.boundaries
     found
 
@@ -159,11 +172,15 @@ def test_refused():
         *((good[:3, :3], {}), (holes, {}), (skew, {}), (0 * good, {}), (good, dict(max_groups=7))),
         *((good, dict(n_groups=0)), (good, dict(n_null=0)), (good, dict(layers=["a"]))),
     ):
-        with raises(ValueError) as caught:
+        with pytest.raises(ValueError) as caught:
             layer_groups(bad, **options)
-        said.append(caught.message)
+        said.append(str(caught.value))
     assert "most of ['2'" in said[1]
     single = layer_groups(good, n_groups=1, n_null=9)
+    with pytest.raises(ValueError, match=r"got boundaries \[6\] of 6 layers"):
+        replace(single, boundaries=(6,))
+    with pytest.raises(ValueError, match=r"of shape \(5, 5\) of 6 layers"):
+        replace(single, matrix=good[1:, 1:])
     assert single.boundaries == () and single.labels.max() == 0 and np.isnan(single.abruptness)
     assert single.verdict.startswith("one group: neighbours are no more alike")
     with tempfile.TemporaryDirectory() as folder:

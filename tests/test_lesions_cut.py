@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
+from numpy.testing import assert_allclose
 from torch import fx, nn
 from torch.nn import functional as F
 
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.dev.zoo import random_network
 from specialize_nb.lesions.cut import Cut, ablate
 from specialize_nb.lesions.fuse import fuse
@@ -70,7 +70,7 @@ def agrees(network, x, layers, program=None, node=None):
         assert torch.equal(one, was) if isinstance(one, torch.Tensor) else one == was
     assert torch.equal(cut.scores(kept, masks, fills), scores)
     again = cut.scores(kept, {name: torch.cat([table[:1]] * 2) for name, table in masks.items()}, fills)
-    test_near(again[0], scores[0], rtol=1e-10, atol=1e-10 * float(scores.abs().max()))
+    assert_allclose(again[0], scores[0], rtol=1e-10, atol=1e-10 * float(scores.abs().max()), strict=True)
     return cut
 
 
@@ -138,7 +138,7 @@ def test_the_scores_themselves():
     for layers in (("2",), ("0", "2")):
         cut = agrees(network, X[:, :, 0, 0], layers)
     scores = cut.scores(cut.keep((X[:, :, 0, 0],)), masks, fills)
-    test_near(scores[masks["2"][:, None].expand_as(scores)].unique(), [FILL])
+    assert_allclose(scores[masks["2"][:, None].expand_as(scores)].unique(), [FILL], rtol=1e-6, strict=True)
 
 
 def test_examples_anywhere():
@@ -173,8 +173,8 @@ def test_one_reader():
         model = net()
         model.side.bias += FILL * model.side.weight[:, group].sum((1, 2, 3))
         model.side.weight[:, group] = 0
-        test_near(scores, model(X), rtol=1e-10)
-    with raises(ValueError, match="does not read"):
+        assert_allclose(scores, model(X), rtol=1e-10, strict=True)
+    with pytest.raises(ValueError, match="does not read"):
         Cut(network, program, ["first"], node, "deep")
 
 
@@ -263,5 +263,6 @@ def test_ablate():
     value = torch.arange(6.0).view(2, 3)
     mask = torch.tensor([[True, False, False], [False, True, True]])
     out = ablate(value, mask, torch.tensor([[7.0], [8.0]]), 1, stacked=False)
-    test_near(out, [[7, 1, 2], [8, 4, 5], [0, 7, 7], [3, 8, 8]])
-    test_near(ablate(out, mask.flip(0), torch.full((1, 1), -1.0), 1, stacked=True)[::2], [[7, -1, -1], [-1, 7, 7]])
+    assert_allclose(out, torch.tensor([[7.0, 1, 2], [8, 4, 5], [0, 7, 7], [3, 8, 8]]), rtol=1e-6, strict=True)
+    again = ablate(out, mask.flip(0), torch.full((1, 1), -1.0), 1, stacked=True)
+    assert_allclose(again[::2], torch.tensor([[7.0, -1, -1], [-1, 7, 7]]), rtol=1e-6, strict=True)

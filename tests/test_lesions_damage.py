@@ -4,11 +4,12 @@ import tempfile
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from torch.nn import functional as F
 
 from specialize_nb.base.data import digits
-from specialize_nb.dev.testing import raises, test_near, warns
 from specialize_nb.lesions.damage import damage_run
 from specialize_nb.lesions.lesion import lesion_table
 from specialize_nb.network.units import trace
@@ -33,10 +34,14 @@ def test_against_table():
     found = run.damage({layer: groups}, replicates=True)
     table = lesion_table(model, data, network, layer, groups)
     added = table.measures["loss"] - table.intact["loss"]
-    test_near(found["cross_entropy"][:, 0], added.mean(1), atol=1e-6)
+    assert_allclose(found["cross_entropy"][:, 0], added.mean(1), rtol=1e-6, atol=1e-6, strict=True)
     weights = bootstrap_weights(len(data.y), 5, seed=0)
-    test_near(found["cross_entropy"][:, 1:], added @ (weights / weights.sum(1, keepdims=True)).T, atol=1e-6)
-    test_near(found["micro_accuracy"][:, 0], (table.intact["correct"] - table.measures["correct"]).mean(1), atol=1e-12)
+    again, lost = (
+        added @ (weights / weights.sum(1, keepdims=True)).T,
+        table.intact["correct"] - table.measures["correct"],
+    )
+    assert_allclose(found["cross_entropy"][:, 1:], again, rtol=1e-6, atol=1e-6, strict=True)
+    assert_allclose(found["micro_accuracy"][:, 0], lost.mean(1), rtol=1e-6, atol=1e-12, strict=True)
     run
 
 
@@ -50,7 +55,7 @@ def test_callables():
     own = damage_run(model, data, network, [layer], outcomes=confidence_lost).damage({layer: groups[:3]})
     table = lesion_table(model, data, network, layer, groups[:3])
     expected = np.exp(-table.intact["loss"]) - np.exp(-table.measures["loss"])
-    test_near(own["confidence_lost"][:, 0], expected.mean(1), atol=1e-6)
+    assert_allclose(own["confidence_lost"][:, 0], expected.mean(1), rtol=1e-6, atol=1e-6, strict=True)
 
     x, y = torch.rand(50, 4), torch.rand(50, 1)
     line = mlp((4, 6, 1))
@@ -58,8 +63,8 @@ def test_callables():
     lost = damage_run(line, (x, y), traced, ["1"], outcomes="squared_error").damage({"1": np.eye(6, dtype=bool)})
     h = F.relu(line[1](line[0](x)))
     rise = [(line[3](h * (torch.arange(6) != i)) - y).square().mean() - (line(x) - y).square().mean() for i in range(6)]
-    test_near(lost["squared_error"][:, 0], torch.stack(rise).detach(), atol=1e-6)
-    with raises(ValueError, match="regression"):
+    assert_allclose(lost["squared_error"][:, 0], torch.stack(rise).detach().double(), rtol=1e-6, atol=1e-6, strict=True)
+    with pytest.raises(ValueError, match="regression"):
         damage_run(line, (x, y), traced, ["1"], outcomes="accuracy")
     own["confidence_lost"][:, 0]
 
@@ -81,14 +86,47 @@ def test_other_runs():
     model, data, network, groups = scene()
     layer, folder = network.hidden[0], tempfile.mkdtemp()
     damage_run(model, data, network, [layer], store=folder).damage({layer: groups[:2]})
-    with warns(RuntimeWarning, match="the settings differ"):
+    with pytest.warns(RuntimeWarning, match="the settings differ"):
         damage_run(model, data, network, [layer], store=folder, ablation="mean")
-    with warns(RuntimeWarning, match="the data differ"):
+    with pytest.warns(RuntimeWarning, match="the data differ"):
         damage_run(model, (data.x * 0.5, data.y), network, [layer], store=folder)
     before = damage_run(model, data, network, [layer], store=folder)
     with torch.no_grad():
         next(model.parameters())[0, 0] += 0.5
-    with warns(RuntimeWarning, match="the model differs") as warning:
+    with pytest.warns(RuntimeWarning, match="the model differs"):
         changed = damage_run(model, data, trace(model, data.x), [layer], store=folder)
     assert before.store.n_kept == 1 and changed.store.n_kept == 0
     pd.Series({"kept before": before.store.n_kept, "read by the other": changed.store.n_kept}, name="blocks")
+
+
+def test_together():
+    class Watched(list):
+        """Batches that count how often they are read."""
+
+        n_read = 0
+
+        def __iter__(self):
+            self.n_read += 1
+            return super().__iter__()
+
+    model, data, network, groups = scene()
+    layer = network.hidden[0]
+    watched = Watched([data])
+    run = damage_run(model, watched, network, [layer])
+    before = watched.n_read
+    requests = [({layer: groups[:50]}, False), ({layer: groups[50:250]}, True)]
+    at_once = run.damages(requests)
+    once, blocks = watched.n_read - before, sum(len(run.blocks(*request)) for request in requests)
+    each = [run.damage(part, replicates=replicates) for part, replicates in requests]
+    for found, alone in zip(at_once, each, strict=True):
+        assert np.array_equal(found["cross_entropy"], alone["cross_entropy"])
+    assert run.together(250) > 250 and (once, blocks) == (1, 3)
+    pd.Series({"blocks": blocks, "passes": once})
+
+
+def test_another_network():
+    model, data, network, groups = scene()
+    other = mlp((64, 12, 12, 10), seed=1)
+    with pytest.raises(ValueError, match="traced from another Sequential") as caught:
+        damage_run(model, data, trace(other, data.x), ["1"])
+    str(caught.value)

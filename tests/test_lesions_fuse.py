@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from specialize_nb.dev.testing import raises
 from specialize_nb.dev.zoo import random_network
 from specialize_nb.lesions.fuse import fuse, peak
 from specialize_nb.network.units import trace
@@ -230,7 +229,7 @@ def test_other_types():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = program.extract(program.inputs, program.outputs)(x)[0]
     torch.testing.assert_close(out.float(), model(x), rtol=0.05, atol=0.05)
-    with raises(RuntimeError):
+    with pytest.raises(RuntimeError):
         program.extract(program.inputs, program.outputs)(x)
 
 
@@ -244,7 +243,7 @@ def test_statistics_of_the_batch():
     )
     network = trace(nn.Sequential(*layers).eval(), torch.rand(4, 1, 8, 8))
     assert not network.unknown
-    with raises(ValueError, match="by the statistics of the batch"):
+    with pytest.raises(ValueError, match="by the statistics of the batch"):
         fuse(network.program, [])
 
 

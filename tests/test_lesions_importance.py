@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 from torch import nn
 from torch.nn import functional as F
@@ -14,9 +16,9 @@ from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
 from specialize_nb.controls.controls import draw_controls
-from specialize_nb.dev.testing import planted_mlp, raises, test_near, unchanged
+from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.weights import weight_graph
-from specialize_nb.lesions.importance import importance
+from specialize_nb.lesions.importance import Importance, importance
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import bootstrap_weights
 from specialize_nb.stats.sequential import Sequential
@@ -29,12 +31,6 @@ def trained(hidden=(24, 24), epochs=12):
     model = mlp((64, *hidden, 10))
     fit(model, digits("train"), epochs=epochs)
     return model, digits("test")
-
-
-def random_partition(network, k, seed):
-    "Labels drawn at random for every hidden layer."
-    rng = np.random.default_rng(seed)
-    return Partition.from_labels({name: rng.integers(k, size=network.layer(name).n_units) for name in network.hidden})
 
 
 def linear_model(n_units=12, n_classes=3, seed=0):
@@ -55,6 +51,12 @@ def loss_by_hand(model, data, groups):
     return np.logaddexp.reduce(scores, axis=2).mean(1) - scores[:, np.arange(len(y)), y].mean(1)
 
 
+def random_partition(network, k, seed):
+    "Labels drawn at random for every hidden layer."
+    rng = np.random.default_rng(seed)
+    return Partition.from_labels({name: rng.integers(k, size=network.layer(name).n_units) for name in network.hidden})
+
+
 def test_closed_form():
     model, data = linear_model()
     partition = Partition.from_labels({"0": [0] * 3 + [1] * 4 + [2] * 4 + [-1]})
@@ -64,8 +66,8 @@ def test_closed_form():
     intact = loss_by_hand(model, data, np.zeros((1, 12), bool))
     for i in range(3):
         damage = loss_by_hand(model, data, controls.groups(i)) - intact
-        test_near(found.value["cross_entropy"][i], damage[0], atol=1e-6)
-        test_near(found.draws["cross_entropy"][:, i], damage[1:], atol=1e-6)
+        assert_allclose(found.value["cross_entropy"][i], damage[0], rtol=1e-6, atol=1e-6, strict=True)
+        assert_allclose(found.draws["cross_entropy"][:, i], damage[1:], rtol=1e-6, atol=1e-6, strict=True)
     assert not any(controls.groups(i)[:, 11].any() for i in range(3))
     found.to_frame()
 
@@ -83,7 +85,7 @@ def test_replicates():
             rows = np.stack([loss_by_hand(model, (x[d], y[d]), controls.groups(i)) for d in drawn])
             spread = found.draws["cross_entropy"][:, i].std(ddof=1)
             by_hand = (rows[:, 0] - rows[:, 1:].mean(1)) / spread
-            test_near(found.replicates["cross_entropy"][:, i], by_hand, rtol=1e-4, atol=atol)
+            assert_allclose(found.replicates["cross_entropy"][:, i], by_hand, rtol=1e-4, atol=atol, strict=True)
 
 
 def test_harmless():
@@ -95,7 +97,7 @@ def test_harmless():
     assert (frame.loc["cross_entropy", "p_value"] == 1).all() and (frame.loc["accuracy", "p_value"] == 1).all()
     assert frame.loc["selectivity", "p_value"].isna().all() and frame.loc["selectivity", "q_value"].isna().all()
     published = harmless.paper("cross_entropy").p_value
-    test_near(published, [0.05, 0.05])
+    assert_allclose(published, [0.05, 0.05], rtol=1e-6, strict=True)
     frame[["value", "control_mean", "effect", "p_value"]]
 
 
@@ -124,9 +126,9 @@ def test_planted():
     partition = Partition.from_labels({name: planted.labels[name] for name in ("0", "2")})
     found = importance(planted.model, (planted.x, planted.y), partition)
     frame = found.to_frame().set_index("outcome")
-    test_near(frame.loc["cross_entropy", "p_value"], [1 / 200] * 4)
-    test_near(frame.loc["accuracy", "value"], [0.5] * 4)
-    test_near(frame.loc["selectivity", "value"], [0.5] * 4, atol=0.005)
+    assert_allclose(frame.loc["cross_entropy", "p_value"], [1 / 200] * 4, rtol=1e-6, strict=True)
+    assert_allclose(frame.loc["accuracy", "value"], [0.5] * 4, rtol=1e-6, strict=True)
+    assert_allclose(frame.loc["selectivity", "value"], [0.5] * 4, rtol=1e-6, atol=0.005, strict=True)
     assert (frame.loc["cross_entropy", "ci_low"] > 5).all()
     found
 
@@ -142,7 +144,9 @@ def test_sequential():
     q = pd.DataFrame({name: frame["q_value"] <= 0.05 for name, frame in frames.items()})
     passes = {name: int(frame["n_controls"].sum()) for name, frame in frames.items()}
     for i, n in enumerate(frames["sequential"]["n_controls"]):
-        test_near(few.draws["cross_entropy"][:n, i], many.draws["cross_entropy"][:n, i], atol=2e-6)
+        assert_allclose(
+            few.draws["cross_entropy"][:n, i], many.draws["cross_entropy"][:n, i], rtol=1e-6, atol=2e-6, strict=True
+        )
     assert (q["999"] == q["sequential"]).mean() >= 0.8 and passes["sequential"] < passes["999"] / 3
     pd.DataFrame({"important": q.sum(), "controls": pd.Series(passes), "sub-clusters": len(q)})
 
@@ -200,7 +204,7 @@ def test_regression():
     found = importance(model, (x, y), partition, n_controls=19)
     group = np.arange(12) < 4
     lost = ((x * torch.as_tensor(group)) @ model[2].weight.T).detach()
-    test_near(found.value["squared_error"][0], lost.square().mean().item(), atol=1e-6)
+    assert_allclose(found.value["squared_error"][0], lost.square().mean().item(), rtol=1e-6, atol=1e-6, strict=True)
     found
 
 
@@ -213,24 +217,45 @@ def test_untrained():
     blind
 
 
+def test_kept():
+    model, data = linear_model()
+    partition = Partition.from_labels({"0": [0] * 3 + [1] * 4 + [2] * 4 + [3]})
+    file = Path(tempfile.mkdtemp()) / "importance.npz"
+    for n_controls in (19, Sequential(most=59)):
+        found = importance(model, data, partition, n_controls=n_controls, n_boot=20, min_units=2)
+        again = Importance.load(found.save(file))
+        pd.testing.assert_frame_equal(again.to_frame(), found.to_frame())
+        pd.testing.assert_frame_equal(again.untested, found.untested)
+        assert again.settings == found.settings and repr(again) == repr(found) and len(again.untested) == 1
+        for name in found.outcomes:
+            assert np.array_equal(again.draws[name], found.draws[name], equal_nan=True)
+            assert np.array_equal(again.matched[name], found.matched[name], equal_nan=True)
+            assert np.array_equal(again.replicates[name], found.replicates[name], equal_nan=True)
+    again
+
+
 def test_bad_input():
     model, data = linear_model()
     partition = Partition.from_labels({"0": [0] * 6 + [1] * 6})
-    with raises(ValueError, match="choose one or more of"):
+    with pytest.raises(ValueError, match="choose one or more of"):
         importance(model, data, partition, outcomes=("beauty",))
-    with raises(ValueError, match="outcome"):
+    with pytest.raises(ValueError, match="outcome"):
         importance(model, data, partition, outcomes=())
-    with raises(KeyError, match="has no layer '9'"):
+    with pytest.raises(KeyError, match="has no layer '9'"):
         importance(model, data, Partition.from_labels({"9": [0, 1]}))
-    with raises(ValueError, match="labels 2 units of layer '0', which has 12"):
+    with pytest.raises(ValueError, match="labels 2 units of layer '0', which has 12"):
         importance(model, data, Partition.from_labels({"0": [0, 1]}))
-    with raises(ValueError, match="the hidden layers of Sequential are \\['0'\\]"):
+    with pytest.raises(ValueError, match=r"the hidden layers of Sequential are \['0'\]"):
         importance(model, data, Partition.from_labels({"2": [0, 1, 1]}))
-    with raises(ValueError, match="no sub-cluster can be tested"):
+    with pytest.raises(ValueError, match="no sub-cluster can be tested"):
         importance(model, data, Partition.from_labels({"0": [0] * 12}))
-    with raises(ValueError, match="in training mode"):
+    with pytest.raises(ValueError, match="in training mode"):
         importance(linear_model()[0].train(), data, partition)
-    with raises(TypeError, match="is a float: give a number of controls, or a `Sequential`"):
+    with pytest.raises(TypeError, match="is a float: give a number of controls, or a `Sequential`"):
         importance(model, data, partition, n_controls=9.5)
-    with raises(ValueError, match="cannot say when to stop"):
+    with pytest.raises(ValueError, match="cannot say when to stop"):
         importance(model, data, partition, outcomes="selectivity_residual", n_controls=Sequential())
+    other = linear_model(seed=1)[0]
+    with pytest.raises(ValueError, match="traced from another Sequential") as caught:
+        importance(model, data, partition, network=trace(other, data[0]))
+    str(caught.value)

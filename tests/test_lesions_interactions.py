@@ -7,15 +7,24 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 from torch import nn
 
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition, SubCluster
-from specialize_nb.dev.testing import planted_mlp, raises, test_near, unchanged
+from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.lesions.importance import importance
-from specialize_nb.lesions.interactions import DependencyGraph, _replacements, dependency_graph, interactions, taxonomy
+from specialize_nb.lesions.interactions import (
+    DependencyGraph,
+    Interactions,
+    _replacements,
+    dependency_graph,
+    interactions,
+    taxonomy,
+)
 from specialize_nb.network.units import trace
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import mlp
@@ -96,9 +105,11 @@ def test_closed_form():
     frame = squared.to_frame()
     for row, (x, y) in zip(frame.itertuples(), [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)], strict=True):
         assert (row.cluster, row.given_cluster) == (x, y)
-        test_near(row.damage, (sums[x] ** 2).mean(), atol=1e-6)
-        test_near(row.damage_given, (sums[x] ** 2 + 2 * sums[x] * sums[y]).mean(), atol=2e-6)
-        test_near(row.interaction, (2 * sums[x] * sums[y]).mean(), atol=2e-6)
+        assert_allclose(row.damage, (sums[x] ** 2).mean(), rtol=1e-6, atol=1e-6, strict=True)
+        assert_allclose(
+            row.damage_given, (sums[x] ** 2 + 2 * sums[x] * sums[y]).mean(), rtol=1e-6, atol=2e-6, strict=True
+        )
+        assert_allclose(row.interaction, (2 * sums[x] * sums[y]).mean(), rtol=1e-6, atol=2e-6, strict=True)
         assert row.interaction_low < row.interaction < row.interaction_high
     frame
 
@@ -113,16 +124,19 @@ def test_controls_by_hand():
     gone = parts[:, Y.units].sum(1)
     rows = _replacements(BLOCKS.labels["0"], X, Y, 99, seed=0)
     by_hand = np.stack([(parts[:, row].sum(1) + gone) ** 2 - gone**2 for row in rows])
-    test_near(found.draws[:, 0], by_hand.mean(1), atol=2e-6)
+    assert_allclose(found.draws[:, 0], by_hand.mean(1), rtol=1e-6, atol=2e-6, strict=True)
     weights = np.random.default_rng(0).multinomial(150, np.full(150, 1 / 150), size=7) / 150
     own = parts[:, X.units].sum(1)
-    test_near(found.replicates["control_mean"][:, 0], weights @ by_hand.mean(0), atol=1e-6)
-    test_near(found.replicates["damage_given"][:, 0], weights @ (own**2 + 2 * own * gone), atol=1e-6)
-    test_near(found.replicates["damage"][:, 0], weights @ own**2, atol=1e-6)
+    assert_allclose(
+        found.replicates["control_mean"][:, 0], weights @ by_hand.mean(0), rtol=1e-6, atol=1e-6, strict=True
+    )
+    left = own**2 + 2 * own * gone
+    assert_allclose(found.replicates["damage_given"][:, 0], weights @ left, rtol=1e-6, atol=1e-6, strict=True)
+    assert_allclose(found.replicates["damage"][:, 0], weights @ own**2, rtol=1e-6, atol=1e-6, strict=True)
     row = found.to_frame().loc[0]
-    excess = weights @ (own**2 + 2 * own * gone - by_hand.mean(0)) / by_hand.mean(1).std(ddof=1)
-    test_near([row.ci_low, row.ci_high], [excess.min(), excess.max()], rtol=1e-4)
-    test_near(row.p_value, (1 + (by_hand.mean(1) >= (own**2 + 2 * own * gone).mean() - 1e-6).sum()) / 100)
+    excess = weights @ (left - by_hand.mean(0)) / by_hand.mean(1).std(ddof=1)
+    assert_allclose([row.ci_low, row.ci_high], [excess.min(), excess.max()], rtol=1e-4, strict=True)
+    assert_allclose(row.p_value, (1 + (by_hand.mean(1) >= left.mean() - 1e-6).sum()) / 100, rtol=1e-6, strict=True)
     row[["damage_given", "control_mean", "effect", "p_value"]]
 
 
@@ -132,12 +146,12 @@ def test_redundant():
     found = interactions(model, data, partition, pairs=[(("0", 0), ("0", 1))], n_controls=999)
     frame = found.to_frame()
     wrong = np.logaddexp(8, 4) - 4 - (np.logaddexp(0, 4) - 4)  # nats lost on the half of the images with a signal
-    test_near(frame["damage"], [0, 0])
-    test_near(frame["damage_given"], [wrong / 2] * 2, atol=2e-6)
-    test_near(frame["interaction"], [wrong / 2] * 2, atol=2e-6)
+    assert_allclose(frame["damage"], [0.0, 0], rtol=1e-6, strict=True)
+    assert_allclose(frame["damage_given"], [wrong / 2] * 2, rtol=1e-6, atol=2e-6, strict=True)
+    assert_allclose(frame["interaction"], [wrong / 2] * 2, rtol=1e-6, atol=2e-6, strict=True)
     assert (alone["p_value"][:2] > 0.9).all() and (frame["interaction_low"] > 1).all()
     as_good = (found.draws > 1).sum(0)  # the same three units, drawn again: one of 220 groups
-    test_near(frame["p_value"], (1 + as_good) / 1000)
+    assert_allclose(frame["p_value"], (1 + as_good) / 1000, rtol=1e-6, strict=True)
     assert scipy_stats.binom.cdf(as_good, 999, 1 / math.comb(12, 3)).min() > 0.01 and (frame["q_value"] < 0.02).all()
     found
 
@@ -146,8 +160,8 @@ def test_serial():
     model, data, partition = chains()
     same, other = (("0", 0), ("2", 0)), (("0", 0), ("2", 1))
     frame = interactions(model, data, partition, pairs=[same, other]).to_frame()
-    test_near(frame["damage_given"][:2], [0, 0], atol=1e-6)
-    test_near(frame["interaction"][:2], -frame["damage"][:2], atol=1e-6)
+    assert_allclose(frame["damage_given"][:2], [0.0, 0], rtol=1e-6, atol=1e-6, strict=True)
+    assert_allclose(frame["interaction"][:2], -frame["damage"][:2], rtol=1e-6, atol=1e-6, strict=True)
     assert (frame["p_value"][:2] > 0.5).all() and (frame["interaction_high"][:2] < -0.1).all()
     assert (frame["p_value"][2:] < 0.05).all() and (frame["damage_given"][2:] > 0.5 * frame["damage"][2:]).all()
     frame[["layer", "cluster", "given_layer", "given_cluster", "damage", "damage_given", "interaction", "p_value"]]
@@ -167,7 +181,7 @@ def test_invariance():
     first, *others = (frame.sort_values(columns).reset_index(drop=True) for frame in frames)
     for frame in others:
         assert (frame[columns] == first[columns]).all(axis=None)
-        test_near(frame.drop(columns=columns), first.drop(columns=columns), atol=2e-6)
+        assert_allclose(frame.drop(columns=columns), first.drop(columns=columns), rtol=1e-6, atol=2e-6, strict=True)
     another = interactions(model, data, partition, pairs=pairs, n_controls=39, seed=1)
     assert not np.array_equal(another.draws, plain.draws)
     assert plain.to_frame()["layer"].tolist()[4:] == ["0", "0"]
@@ -223,7 +237,7 @@ def test_dependency():
         assert own.all() and len(edges) == 2 * m and sorted(edges["vanishes"].unique()) == ["source", "target"]
         assert (edges[["kept", "kept_high"]] < 1e-6).all(axis=None) and (edges["source_layer"] == "0").all()
         helped = pairs.to_frame().query("layer != given_layer and cluster == given_cluster")
-        test_near(helped["damage_given"], np.zeros(2 * m), atol=1e-6)
+        assert_allclose(helped["damage_given"], np.zeros(2 * m), rtol=1e-6, atol=1e-6, strict=True)
         keys = (zip(edges[f"{end}_layer"], edges[f"{end}_cluster"], strict=True) for end in ("source", "target"))
         directed = nx.DiGraph(zip(*keys, strict=True))
         assert nx.is_directed_acyclic_graph(directed) and nx.number_weakly_connected_components(directed) == m
@@ -244,7 +258,7 @@ def test_absence():
         single = alone.loc[(row.target_layer, row.target_cluster)]
         pair = given.loc[(row.target_layer, row.target_cluster, row.source_layer, row.source_cluster)]
         left = pair.damage_given - max(pair.control_mean, 0)
-        test_near(row.kept, left / (single["value"] - single.control_mean), atol=1e-5)
+        assert_allclose(row.kept, left / (single["value"] - single.control_mean), rtol=1e-6, atol=1e-5, strict=True)
         assert row.kept_low <= row.kept + 1e-6 and row.kept - 1e-6 <= row.kept_high < 1
     assert len(less) > 10 and (less["p_value"] >= 0.1).all()
     assert len(dependency_graph(found, few, alpha=1e-4).nodes) == 0
@@ -292,6 +306,15 @@ def test_kept():
         again = type(one).load(one.save(folder / "one.npz"))
         pd.testing.assert_frame_equal(again.to_frame(), one.to_frame())
         assert repr(again) == repr(one) and again.layers == ("0", "2")
+    again = Interactions.load(pairs.save(folder / "pairs.npz"))
+    assert again.settings == pairs.settings and again.outcome == "cross_entropy"
+    for name in ("damage", "given", "joint", "draws"):
+        assert np.array_equal(getattr(again, name), getattr(pairs, name))
+    for name, rows in pairs.replicates.items():
+        assert np.array_equal(again.replicates[name], rows)
+    again = DependencyGraph.load(graph.save(folder / "graph.npz"))
+    pd.testing.assert_frame_equal(again.nodes, graph.nodes)
+    assert (len(again.edges), again.n_pairs, again.alpha, again.margin) == (2, 1, 0.05, 0.5)
     empty = DependencyGraph(nodes=graph.nodes, edges=[], layers=("0", "2"), n_pairs=0, alpha=0.05, margin=0.5)
     assert len(DependencyGraph.load(empty.save(folder / "empty.npz")).to_frame()) == 0
     stored = interactions(model, data, partition, pairs=[(("0", 0), ("2", 0))], n_controls=29, store=folder / "run")
@@ -302,42 +325,50 @@ def test_kept():
 def test_bad_input():
     model, data, partition = chains()
     pair = (("0", 0), ("2", 0))
-    with raises(KeyError, match="no sub-cluster \\('0', 9\\): give \\(layer, cluster\\), such as \\[\\('0', 0\\)"):
+    with pytest.raises(KeyError, match=r"no sub-cluster \('0', 9\): give \(layer, cluster\), such as \[\('0', 0\)"):
         interactions(model, data, partition, pairs=[(("0", 9), ("2", 0))])
-    with raises(ValueError, match="give two different"):
+    with pytest.raises(ValueError, match="give two different"):
         interactions(model, data, partition, pairs=[(("0", 0), ("0", 0))])
-    with raises(ValueError, match="comes twice"):
+    with pytest.raises(ValueError, match="comes twice"):
         interactions(model, data, partition, pairs=[pair, pair[::-1]])
-    with raises(ValueError, match="got no pairs"):
+    with pytest.raises(ValueError, match="got no pairs"):
         interactions(model, data, partition, pairs=[])
-    with raises(ValueError, match="got n_controls=0"):
+    with pytest.raises(ValueError, match="got n_controls=0"):
         interactions(model, data, partition, pairs=[pair], n_controls=0)
-    with raises(ValueError, match="36 testable sub-clusters make 630 pairs, more than 200: give `among`"):
+    with pytest.raises(ValueError, match="36 testable sub-clusters make 630 pairs, more than 200: give `among`"):
         interactions(model, data, Partition.from_labels({"0": np.arange(18), "2": np.arange(18)}))
-    with raises(ValueError, match="'selectivity' is no amount of damage"):
+    with pytest.raises(ValueError, match="'selectivity' is no amount of damage"):
         interactions(model, data, partition, pairs=[pair], outcome="selectivity")
-    with raises(ValueError, match="stands for 6, .*: name one"):
+    with pytest.raises(ValueError, match=r"stands for 6, .*: name one"):
         interactions(model, data, partition, pairs=[pair], outcome="class_accuracy")
     found = importance(model, data, partition, outcomes="cross_entropy", n_controls=19, matched=False)
-    with raises(ValueError, match="0 sub-clusters are important, and a pair takes two"):
+    with pytest.raises(ValueError, match="0 sub-clusters are important, and a pair takes two"):
         interactions(model, data, partition, among=found, alpha=0.0001)
-    with raises(KeyError, match="no outcome 'margin'"):
+    with pytest.raises(KeyError, match="no outcome 'margin'"):
         interactions(model, data, partition, among=found, outcome="margin")
     other = interactions(model, data, partition, pairs=[pair], n_controls=9, seed=1)
-    with raises(ValueError, match="differ in {'seed': \\(0, 1\\)}: make both with the same settings"):
+    with pytest.raises(ValueError, match=r"differ in {'seed': \(0, 1\)}: make both with the same settings"):
         dependency_graph(found, other)
     moved = Partition.from_labels({name: np.roll(labels, 1) for name, labels in partition.labels.items()})
     elsewhere = importance(model, data, moved, outcomes="cross_entropy", n_controls=199, matched=False)
     every = interactions(model, data, partition, pairs=[pair], n_controls=9)
-    with raises(ValueError, match="single sub-clusters have other damage in the two"):
+    with pytest.raises(ValueError, match="single sub-clusters have other damage in the two"):
         dependency_graph(elsewhere, every, alpha=1)
     fewer = Partition.from_labels({"0": np.repeat([0, 1, 2], 6), "2": np.repeat([0, 1, 2], 6)})
-    with raises(ValueError, match="`among` is of another partition: \\[\\('0', 0\\)"):
+    with pytest.raises(ValueError, match=r"`among` is of another partition: \[\('0', 0\)"):
         interactions(model, data, fewer, among=elsewhere, alpha=1)
-    with raises(ValueError, match="got margin=0"):
+    with pytest.raises(ValueError, match="got margin=0"):
         dependency_graph(found, every, margin=0)
-    with raises(KeyError, match="no outcome 'beauty'"):
+    with pytest.raises(KeyError, match="no outcome 'beauty'"):
         taxonomy(found, outcome="beauty")
+
+
+def test_another_network():
+    model, data, partition = chains()
+    other = nn.Sequential(nn.Linear(6, 18), nn.ReLU(), nn.Linear(18, 18), nn.ReLU(), nn.Linear(18, 6)).eval()
+    with pytest.raises(ValueError, match="traced from another Sequential") as caught:
+        interactions(model, data, partition, pairs=[(("0", 0), ("2", 0))], network=trace(other, data[0]))
+    str(caught.value)
 
 
 def test_no_choice():

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,26 +18,29 @@ import torch
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.lesions.importance import importance
+from specialize_nb.lesions.runs import Store
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import mlp
 
-N_KILLS = 10
+N_KILLS, PATIENCE = 10, 600  # seconds until a worker that was killed must be gone, however busy the machine is
 HIDDEN = (24, 24)
 OPTIONS = {"n_controls": 149, "n_boot": 20, "outcomes": ["cross_entropy", "accuracy"]}
 
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import test_kill
-test_kill.run(sys.argv[2], n_controls=1)  # loads what runs load
+import test_lesions_kill as t
+t.run(sys.argv[2], n_controls=1)  # loads what runs load
 print("ready", flush=True)
-for folder in sys.stdin:  # a run each, in a process of its own: only this one has to load PyTorch
+for line in sys.stdin:  # a run each, in a process of its own: only this one has to load PyTorch
+    seconds, folder = line.strip().split(" ", 1)
     pid = os.fork()
     if pid == 0:
-        test_kill.run(sys.argv[2], store=folder.strip())
+        signal.setitimer(signal.ITIMER_PROF, float(seconds))  # of its own work; then the system kills it; 0 is never
+        t.run(sys.argv[2], store=folder)
         os._exit(0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    _, status, used = os.wait4(pid, 0)
+    print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
 
 
@@ -85,28 +87,22 @@ def test_ten_kills_at_random_moments_change_no_bit(weights, whole, tmp_path):
     folder, rng = tmp_path / "store", np.random.default_rng(0)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), weights]
-    kept, codes, seen = [0], [], {}
+    kept, codes, seen, killed = [0], [], {}, -signal.SIGPROF
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen(command, env=environment, **pipes) as child:
 
-        def start(folder):
-            print(folder, file=child.stdin, flush=True)
-            return int(child.stdout.readline()), time.perf_counter()
+        def one(folder, seconds):
+            print(seconds, folder, file=child.stdin, flush=True)
+            code, used = child.stdout.readline().split()
+            return int(code), float(used)
 
         assert child.stdout.readline() == "ready\n"
-        _, began = start(tmp_path / "unharmed")
-        assert child.stdout.readline() == "0\n"
-        took = time.perf_counter() - began  # here and now, writing included: machines differ, and their load
-        while codes.count(-signal.SIGKILL) < N_KILLS or not max(kept):
+        code, took = one(tmp_path / "unharmed", 0)  # seconds of its own work, however busy the machine is
+        assert code == 0
+        while codes.count(killed) < N_KILLS or not max(kept):
             assert len(codes) < 6 * N_KILLS, "runs end before they are killed, or keep nothing until then"
-            pid, _ = start(folder)
-            time.sleep(rng.uniform(0, took))
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended first
-            codes.append(int(child.stdout.readline()))
-            assert codes[-1] in (0, -signal.SIGKILL)
+            codes.append(one(folder, rng.uniform(0.01, 1) * took)[0])
+            assert codes[-1] in (0, killed)
             for path in blocks(folder):  # what was whole stays as it is
                 content = path.read_bytes()
                 assert seen.setdefault(path, content) == content
@@ -123,25 +119,23 @@ def test_ten_kills_at_random_moments_change_no_bit(weights, whole, tmp_path):
     assert json.loads(next(folder.glob("*/run.json")).read_text())["identity"]
 
 
-def test_a_dask_worker_killed_midway_changes_no_bit(weights, whole, tmp_path, dask_cluster):
-    folder, at_death = tmp_path / "store", []
+def test_a_dask_worker_killed_midway_changes_no_bit(weights, whole, tmp_path, dask_cluster, monkeypatch):
+    folder, put, kept = tmp_path / "store", Store.put, []
+
+    def put_and_kill(self, key, arrays):
+        put(self, key, arrays)
+        kept.append(key)
+        if len(kept) == 5:
+            os.kill(victim, signal.SIGKILL)
+
+    monkeypatch.setattr(Store, "put", put_and_kill)
     with dask_cluster(2) as client:
         before = set(client.run(os.getpid).values())
-        victim, ended = min(before), threading.Event()
-
-        def kill():
-            while len(blocks(folder)) < 5 and not ended.wait(0.002):
-                pass
-            os.kill(victim, signal.SIGKILL)
-            at_death.append(len(blocks(folder)))
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        try:
-            found = run(weights, store=folder)
-        finally:
-            ended.set()
-            killer.join()
-        assert victim not in client.run(os.getpid).values() and len(before) == 2
-    assert 5 <= at_death[0] < len(blocks(folder))
+        victim = min(before)
+        found = run(weights, store=folder)
+        limit = time.monotonic() + PATIENCE
+        while victim in client.run(os.getpid, on_error="ignore").values():
+            assert time.monotonic() < limit, f"the worker was alive {PATIENCE} seconds later"
+            time.sleep(0.01)
+    assert len(before) == 2 and 5 < len(blocks(folder)) == len(kept)
     assert numbers(found) == whole

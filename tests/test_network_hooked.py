@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.clusters.partition import Partition
-from specialize_nb.dev.testing import raises, test_near, unchanged
+from specialize_nb.dev.testing import unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.lesions.importance import importance
 from specialize_nb.lesions.lesion import lesion_table
@@ -160,14 +162,14 @@ def test_as_the_exported_program():
                 continue
             for at in ("site", "pre"):
                 found, known = (one.activations(data[0], [layer.name], at=at) for one in (ours, theirs))
-                test_near(found[layer.name], known[layer.name], rtol=1e-9)
+                assert_allclose(found[layer.name].detach(), known[layer.name].detach(), rtol=1e-9, strict=True)
             groups = some_groups(layer.n_units)
             for ablation in ("zero", "mean"):
                 tables = [
                     lesion_table(model, data, one, layer.name, groups, ablation=ablation) for one in (ours, theirs)
                 ]
-                test_near(tables[0].measures["loss"], tables[1].measures["loss"], rtol=1e-6)
-                test_near(tables[0].intact["loss"], tables[1].intact["loss"], rtol=1e-9)
+                assert_allclose(tables[0].measures["loss"], tables[1].measures["loss"], rtol=1e-6, strict=True)
+                assert_allclose(tables[0].intact["loss"], tables[1].intact["loss"], rtol=1e-9, strict=True)
             assert np.ptp(tables[0].measures["loss"], axis=0).max() > 1e-3
 
 
@@ -208,7 +210,7 @@ def test_sites_end_where_another_looks():
 
 def test_branches():
     model, data = build(Branching), images()
-    with raises(ValueError, match="could not trace"):
+    with pytest.raises(ValueError, match="could not trace"):
         export_program(model, (data[0],))
     network = hooked(model, data[0])
     groups, taken = some_groups(4, 8), []
@@ -217,16 +219,21 @@ def test_branches():
         table = lesion_table(model, data, network, "conv", groups, n_jobs=2)
         handle.remove()
         slow = naive(model, model.relu, groups, data)
-    test_near(table.measures["loss"], slow, rtol=1e-9)
+    assert_allclose(table.measures["loss"], slow, rtol=1e-9, strict=True)
     assert not network.program.any_batch and len(taken) > 8
     silent = lesion_table(model, data, network, "conv", np.ones((1, 4), dtype=bool))
-    test_near(silent.measures["loss"], naive(model, model.relu, np.ones((1, 4), dtype=bool), data), rtol=1e-9)
+    assert_allclose(
+        silent.measures["loss"], naive(model, model.relu, np.ones((1, 4), dtype=bool), data), rtol=1e-9, strict=True
+    )
 
 
 def test_a_call_that_does_not_come():
     model, (x, y) = build(Branching), images()
     network = hooked(model, x)
-    with unchanged(model), raises(ValueError, match="'mix' did not come in this pass: Branching takes another way"):
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="'mix' did not come in this pass: Branching takes another way"),
+    ):
         with torch.no_grad():
             model.bn.bias.sub_(100)
         try:
@@ -253,8 +260,8 @@ def test_counting_and_pinned():
         groups = some_groups(8)
         with unchanged(model):
             table = lesion_table(model, data, network, "first", groups)
-        test_near(table.measures["loss"], naive(model, model.act, groups, data), rtol=1e-9)
-    with raises(ValueError, match="fails on the example: a batch of 7, please"):
+        assert_allclose(table.measures["loss"], naive(model, model.act, groups, data), rtol=1e-9, strict=True)
+    with pytest.raises(ValueError, match="fails on the example: a batch of 7, please"):
         hooked_layers(build(Counting, 7), (data[0],))
 
 
@@ -270,12 +277,12 @@ def test_layouts():
         value = network.activations(x, [layer.name])[layer.name]
         assert value.shape == (N, *layer.shape) and value.shape[layer.unit_dim] == layer.n_units
         alone = torch.cat([network.activations(x[i : i + 1], [layer.name])[layer.name] for i in range(N)])
-        test_near(value.detach(), alone, rtol=1e-6, atol=1e-9)
+        assert_allclose(value.detach(), alone.detach(), rtol=1e-6, atol=1e-9, strict=True)
         back = network.program.examples_back(layer.site, network.program.examples_first(layer.site, value))
         assert back.shape == value.shape
         whole = lesion_table(model, (x, y), network, layer.name, np.eye(layer.n_units, dtype=bool))
         parts = lesion_table(model, list(zip(x.split(5), y.split(5), strict=True)), network, layer.name, whole.groups)
-        test_near(whole.measures["loss"], parts.measures["loss"], rtol=1e-6)
+        assert_allclose(whole.measures["loss"], parts.measures["loss"], rtol=1e-6, strict=True)
         assert (np.abs(whole.measures["loss"] - whole.intact["loss"]).max(1) > 1e-6).all(), layer.name
 
 
@@ -288,7 +295,7 @@ def test_last_states_end_as_the_sequence():
         site, first = next(iter(program.calls)), program.outputs
         same = program.extract((site, *program.inputs), first)(out, x)
         for one, other in zip(same, [out, *(state if kind is nn.LSTM else [state])], strict=True):
-            test_near(one.detach(), other.detach())
+            assert_allclose(one.detach(), other.detach(), rtol=1e-6, strict=True)
         none = program.extract((site, *program.inputs), first)(torch.zeros_like(out), x)
         assert not none[1][-1 - both :].any() and none[1][0].any()
 
@@ -309,11 +316,11 @@ def test_several_inputs_by_name():
     assert [layer.name for layer in layers] == ["words", "left", "head"]
     assert [layer.unit for layer in layers] == ["dimension", "neuron", "neuron"]
     scores, h = program.extract(program.inputs, program.outputs)(ids, x)
-    test_near(scores.detach(), model(ids, {"x": x}, scale=2.0)[0].detach())
+    assert_allclose(scores.detach(), model(ids, {"x": x}, scale=2.0)[0].detach(), rtol=1e-6, strict=True)
     assert program.shape("output 1.h") == (5,) and program.value("output 0").device.type == "meta"
-    with raises(ValueError, match="also need the program's input 'input extra'"):
+    with pytest.raises(ValueError, match="also need the program's input 'input extra'"):
         program.extract(("words", "input ids"), ["output 0"])
-    with raises(KeyError, match="no call 'wrds'"):
+    with pytest.raises(KeyError, match="no call 'wrds'"):
         program.extract(program.inputs, ["wrds"])
 
 
@@ -349,7 +356,7 @@ def test_outputs_of_any_class():
         network = hooked(build(Odd, wrap), data[0])
         assert network.program.labels in (("logits",), ("logits", "more.0")) and network.layers[-1].kind == "output"
         losses.append(lesion_table(network.program.model, data, network, "body", groups).measures["loss"])
-        test_near(losses[-1], losses[0])
+        assert_allclose(losses[-1], losses[0], rtol=1e-6, strict=True)
 
 
 def test_recorded_values_are_kept():
@@ -360,7 +367,7 @@ def test_recorded_values_are_kept():
     assert (value < 0).any()
     given = value.clone()
     again = program.extract(("bn", *program.inputs), ["output logits"])(given, x)[0]
-    test_near(again.detach(), out.detach())
+    assert_allclose(again.detach(), out.detach(), rtol=1e-6, strict=True)
     assert torch.equal(given, value)
 
 
@@ -377,7 +384,7 @@ def test_everything_else_works_on_it():
         kept = record(model, data, network, layers=["conv"], at="pre")
     assert len(hurt.to_frame()) and len(agree.to_frame()) and graph.layers[0] == "conv"
     assert asked.course[0, -1] > asked.course[0, 0] and real.index.shape == (1, 3)
-    test_near(kept["conv"], model.bn(model.conv(data[0])).mean((2, 3)).detach(), rtol=1e-5)
+    assert_allclose(kept["conv"], model.bn(model.conv(data[0])).mean((2, 3)).detach(), rtol=1e-5, strict=True)
 
 
 def test_model_as_it_was_found():
@@ -386,9 +393,9 @@ def test_model_as_it_was_found():
     model.head.weight.grad = torch.ones_like(model.head.weight)
     with unchanged(model):
         program, _ = hooked_layers(model, (x[:2],))
-        with raises(RuntimeError):
+        with pytest.raises(RuntimeError):
             program.extract(program.inputs, ["conv"])(x[:, :, :1])
-        with raises(ValueError, match="fails on the example"):
+        with pytest.raises(ValueError, match="fails on the example"):
             hooked_layers(model, (x[:, :, :1],))
 
 
@@ -419,12 +426,12 @@ def test_one_pass_at_a_time():
     for thread in threads:
         thread.join()
     for one, other in zip(found, expected, strict=True):
-        test_near(one[0].detach(), other[0].detach())
-        test_near(one[1].detach(), other[1].detach())
+        assert_allclose(one[0].detach(), other[0].detach(), rtol=1e-6, strict=True)
+        assert_allclose(one[1].detach(), other[1].detach(), rtol=1e-6, strict=True)
 
 
 def test_without_units():
-    with raises(ValueError, match="no module that owns a matrix"):
+    with pytest.raises(ValueError, match="no module that owns a matrix"):
         hooked_layers(nn.ReLU().eval(), (torch.zeros(2, 3),))
     alone = hooked_layers(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))[1]
     assert [(layer.name, layer.kind) for layer in alone] == [("linear", "output")]
@@ -446,4 +453,4 @@ def test_transformer():
     for name in ("embed", "body.layers.0.linear2", "body.layers.1.linear2"):
         groups = some_groups(8)
         tables = [lesion_table(model, data, one, name, groups) for one in (ours, theirs)]
-        test_near(tables[0].measures["loss"], tables[1].measures["loss"], rtol=1e-6)
+        assert_allclose(tables[0].measures["loss"], tables[1].measures["loss"], rtol=1e-6, strict=True)

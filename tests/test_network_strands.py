@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
-from specialize_nb.dev.testing import test_near as near
 from specialize_nb.network.strands import Strand, along, compact, links, merge, overlaps, scaled, spread, unite
 
 
@@ -30,7 +30,7 @@ def test_merging_different_units_unites_them():
 
 def test_merging_takes_the_mean_factor():
     found = merge(strand([0, 0], [1, 1], scale=torch.tensor([[1.0, 3.0], [2.0, 2.0]])), [1])
-    near(found.scale, [[2.0], [2.0]])
+    assert_allclose(found.scale, torch.tensor([[2.0], [2.0]]), rtol=1e-6, strict=True)
 
 
 def test_links_pair_slices_with_units():
@@ -38,12 +38,12 @@ def test_links_pair_slices_with_units():
     assert found.pairs.tolist() == [[0, 1], [0, 2]] and found.scale is None
     mixed = links(strand([[0, 1], [2, 2], [-1, -1]], scale=torch.full((1, 3, 2), 0.5)), 1)
     assert mixed.pairs.tolist() == [[0, 0, 1], [0, 1, 2]]
-    near(mixed.scale, [0.5, 0.5, 0.5])
+    assert_allclose(mixed.scale, torch.tensor([0.5, 0.5, 0.5]), rtol=1e-6, strict=True)
 
 
 def test_factors_multiply_in_absolute_value():
     found = scaled(scaled(strand([0, 1]), torch.tensor([-2.0, 3.0])), torch.tensor(0.5))
-    near(found.scale, [[1.0, 1.5]])
+    assert_allclose(found.scale, torch.tensor([[1.0, 1.5]]), rtol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,26 @@ import copy
 import functools
 import importlib
 import math
+import tempfile
 import warnings
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from lucent.optvis import objectives
 from lucent.optvis.objectives import Objective
+from numpy.testing import assert_allclose
 from torch import nn
 
 from specialize_nb.base.data import digits
-from specialize_nb.dev.testing import planted_mlp, raises, test_near, unchanged
+from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.network.answers import input_range, record, unit_scales
 from specialize_nb.network.units import trace
 from specialize_nb.responses.pictures import (
+    Visualization,
     _before,
     _chunks,
     _picture,
@@ -74,15 +80,15 @@ class Colours(nn.Module):
 
 def test_group_weights():
     weights = group_weights(np.array([[True, True, False], [False, True, True]]), np.array([2.0, 0.5, 0.0]))
-    test_near(weights, [[1 / 4, 1, 0], [0, 1, 0]])
-    with raises(ValueError, match="groups are int64"):
+    assert_allclose(weights, [[1 / 4, 1, 0], [0, 1, 0]], rtol=1e-6, strict=True)
+    with pytest.raises(ValueError, match="groups are int64"):
         group_weights(np.array([[1, 0]]), np.ones(2))
-    with raises(ValueError, match=r"scales \(2,\)"):
+    with pytest.raises(ValueError, match=r"scales \(2,\)"):
         group_weights(np.ones((1, 3), bool), np.ones(2))
     for wrong in (-1.0, np.nan, np.inf):
-        with raises(ValueError, match="negative, NaN or infinite"):
+        with pytest.raises(ValueError, match="negative, NaN or infinite"):
             group_weights(np.ones((1, 2), bool), np.array([1.0, wrong]))
-    with raises(ValueError, match="group 1 is empty"):
+    with pytest.raises(ValueError, match="group 1 is empty"):
         group_weights(np.array([[True], [False]]), np.ones(1))
     weights
 
@@ -97,10 +103,10 @@ def test_objective():
     parts = Objective.sum([group_objective("conv", rows[b : b + 1], batch=b) for b in range(2)])({"conv": value}.get)
     lucents = (objectives.channel("conv", 0, batch=0) / 2.0 + objectives.channel("conv", 1, batch=0) / 0.5) / 2
     lucents = (lucents + objectives.channel("conv", 2, batch=1))({"conv": value}.get)
-    test_near([parts, lucents], [float(whole)] * 2, rtol=1e-6)
-    test_near(group_objective("conv", rows)({"conv": -value}.get), whole)
+    assert_allclose([parts, lucents], np.full(2, whole), rtol=1e-6, strict=True)
+    assert_allclose(group_objective("conv", rows)({"conv": -value}.get), whole, rtol=1e-6, strict=True)
     last = group_objective("conv", rows, unit_dim=3)({"conv": value.movedim(1, 3)}.get)
-    test_near(last, whole)
+    assert_allclose(last, whole, rtol=1e-6, strict=True)
     whole
 
 
@@ -110,7 +116,7 @@ def test_waking_objective():
     weights = torch.tensor([[1.0, 1.0, 0.0]])
     both = (group_objective("fc", weights) + _waking_objective("fc", weights))(values.get)
     (gradient,) = torch.autograd.grad(both, [before])
-    test_near(gradient, [[-1.0, -1.0, 0.0]])
+    assert_allclose(gradient, np.array([[-1, -1, 0]], np.float32), rtol=1e-6, strict=True)
     gradient
 
 
@@ -119,7 +125,7 @@ def test_picture():
         moved, paint = _picture((1, 8, 8), 3, "fft", 0)
         other, single = _picture((1, 8, 8), 1, "fft", 0)
         _, elsewhere = _picture((1, 8, 8), 1, "fft", 1)
-    test_near(paint().detach(), single().detach().expand(3, -1, -1, -1), rtol=1e-6)
+    assert_allclose(paint().detach(), single().detach().expand(3, -1, -1, -1), rtol=1e-6, strict=True)
     assert not torch.equal(single(), elsewhere())
     for shape in [(1, 8, 8), (3, 7, 5), (2, 8, 9), (12,), (4, 6)]:
         for kind in ["fft", "pixel"]:
@@ -135,10 +141,10 @@ def test_jitter():
     shifted = torch.stack([jitter(1)(square, generator) for _ in range(60)])
     assert shifted.shape == (60, 2, 1, 6, 6)
     places = {tuple(torch.nonzero(s[0, 0])[0].tolist()) for s in shifted}
-    test_near(shifted[:, 0], shifted[:, 1])
-    test_near(shifted.sum((2, 3, 4)), np.full((60, 2), 4.0))
+    assert_allclose(shifted[:, 0], shifted[:, 1], rtol=1e-6, strict=True)
+    assert_allclose(shifted.sum((2, 3, 4)), np.full((60, 2), 4, np.float32), rtol=1e-6, strict=True)
     assert places == {(r, c) for r in (1, 2, 3) for c in (1, 2, 3)}
-    with raises(ValueError, match="pixels=0"):
+    with pytest.raises(ValueError, match="pixels=0"):
         jitter(0)
     sorted(places)
 
@@ -146,10 +152,15 @@ def test_jitter():
 def test_softmax_entropy():
     gap = np.array([0.0, 1.0, 30.0, 200.0])
     found = softmax_entropy(np.stack([gap + 5, np.full(4, 5.0)], 1))
-    test_near(found, np.log1p(np.exp(-gap)) + gap / (1 + np.exp(gap)), rtol=1e-12)
-    test_near(softmax_entropy(np.zeros((1, 10))), [np.log(10)])
+    assert_allclose(found, np.log1p(np.exp(-gap)) + gap / (1 + np.exp(gap)), rtol=1e-12, strict=True)
+    assert_allclose(softmax_entropy(np.zeros((1, 10))), [np.log(10)], rtol=1e-6, strict=True)
     logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    test_near(softmax_entropy(logits.numpy()), torch.distributions.Categorical(logits=logits).entropy())
+    assert_allclose(
+        softmax_entropy(logits.numpy()),
+        torch.distributions.Categorical(logits=logits).entropy(),
+        rtol=1e-6,
+        strict=True,
+    )
     assert np.isnan(softmax_entropy(np.zeros((2, 0)))).all()
     found
 
@@ -157,11 +168,18 @@ def test_softmax_entropy():
 def test_shown():
     picture = np.arange(12.0).reshape(2, 2, 3)
     side_by_side = as_picture(picture, np.array([0.0, 6.0]), np.array([5.0, 11.0]))
-    test_near(side_by_side[..., 0], np.array([[0, 1, 2, 0, 1, 2], [3, 4, 5, 3, 4, 5]]) / 5)
+    assert_allclose(
+        side_by_side[..., 0], np.array([[0, 1, 2, 0, 1, 2], [3, 4, 5, 3, 4, 5]]) / 5, rtol=1e-6, strict=True
+    )
     assert as_picture(np.zeros((3, 4, 5)), np.zeros(3), np.ones(3)).shape == (4, 5, 3)
     assert as_picture(np.zeros((1, 4, 5)), np.zeros(1), np.ones(1)).shape == (4, 5, 1)
     assert as_picture(np.zeros(7), np.zeros(7), np.ones(7)).shape == (1, 7, 1)
-    test_near(as_picture(np.array([2.0, 5.0]), np.array([0.0, 5.0]), np.array([4.0, 5.0])), [[[0.5], [0.0]]])
+    assert_allclose(
+        as_picture(np.array([2.0, 5.0]), np.array([0.0, 5.0]), np.array([4.0, 5.0])),
+        [[[0.5], [0.0]]],
+        rtol=1e-6,
+        strict=True,
+    )
     side_by_side.shape
 
 
@@ -203,12 +221,16 @@ def test_batch_equals_single_runs():
     alone = [visualize(model, data, [group], **options) for group in groups[::3]]
     for other, same in [(pairs, slice(None)), (alone, slice(None, None, 3))]:
         parts = [other] if other is pairs else other
-        test_near(np.concatenate([o.images for o in parts]), together.images[same], rtol=0, atol=0.01)
-        test_near(np.concatenate([o.score for o in parts]), together.score[same], rtol=1e-3)
-        test_near(np.concatenate([o.logits for o in parts]), together.logits[same], rtol=0, atol=0.05)
+        assert_allclose(
+            np.concatenate([o.images for o in parts]), together.images[same], rtol=0, atol=0.01, strict=True
+        )
+        assert_allclose(np.concatenate([o.score for o in parts]), together.score[same], rtol=1e-3, strict=True)
+        assert_allclose(
+            np.concatenate([o.logits for o in parts]), together.logits[same], rtol=0, atol=0.05, strict=True
+        )
     shuffled = np.random.default_rng(1).permutation(len(groups))
     moved = visualize(model, data, [groups[i] for i in shuffled], **options)
-    test_near(moved.images, together.images[shuffled], rtol=0, atol=0.01)
+    assert_allclose(moved.images, together.images[shuffled], rtol=0, atol=0.01, strict=True)
     assert [str(u) for u in moved.units] == [str(groups[i][1]) for i in shuffled]
     together.to_frame().head()
 
@@ -218,13 +240,14 @@ def test_result_is_of_the_picture():
     data = digits("test")
     asked = visualize(model, data, groups, network=network, steps=8)
     pictures = torch.tensor(asked.images)
-    test_near(asked.logits, model(pictures), rtol=1e-4, atol=1e-5)
-    test_near(asked.entropy, torch.distributions.Categorical(logits=model(pictures)).entropy(), rtol=1e-4)
+    scores = model(pictures).detach().double()
+    assert_allclose(asked.logits, scores, rtol=1e-4, atol=1e-5, strict=True)
+    assert_allclose(asked.entropy, torch.distributions.Categorical(logits=scores).entropy(), rtol=1e-4, strict=True)
     answers = record(model, (pictures, torch.zeros(len(groups), dtype=torch.long)), network, at="site")
     scale = {name: np.where(s > 0, s, np.inf) for name, s in unit_scales(model, data, network).items()}
     by_hand = [np.mean(answers[name][i, units] / scale[name][units]) for i, (name, units) in enumerate(groups)]
-    test_near(asked.score, by_hand, rtol=1e-4)
-    test_near(asked.to_frame()["top_class"], asked.logits.argmax(1))
+    assert_allclose(asked.score, by_hand, rtol=1e-4, strict=True)
+    assert_allclose(asked.to_frame()["top_class"], asked.logits.argmax(1), rtol=1e-6, strict=True)
     assert asked.course.shape == (len(groups), 9) and not asked.images.flags.writeable
     asked
 
@@ -237,7 +260,7 @@ def test_seeds():
         first = visualize(model, data, groups[:3], **options)
     again = visualize(model, data, groups[:3], **options)
     other = visualize(model, data, groups[:3], seed=1, **options)
-    test_near(first.images, again.images, rtol=0)
+    assert_allclose(first.images, again.images, rtol=0, strict=True)
     assert np.abs(first.images - other.images).max() > 0.01
     assert all(parameter.grad is None for parameter in model.parameters())
     np.abs(first.images - other.images).max()
@@ -264,7 +287,7 @@ def test_lucent_agrees():
         fixed_image_size=8,
     )
     assert np.abs(ours.images - 0.5).max() > 0.2
-    test_near(ours.images[0, 0], theirs[0][0, :, :, 0], rtol=0, atol=0.005)
+    assert_allclose(ours.images[0, 0], theirs[0][0, :, :, 0], rtol=0, atol=0.005, strict=True)
     np.abs(ours.images[0, 0] - theirs[0][0, :, :, 0]).max() < 0.005
 
 
@@ -275,7 +298,7 @@ def test_shapes():
         asked = visualize(Colours(channels), (x, y), [("conv", [0, 2]), ("conv", [5])], steps=40)
         low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))
         assert asked.images.shape == (2, channels, *shape) and (asked.course[:, -1] > asked.course[:, 0]).all()
-        test_near(asked.low, low)
+        assert_allclose(asked.low, low.double(), rtol=1e-6, strict=True)
         inside = (torch.tensor(asked.images) >= low[:, None, None]) & (
             torch.tensor(asked.images) <= high[:, None, None]
         )
@@ -305,8 +328,8 @@ def test_turned():
     first = visualize(plain, data, groups, steps=8)
     second = visualize(turned, ({"pixels": data.x}, data.y), groups, steps=8)
     assert trace(turned, data.x).layer("rows").shape == (8, 5)
-    test_near(second.images, first.images, atol=1e-4)
-    test_near(second.course, first.course, rtol=1e-3)
+    assert_allclose(second.images, first.images, atol=1e-4, rtol=1e-6, strict=True)
+    assert_allclose(second.course, first.course, rtol=1e-3, strict=True)
     second
 
 
@@ -326,7 +349,8 @@ def test_given_scales_and_range():
     data = digits("test")
     asked = visualize(model, data, [("1", [0])], value_range=([-1.0], [3.0]), scales={"1": np.full(4, 2.0)}, steps=200)
     assert asked.images.min() < -0.9 and asked.images.max() > 2.9
-    test_near(asked.score, [(asked.images[0, 0] * patterns[0]).sum() / 2], rtol=1e-4)
+    by_hand = (asked.images[0, 0].astype(float) * patterns[0]).sum() / 2
+    assert_allclose(asked.score, [by_hand], rtol=1e-4, strict=True)
     sequence = nn.Sequential(nn.Conv1d(1, 4, 3)).eval().requires_grad_(False)
     sequence[0].weight.fill_(1.0)
     sequence[0].bias.fill_(0.1)
@@ -343,8 +367,22 @@ def test_transforms():
     moved = visualize(model, data, groups[:2], transforms=[jitter(1)], **options)
     single = visualize(model, data, groups[1:2], transforms=[jitter(1)], **options)
     assert np.abs(still.images - moved.images).max() > 0.01 and (moved.course[:, -1] > moved.course[:, 0]).all()
-    test_near(single.images, moved.images[1:], rtol=0, atol=0.01)
+    assert_allclose(single.images, moved.images[1:], rtol=0, atol=0.01, strict=True)
     moved
+
+
+def test_save_load():
+    model, patterns = templates()
+    asked = visualize(model, digits("test"), [("1", [0]), ("1", [1, 2])], steps=2)
+    with tempfile.TemporaryDirectory() as folder:
+        again = Visualization.load(asked.save(Path(folder) / "pictures.npz"))
+    for name in ("images", "course", "logits", "low", "high"):
+        assert_allclose(getattr(again, name), getattr(asked, name), rtol=0, strict=True)
+    assert [one.tolist() for one in again.units] == [[0], [1, 2]] and again.layers == asked.layers
+    assert again.settings == asked.settings and again.verdict == asked.verdict and not again.images.flags.writeable
+    pd.testing.assert_frame_equal(again.to_frame(), asked.to_frame(), check_exact=True)
+    assert len(fields(again)) == 8  # all of them are compared here
+    again
 
 
 def test_bad_input():
@@ -362,7 +400,7 @@ def test_bad_input():
         "steps=0": dict(steps=0),
         "lr=nan": dict(lr=math.nan),
         "batch_size=0": dict(batch_size=0),
-        "choose 'fft' or 'pixel'": dict(parameterization="dct"),
+        "allowed are 'fft', 'pixel'": dict(parameterization="dct"),
         "not \\['1'\\]: see `unit_scales`": dict(scales={"3": np.ones(4)}),
         r"has shape \(3,\) for the 4 units of layer '1'": dict(scales={"1": np.ones(3)}),
         "lower one first": dict(value_range=(1, 0)),
@@ -370,9 +408,11 @@ def test_bad_input():
     }
     network, messages = trace(model, data.x[:2]), []
     for match, options in mistakes.items():
-        with raises((ValueError, KeyError, IndexError, TypeError), match=match) as caught:
+        with pytest.raises((ValueError, KeyError, IndexError, TypeError), match=match) as caught:
             visualize(model, data, **{"groups": [("1", [0])], "network": network} | options)
-        messages.append(caught.message)
-    with raises(ValueError, match="in training mode"):
+        messages.append(str(caught.value))
+    with pytest.raises(ValueError, match="in training mode"):
         visualize(templates()[0].train(), data, [("1", [0])])
+    with pytest.raises(ValueError, match="traced from another Sequential"):
+        visualize(templates()[0], data, [("1", [0])], network=network)
     messages[2:5]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.stats.effects import bootstrap_weights, effect_size, percentile_interval
 
 
@@ -11,11 +12,13 @@ def test_effect_size():
     nan = np.nan
     draws = np.array([[1.0, 0.1, 0.1, nan, nan, 1.0], [3.0, 0.1, 0.1, 2.0, nan, nan], [5.0, 0.1, 0.1, 4.0, nan, nan]])
     mean, sd, effect = effect_size([7.0, 0.1, 0.2, 3.0, 1.0, 1.0], draws)
-    test_near(mean, [3, 0.1, 0.1, 3, np.nan, 1])
-    test_near(sd, [2, 0, 0, np.sqrt(2), np.nan, np.nan])
-    test_near(effect, [2, 0, np.nan, 0, np.nan, np.nan])
-    test_near(effect_size([7.0, np.nan], draws[:, :2], scale=[4.0, 1.0])[2], [1, np.nan])
-    test_near(effect_size([7.0], draws[:, :1], scale=0.5)[1:], [[0.5], [8.0]])
+    assert_allclose(mean, [3.0, 0.1, 0.1, 3.0, np.nan, 1.0], rtol=1e-6, strict=True)
+    assert_allclose(sd, [2.0, 0.0, 0.0, np.sqrt(2), np.nan, np.nan], rtol=1e-6, strict=True)
+    assert_allclose(effect, [2.0, 0.0, np.nan, 0.0, np.nan, np.nan], rtol=1e-6, strict=True)
+    assert_allclose(
+        effect_size([7.0, np.nan], draws[:, :2], scale=[4.0, 1.0])[2], [1.0, np.nan], rtol=1e-6, strict=True
+    )
+    assert_allclose(effect_size([7.0], draws[:, :1], scale=0.5)[1:], [[0.5], [8.0]], rtol=1e-6, strict=True)
     assert np.isnan(effect_size([np.inf, 1.0], [[1.0, np.inf], [2.0, 3.0]])[2][1])
     pd.DataFrame({"control_mean": mean, "control_sd": sd, "effect": effect})
 
@@ -37,11 +40,11 @@ def test_bias():
 def test_bootstrap_weights():
     weights = bootstrap_weights(50, 4000)
     assert weights.shape == (4000, 50) and np.all(weights.sum(1) == 50) and weights.dtype == np.int64
-    test_near(weights.mean(0), np.ones(50), atol=0.08)
+    assert_allclose(weights.mean(0), np.ones(50), rtol=1e-6, atol=0.08, strict=True)
     assert abs(weights.var() - (1 - 1 / 50)) < 0.02
-    test_near(bootstrap_weights(50, 4), weights[:4])
+    assert_allclose(bootstrap_weights(50, 4), weights[:4], rtol=1e-6, strict=True)
     assert not np.array_equal(bootstrap_weights(50, 4, seed=1), weights[:4])
-    with raises(ValueError, match="got n=0 and n_boot=9: give at least 1 image and 1 draw"):
+    with pytest.raises(ValueError, match="got n=0 and n_boot=9: give at least 1 image and 1 draw"):
         bootstrap_weights(0, 9)
     x = np.random.default_rng(12).exponential(size=50)
     np.std(weights @ x / 50), x.std() / np.sqrt(50)
@@ -90,8 +93,10 @@ def test_coverage():
 
 def test_interval():
     r = np.arange(1.0, 202.0)[:, None]
-    test_near(percentile_interval(r, 0.95), [[6], [196]])
+    assert_allclose(percentile_interval(r, 0.95), [[6.0], [196.0]], rtol=1e-6, strict=True)
     one_undefined = np.where(r == 100, np.nan, r)
-    test_near(percentile_interval(one_undefined, 0.95), [[5], [197]])
-    test_near(percentile_interval(np.where(r <= 8, np.nan, r), 0.95), [[-np.inf], [np.inf]])
+    assert_allclose(percentile_interval(one_undefined, 0.95), [[5.0], [197.0]], rtol=1e-6, strict=True)
+    assert_allclose(
+        percentile_interval(np.where(r <= 8, np.nan, r), 0.95), [[-np.inf], [np.inf]], rtol=1e-6, strict=True
+    )
     percentile_interval(r, 0.95), percentile_interval(one_undefined, 0.95)

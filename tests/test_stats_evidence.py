@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 from statsmodels.stats.multitest import multipletests
 
-from specialize_nb.base.files import write_result
-from specialize_nb.base.results import _taken_apart
-from specialize_nb.dev.testing import raises, test_near
+from specialize_nb.base.files import read_result, write_result
 from specialize_nb.stats.effects import effect_size
 from specialize_nb.stats.evidence import Evidence
 from specialize_nb.stats.many import benjamini_hochberg, holm, max_t
@@ -44,7 +44,7 @@ def toy_evidence(cls=Evidence, **changes):
         draws={name: t[1:] for name, t in damage.items()},
         replicates={"loss": found["loss"][2] + 0.3 * rng.standard_normal((100, 6))},
         settings={"seed": 16, "n": np.int64(200), "layers": ("fc1", "fc2")},
-        untested=[{"layer": "fc2", "cluster": 3, "n_units": 1, "reason": "fewer than 2 units"}],
+        untested=[{"layer": "fc2", "cluster": 3, "n_units": 1, "code": "too_small", "reason": "fewer than 2 units"}],
     )
     return cls(**(content | changes))
 
@@ -71,14 +71,14 @@ def test_to_frame():
     assert (loss["n_controls"] == 199).all() and (accuracy["n_controls"] == 99).all() and len(frame) == 12
     for rows, name in ((loss, "loss"), (accuracy, "accuracy")):
         value, draws = evidence.value[name], evidence.draws[name]
-        test_near(rows["p_value"], p_values(value, draws))
-        test_near(rows["p_fwer"], max_t(value, draws))
-        test_near(rows["effect"], (value - draws.mean(0)) / draws.std(0, ddof=1))
-        test_near(rows["control_mean"], draws.mean(0))
-        test_near(rows["control_sd"], draws.std(0, ddof=1))
-    test_near(frame["q_value"], multipletests(frame["p_value"], method="fdr_bh")[1])
+        assert_allclose(rows["p_value"], p_values(value, draws), rtol=1e-6, strict=True)
+        assert_allclose(rows["p_fwer"], max_t(value, draws), rtol=1e-6, strict=True)
+        assert_allclose(rows["effect"], (value - draws.mean(0)) / draws.std(0, ddof=1), rtol=1e-6, strict=True)
+        assert_allclose(rows["control_mean"], draws.mean(0), rtol=1e-6, strict=True)
+        assert_allclose(rows["control_sd"], draws.std(0, ddof=1), rtol=1e-6, strict=True)
+    assert_allclose(frame["q_value"], multipletests(frame["p_value"], method="fdr_bh")[1], rtol=1e-6, strict=True)
     ends = np.sort(evidence.replicates["loss"], axis=0)
-    test_near(loss[["ci_low", "ci_high"]].to_numpy().T, ends[[2, -3]])
+    assert_allclose(loss[["ci_low", "ci_high"]].to_numpy().T, ends[[2, -3]], rtol=1e-6, strict=True)
     assert np.all(loss["ci_low"] < loss["effect"]) and np.all(loss["effect"] < loss["ci_high"])
     assert accuracy["ci_low"].isna().all() and loss["p_fwer"][0] == 1 / 200
     frame.drop(columns=["control_sd", "n_controls", *strict]).round(3)
@@ -100,19 +100,28 @@ def test_stopped_early():
     assert loss["n_controls"].tolist() == n_drawn.tolist()
     for i, n in enumerate(n_drawn[:5]):
         kept = whole.draws["loss"][:n, i]
-        test_near(loss.loc[i, "p_value"], look_p_values(value[[i]], kept[:, None], [n], looks)[0])
-        test_near(loss.loc[i, ["control_mean", "control_sd"]].astype(float), [kept.mean(), kept.std(ddof=1)])
-        test_near(loss.loc[i, "effect"], (value[i] - kept.mean()) / kept.std(ddof=1))
+        assert_allclose(
+            loss.loc[i, "p_value"], look_p_values(value[[i]], kept[:, None], [n], looks)[0], rtol=1e-6, strict=True
+        )
+        assert_allclose(
+            loss.loc[i, ["control_mean", "control_sd"]].astype(float),
+            [kept.mean(), kept.std(ddof=1)],
+            rtol=1e-6,
+            strict=True,
+        )
+        assert_allclose(loss.loc[i, "effect"], (value[i] - kept.mean()) / kept.std(ddof=1), rtol=1e-6, strict=True)
     assert loss.loc[5, ["control_mean", "effect", "p_value", "q_value", "p_fwer"]].isna().all()
-    test_near(loss["p_fwer"], holm(loss["p_value"]))
-    test_near(loss["p_matched"], p_values(value, matched["loss"]))
-    test_near(loss["q_matched"], benjamini_hochberg(loss["p_matched"]))
-    test_near(loss["matched_mean"], matched["loss"].mean(0))
-    test_near(loss["matched_effect"], effect_size(value, matched["loss"])[2])
+    assert_allclose(loss["p_fwer"], holm(loss["p_value"]), rtol=1e-6, strict=True)
+    assert_allclose(loss["p_matched"], p_values(value, matched["loss"]), rtol=1e-6, strict=True)
+    assert_allclose(loss["q_matched"], benjamini_hochberg(loss["p_matched"]), rtol=1e-6, strict=True)
+    assert_allclose(loss["matched_mean"], matched["loss"].mean(0), rtol=1e-6, strict=True)
+    assert_allclose(loss["matched_effect"], effect_size(value, matched["loss"])[2], rtol=1e-6, strict=True)
     assert frame[6:][["matched_mean", "matched_effect", "p_matched", "q_matched"]].isna().all(axis=None)
     some = toy_evidence(matched=matched, n_matched=n_drawn, looks=looks)  # only the stricter null stopped early
-    test_near(some.to_frame()["p_matched"][:6], look_p_values(value, matched["loss"], n_drawn, looks))
-    test_near(some.to_frame()["p_value"][:6], p_values(value, whole.draws["loss"]))
+    assert_allclose(
+        some.to_frame()["p_matched"][:6], look_p_values(value, matched["loss"], n_drawn, looks), rtol=1e-6, strict=True
+    )
+    assert_allclose(some.to_frame()["p_value"][:6], p_values(value, whole.draws["loss"]), rtol=1e-6, strict=True)
     assert "stand out at FDR <= 0.1: 1 of 6 in loss (1 undefined)" in stopped.verdict
     few = toy_evidence(n_drawn=[9] * 6, looks=(9, 18))
     assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
@@ -129,7 +138,12 @@ def test_undefined():
     assert frame.iloc[[0, 6]][judged].isna().all(axis=None)
     assert (frame.iloc[[1, 7]][["p_value", "q_value", "p_fwer"]] == 1).all(axis=None) and frame["effect"][1] == 0
     filled = frame["p_value"].fillna(1.0)
-    test_near(frame["q_value"].dropna(), multipletests(filled, method="fdr_bh")[1][frame["p_value"].notna()])
+    assert_allclose(
+        frame["q_value"].dropna(),
+        multipletests(filled, method="fdr_bh")[1][frame["p_value"].notna()],
+        rtol=1e-6,
+        strict=True,
+    )
     assert "0 of 6 in loss (1 undefined)" in undefined.verdict and "nan" not in undefined._repr_html_().lower()
     few = toy_evidence(draws={name: d[:18] for name, d in evidence.draws.items()})
     assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
@@ -153,6 +167,7 @@ def test_save():
     with tempfile.TemporaryDirectory() as folder:
         bare, extended = toy_evidence(replicates={}, untested=()), toy_evidence(Extended, extra=np.eye(2), word="é")
         early = toy_evidence(n_drawn=np.full(6, 39), looks=(19, 39), matched={"loss": np.eye(6)}, n_matched=[6] * 6)
+        assert toy_evidence().untested["code"].tolist() == ["too_small"] and bare.untested.empty
         for evidence in (toy_evidence(), bare, early, extended):
             again = type(evidence).load(evidence.save(f"{folder}/evidence.npz"))
             pd.testing.assert_frame_equal(again.to_frame(), evidence.to_frame(), check_exact=True)
@@ -166,17 +181,17 @@ def test_save():
                 assert all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
                 assert all(first[name].dtype == second[name].dtype for name in first)
         later = {"looks", "n_drawn", "matched", "n_matched"}  # a file from before these fields
-        arrays, plain = _taken_apart(bare)
+        arrays, plain = read_result(bare.save(f"{folder}/new.npz"), "Evidence")
         write_result(f"{folder}/old.npz", "Evidence", arrays, {name: plain[name] for name in set(plain) - later})
         pd.testing.assert_frame_equal(Evidence.load(f"{folder}/old.npz").to_frame(), bare.to_frame())
-        test_near(again.extra, np.eye(2))
+        assert_allclose(again.extra, np.eye(2), rtol=1e-6, strict=True)
         assert again.word == "é" and not again.value["loss"].flags.writeable
-        with raises(ValueError, match="holds a Extended, not a Evidence"):
+        with pytest.raises(ValueError, match="holds a Extended, not a Evidence"):
             Evidence.load(f"{folder}/evidence.npz")
     mine = np.zeros(6)
     toy_evidence(value={"loss": mine, "accuracy": mine})
     assert mine.flags.writeable
-    with raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only"):
         again.draws["loss"][0] = 1
 
 
@@ -188,13 +203,18 @@ def test_plot():
     assert [tick.get_text() for tick in ax.get_xticklabels()][:3] == ["fc1/0", "fc1/1", "fc1/2"]
     hollow, filled = (dots.get_offsets().data for dots in ax.collections[-2:])
     shown = np.concatenate([hollow, filled])
-    test_near(shown[np.argsort(shown[:, 0])], np.c_[np.arange(6), evidence.value["accuracy"]])
+    assert_allclose(
+        shown[np.argsort(shown[:, 0])], np.c_[np.arange(6), evidence.value["accuracy"]], rtol=1e-6, strict=True
+    )
     p = max_t(evidence.value["accuracy"], evidence.draws["accuracy"])
-    test_near(filled[:, 0], np.flatnonzero(p <= 0.05))
+    assert_allclose(filled[:, 0], np.flatnonzero(p <= 0.05).astype(float), rtol=1e-6, strict=True)
     plt.close(fig)
     html = toy_evidence(keys={"layer": ["<b>"] * 6, "cluster": range(6), "n_units": [3] * 6})._repr_html_()
     assert (
-        "<td><b>" not in html and "&lt;b&gt;" in html and html.count("<tr") == 9 and "p_fwer &lt;= 0.05: 1 of 6" in html
+        "<td><b>" not in html
+        and "&lt;b&gt;" in html
+        and html.count("<tr") == 13
+        and "p_fwer &lt;= 0.05: 1 of 6" in html
     )
 
 
@@ -212,6 +232,9 @@ def test_refused():
         "`draws` of 'loss' has shape \\(0, 6\\): give \\(n, 6\\)": dict(draws={"loss": empty, "accuracy": empty}),
         "`replicates` has \\['los'\\], not among": dict(replicates={"los": np.zeros((9, 6))}),
         "got level=95: give": dict(level=95),
+        "`untested` has columns .*: \\['code'\\] missing": dict(
+            untested=[{"layer": "fc2", "cluster": 3, "n_units": 1, "reason": "it is all"}]
+        ),
         "got looks \\(9, 19\\) without `n_drawn`": dict(looks=(9, 19)),
         "`n_drawn` has no `looks` beside it": dict(n_drawn=[19] * 6),
         "`n_drawn` has outcomes \\['loss'\\], not": dict(n_drawn={"loss": [19] * 6}, looks=(9, 19)),
@@ -221,20 +244,25 @@ def test_refused():
     }
     said = []
     for match, change in refused.items():
-        with raises(ValueError, match=match) as caught:
+        with pytest.raises(ValueError, match=match) as caught:
             toy_evidence(**change)
-        said.append(caught.message)
-    with raises(TypeError, match="is a set: give numbers, text, lists or dicts"):
+        said.append(str(caught.value))
+    with pytest.raises(TypeError, match="is a set: give numbers, text, lists or dicts"):
         toy_evidence(settings={"layers": {1}})
-    with raises(KeyError, match="no outcome 'los': choose one of \\['loss', 'accuracy'\\]"):
+    with pytest.raises(KeyError, match=r"no outcome 'los': choose one of \['loss', 'accuracy'\]"):
         evidence.plot(outcome="los")
-    with raises(ValueError, match="got n_controls=100: 'accuracy' has from 1 to 99"):
+    with pytest.raises(ValueError, match="got n_controls=100: 'accuracy' has from 1 to 99"):
         evidence.paper("accuracy", n_controls=100)
-    with raises(ValueError, match="got n_controls=19: 'loss' has from 1 to 9"):
+    with pytest.raises(ValueError, match="got n_controls=19: 'loss' has from 1 to 9"):
         toy_evidence(n_drawn=[9] * 6, looks=(9, 19)).paper("loss")
-    test_near(evidence.paper().p_value, strict_p_values(evidence.value["loss"], evidence.draws["loss"][:19]))
-    with raises(ValueError, match=r"got value of shape \(2,\) and draws of shape \(3,\)"):
+    assert_allclose(
+        evidence.paper().p_value,
+        strict_p_values(evidence.value["loss"], evidence.draws["loss"][:19]),
+        rtol=1e-6,
+        strict=True,
+    )
+    with pytest.raises(ValueError, match=r"got value of shape \(2,\) and draws of shape \(3,\)"):
         p_values([1.0, 2.0], [1.0, 2.0, 3.0])
-    with raises(ValueError, match="got 0 draws"):
+    with pytest.raises(ValueError, match="got 0 draws"):
         max_t([1.0], np.zeros((0, 1)))
     said

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.stats.many import benjamini_hochberg, holm, max_t
 from specialize_nb.stats.tests import p_values
 
@@ -49,7 +50,7 @@ def test_max_t_by_definition():
         rows[rng.random(rows.shape) < 0.1 * rng.integers(0, 4)] = rng.choice([np.nan, np.inf, -np.inf])
         rows[:, rng.integers(rows.shape[1])] = rng.choice([0.1, np.nan, rows[0, 0]])
         found, each = max_t(rows[0], rows[1:]), p_values(rows[0], rows[1:])
-        test_near(found, max_t_in_loops(rows[0], rows[1:]))
+        assert_allclose(found, max_t_in_loops(rows[0], rows[1:]), rtol=1e-6, strict=True)
         assert np.all((found >= each) | np.isnan(each)) and np.array_equal(np.isnan(found), np.isnan(each))
     rows, pd.DataFrame({"p_value": each, "p_fwer": found})
 
@@ -60,22 +61,24 @@ def test_max_t_by_hand():
     draws[:, 1], draws[:6, 2] = 0.1, np.nan
     draws[:, 4] = np.r_[2.0, np.zeros(18)]
     hand = max_t(value, draws)
-    test_near(hand[:4], [1 / 20, 1, 7 / 20, np.nan])
+    assert_allclose(hand[:4], [1 / 20, 1.0, 7 / 20, np.nan], rtol=1e-6, strict=True)
     assert hand[4] >= 2 / 20
     scale, origin, order = np.array([1e-3, 5, 7, 1e4, 3]), np.array([1e3, 0, 0.7, 1e5, -2]), rng.permutation(19)
-    test_near(max_t(value * scale + origin, draws[order] * scale + origin), hand)
-    test_near(max_t(np.zeros(3), np.zeros((9, 3))), [1, 1, 1])
+    assert_allclose(max_t(value * scale + origin, draws[order] * scale + origin), hand, rtol=1e-6, strict=True)
+    assert_allclose(max_t(np.zeros(3), np.zeros((9, 3))), [1.0, 1.0, 1.0], rtol=1e-6, strict=True)
     one = rng.standard_normal((20, 1))
-    test_near(max_t(one[0], one[1:]), p_values(one[0], one[1:]))
-    test_near(max_t([0.0, 0.0], [[-0.2, 0.3], [-0.1, 0.0], [0.0, -0.1], [0.3, -0.2]]), [1, 1])  # ties across columns
-    test_near(max_t([np.inf, np.inf], [[0.0, 0.0]] * 9), [0.1, 0.1])
-    test_near(max_t([-np.inf, 0.0], [[0.0, 1.0]] * 9), [1, 1])
+    assert_allclose(max_t(one[0], one[1:]), p_values(one[0], one[1:]), rtol=1e-6, strict=True)
+    assert_allclose(
+        max_t([0.0, 0.0], [[-0.2, 0.3], [-0.1, 0.0], [0.0, -0.1], [0.3, -0.2]]), [1.0, 1.0], rtol=1e-6, strict=True
+    )  # ties across columns
+    assert_allclose(max_t([np.inf, np.inf], [[0.0, 0.0]] * 9), [0.1, 0.1], rtol=1e-6, strict=True)
+    assert_allclose(max_t([-np.inf, 0.0], [[0.0, 1.0]] * 9), [1.0, 1.0], rtol=1e-6, strict=True)
     hand
 
     rng = np.random.default_rng(4)
     value, draws = np.array([1.0, 5.0]), np.c_[rng.standard_normal(99), np.full(99, np.nan)]
-    test_near(max_t(value, draws), [p_values(value[:1], draws[:, :1])[0], 1.0])
-    test_near(max_t([1.0, np.nan], draws)[0], max_t(value, draws)[0])
+    assert_allclose(max_t(value, draws), [p_values(value[:1], draws[:, :1])[0], 1.0], rtol=1e-6, strict=True)
+    assert_allclose(max_t([1.0, np.nan], draws)[0], max_t(value, draws)[0], rtol=1e-6, strict=True)
     max_t(value, draws)
 
 
@@ -95,7 +98,7 @@ def test_max_t_exactly():
         exact = stats.permutation_test(
             (labelings[7],), most_extreme, permutation_type="pairings", alternative="greater"
         )
-        test_near(least[7], exact.pvalue)
+        assert_allclose(least[7], exact.pvalue, rtol=1e-6, strict=True)
     pd.DataFrame(shares, index=levels.round(3)).iloc[[0, 1, 2, 5, 14, 29]].rename_axis("level")
 
 
@@ -110,15 +113,15 @@ def test_max_t_null():
     T = np.concatenate(
         [null_layers(rng, 1500, 19, sizes) for sizes in ((6, 6, 6, 6), (12, 8, 4), (2, 3, 4, 5))], axis=2
     )
-    family = {name: np.mean([way(t[0], t[1:]).min() <= 0.05 for t in T]) for name, way in ways.items()}
+    share_alarm = {name: np.mean([way(t[0], t[1:]).min() <= 0.05 for t in T]) for name, way in ways.items()}
     coarse = [p.min() for p in (max_t(t[0], t[1:]) for t in np.round(T, 1))]
-    family["max-T, rounded to tenths"] = np.mean(np.array(coarse) <= 0.05)
+    share_alarm["max-T, rounded to tenths"] = np.mean(np.array(coarse) <= 0.05)
     undefined = np.where(rng.random(T.shape) < 0.05, np.nan, T)
-    family["max-T, 1 in 20 undefined"] = np.mean([np.nanmin(max_t(t[0], t[1:])) <= 0.05 for t in undefined])
+    share_alarm["max-T, 1 in 20 undefined"] = np.mean([np.nanmin(max_t(t[0], t[1:])) <= 0.05 for t in undefined])
     noise = 3.5 * np.sqrt(0.05 * 0.95 / len(T))
-    assert abs(family["max-T"] - 0.05) <= noise and family["max-T, moments of controls"] > 0.1
-    assert max(family["max-T, rounded to tenths"], family["max-T, 1 in 20 undefined"]) <= 0.05 + noise
-    pd.Series(family, name="chance of any false alarm").to_frame()
+    assert abs(share_alarm["max-T"] - 0.05) <= noise and share_alarm["max-T, moments of controls"] > 0.1
+    assert max(share_alarm["max-T, rounded to tenths"], share_alarm["max-T, 1 in 20 undefined"]) <= 0.05 + noise
+    pd.Series(share_alarm, name="chance of any false alarm").to_frame()
 
 
 def test_max_t_partial_null():
@@ -143,14 +146,14 @@ def test_benjamini_hochberg():
     rng = np.random.default_rng(7)
     for _ in range(50):
         p = rng.random(rng.integers(1, 40)).round(rng.integers(1, 4))
-        test_near(benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
+        assert_allclose(benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1], rtol=1e-6, strict=True)
     some = np.array([[0.01, np.nan], [0.02, 0.9]])
-    test_near(benjamini_hochberg(some), [[0.04, np.nan], [0.04, 1.0]])
+    assert_allclose(benjamini_hochberg(some), [[0.04, np.nan], [0.04, 1.0]], rtol=1e-6, strict=True)
     assert benjamini_hochberg(np.zeros(0)).shape == (0,) and np.isnan(benjamini_hochberg([np.nan])[0])
     assert benjamini_hochberg(np.linspace(0.06, 1, 20)).min() > 0.05  # nothing passes: nothing is rejected
-    with raises(ValueError, match="from -0.5 to 0.2: they must lie from 0 to 1"):
+    with pytest.raises(ValueError, match=r"from -0.5 to 0.2: they must lie from 0 to 1"):
         benjamini_hochberg([0.2, -0.5])
-    with raises(ValueError, match="from 0.2 to inf"):
+    with pytest.raises(ValueError, match=r"from 0.2 to inf"):
         benjamini_hochberg([0.2, np.inf])
     benjamini_hochberg(some)
 
@@ -194,10 +197,12 @@ def test_holm():
     rng = np.random.default_rng(17)
     for _ in range(50):
         p = rng.random(rng.integers(1, 40)).round(rng.integers(1, 4))
-        test_near(holm(p), multipletests(p, method="holm")[1])
-    test_near(holm([[0.01, np.nan], [0.02, 0.9]]), [[0.04, np.nan], [0.06, 1.0]])  # the undefined one counts as a test
+        assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-6, strict=True)
+    assert_allclose(
+        holm([[0.01, np.nan], [0.02, 0.9]]), [[0.04, np.nan], [0.06, 1.0]], rtol=1e-6, strict=True
+    )  # the undefined one counts as a test
     assert holm(np.zeros(0)).shape == (0,)
-    with raises(ValueError, match="from 0 to 2: they must lie from 0 to 1"):
+    with pytest.raises(ValueError, match="from 0 to 2: they must lie from 0 to 1"):
         holm([2.0, 0.0])
     holm([0.01, 0.02, 0.9])
 

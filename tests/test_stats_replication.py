@@ -5,13 +5,13 @@ import tempfile
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from specialize_nb.dev.testing import raises, test_near, warns
 from specialize_nb.stats.effects import effect_size
 from specialize_nb.stats.evidence import Evidence
-from specialize_nb.stats.published import irwin_hall
 from specialize_nb.stats.replication import Combined, _control_error, _one_network, _pooled, combine
 
 
@@ -33,8 +33,8 @@ def toy_networks():
 
 def test_averaging():
     averaged = {"four at 1e-6, one at 0.9": [1e-6] * 4 + [0.9], "five at 0.18": [0.18] * 5, "five at 1e-6": [1e-6] * 5}
-    averaged = {story: irwin_hall(np.mean(p), 5) for story, p in averaged.items()}
-    test_near(averaged["four at 1e-6, one at 0.9"], 0.0049, rtol=0.01)
+    averaged = {story: stats.irwinhall.cdf(sum(p), 5) for story, p in averaged.items()}
+    assert_allclose(averaged["four at 1e-6, one at 0.9"], 0.0049, rtol=0.01, strict=True)
     pd.Series(averaged, name="p of the mean").to_frame()
 
 
@@ -48,19 +48,28 @@ def test_pooled():
                 _pooled(effect, se, 0.95),
                 combine_effects(effect, se**2, method_re="iterated", atol=1e-8, maxiter=200),
             )
-            test_near(found["effect"], oracle.mean_effect_re, rtol=1e-6)
-            test_near(found["tau"] ** 2, oracle.tau2, rtol=1e-5, atol=1e-9)
-            test_near(found["se"], oracle.sd_eff_w_re_hksj, rtol=1e-6)
-            test_near([found["q"], found["i2"]], [oracle.q, max(oracle.i2, 0)], rtol=1e-9, atol=1e-12)
+            assert_allclose(found["effect"], oracle.mean_effect_re, rtol=1e-6, strict=True)
+            assert_allclose(found["tau"] ** 2, float(oracle.tau2), rtol=1e-5, atol=1e-9, strict=True)
+            assert_allclose(found["se"], oracle.sd_eff_w_re_hksj, rtol=1e-6, strict=True)
+            assert_allclose(
+                [found["q"], found["i2"]], [oracle.q, max(oracle.i2, 0)], rtol=1e-9, atol=1e-12, strict=True
+            )
     equal = _pooled(effect, np.full(k, 0.5), 0.9)
-    test_near(equal["effect"], effect.mean())
-    test_near([equal["ci_low"], equal["ci_high"]], stats.t.interval(0.9, k - 1, effect.mean(), stats.sem(effect)))
-    test_near(equal["p_value"], stats.ttest_1samp(effect, 0, alternative="greater").pvalue)
-    test_near(equal["tau"] ** 2, max(effect.var(ddof=1) - 0.25, 0))
+    assert_allclose(equal["effect"], effect.mean(), rtol=1e-6, strict=True)
+    assert_allclose(
+        [equal["ci_low"], equal["ci_high"]],
+        stats.t.interval(0.9, k - 1, effect.mean(), stats.sem(effect)),
+        rtol=1e-6,
+        strict=True,
+    )
+    assert_allclose(
+        equal["p_value"], stats.ttest_1samp(effect, 0, alternative="greater").pvalue, rtol=1e-6, strict=True
+    )
+    assert_allclose(equal["tau"] ** 2, max(effect.var(ddof=1) - 0.25, 0), rtol=1e-6, strict=True)
     half = stats.t.ppf(0.95, k - 2) * np.sqrt(equal["tau"] ** 2 + effect.var(ddof=1) / k)
-    test_near([equal["low"], equal["high"]], [effect.mean() - half, effect.mean() + half])
+    assert_allclose([equal["low"], equal["high"]], [effect.mean() - half, effect.mean() + half], rtol=1e-6, strict=True)
     moved = _pooled(3 * effect + 1, 3 * se, 0.95)  # origin and scale of the effects
-    test_near(moved["effect"], 3 * _pooled(effect, se, 0.95)["effect"] + 1)
+    assert_allclose(moved["effect"], 3 * _pooled(effect, se, 0.95)["effect"] + 1, rtol=1e-6, strict=True)
     pd.Series(found).round(4)
 
 
@@ -70,23 +79,28 @@ def test_one_network():
     value, draws, again = (getattr(evidence, name)["loss"] for name in ("value", "draws", "replicates"))
     mean, sd = draws.mean(0), draws.std(0, ddof=1)
     n, effect, se, p = _one_network(evidence, "loss", "a")
-    test_near([n, effect], [8, np.mean((value - mean) / sd)])
+    assert_allclose([n, effect], [8.0, np.mean((value - mean) / sd)], rtol=1e-6, strict=True)
     controls = np.mean((draws - mean) / sd, axis=1).var(ddof=1) / 199
-    test_near(se, np.sqrt(again.mean(1).var(ddof=1) + controls))
+    assert_allclose(se, np.sqrt(again.mean(1).var(ddof=1) + controls), rtol=1e-6, strict=True)
     assert abs(controls * 8 * 199 - 1) < 0.3  # columns are independent here
     rows = np.vstack([value, draws])
     score = ((rows - rows.mean(0)) / rows.std(0)).mean(1)
-    test_near(p, (1 + np.sum(score[1:] >= score[0])) / 200)
+    assert_allclose(p, (1 + np.sum(score[1:] >= score[0])) / 200, rtol=1e-6, strict=True)
     n_drawn = np.array([19, 39, 199, 19, 39, 199, 19, 0])
     stopped = toy_network(rng, 1.0, n_drawn=n_drawn, looks=(19, 39, 199))
     n, effect, early, p = _one_network(stopped, "loss", "a")
     images = stopped.replicates["loss"][:, :7].mean(1).var(ddof=1)
-    test_near(early**2 - images, np.sum(1 / n_drawn[:7]) / 7**2)
+    assert_allclose(early**2 - images, np.sum(1 / n_drawn[:7]) / 7**2, rtol=1e-6, strict=True)
     assert n == 7 and np.isnan(p)  # no whole partitions
     nothing = dict(value={"loss": np.zeros(8)}, draws={"loss": np.zeros((9, 8))})
     assert _one_network(toy_network(rng, 1.0, **nothing), "loss", "a")[3] == 1.0
     shared = np.repeat(draws[:, :1], 8, axis=1)  # all columns one: the error of their mean is that of one
-    test_near(_control_error(toy_network(rng, 1.0, draws={"loss": shared}), "loss", np.ones(8, dtype=bool)), 1 / 199)
+    assert_allclose(
+        _control_error(toy_network(rng, 1.0, draws={"loss": shared}), "loss", np.ones(8, dtype=bool)),
+        1 / 199,
+        rtol=1e-6,
+        strict=True,
+    )
     se, early
 
 
@@ -97,16 +111,18 @@ def test_combine():
     columns = ["network", "n_subclusters", "effect", "se", "ci_low", "ci_high", "p_value", "weight"]
     assert list(frame.columns) == columns and frame["network"].tolist() == [*networks, "combined"]
     without = combine({name: evidence for name, evidence in networks.items() if name != "run 5"})
-    test_near(frame.iloc[-1, 2:].astype(float), without.to_frame().iloc[-1, 2:].astype(float))
+    assert_allclose(
+        frame.iloc[-1, 2:].astype(float), without.to_frame().iloc[-1, 2:].astype(float), rtol=1e-6, strict=True
+    )
     assert frame.iloc[5, 2:].isna().all() and frame["n_subclusters"].tolist() == [8] * 5 + [0, 40]
     assert "1 undefined, left out" in repr(combined) and "undefined" not in repr(without)
-    test_near(frame["weight"][:5].sum(), 1.0)
-    test_near(frame["weight"][:5] @ frame["effect"][:5], frame["effect"].iloc[-1])
-    with warns(RuntimeWarning, match="1 network with an effect, no interval over networks"):
+    assert_allclose(frame["weight"][:5].sum(), 1.0, rtol=1e-6, strict=True)
+    assert_allclose(frame["weight"][:5] @ frame["effect"][:5], frame["effect"].iloc[-1], rtol=1e-6, strict=True)
+    with pytest.warns(RuntimeWarning, match="1 network with an effect, no interval over networks"):
         one = combine({"run 0": networks["run 0"]})
     last = one.to_frame().iloc[-1]
     assert last["effect"] == one.effects[0] and np.isnan(last["ci_low"]) and np.isnan(one.pooled["tau"])
-    with warns(RuntimeWarning, match="0 network"):
+    with pytest.warns(RuntimeWarning, match="0 network"):
         none = combine({"run 5": networks["run 5"]})
     assert none.to_frame()[["effect", "weight"]].isna().all(axis=None) and "–" in none._repr_html_()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,11 +132,11 @@ def test_combine():
     fig, ax = plt.subplots()
     assert combined.plot(ax) is ax and one.plot(ax) is ax and none.plot(ax) is ax
     plt.close(fig)
-    with raises(ValueError, match="got 0 networks"):
+    with pytest.raises(ValueError, match="got 0 networks"):
         combine({})
-    with raises(ValueError, match="network 'a' has no replicates of 'loss'"):
+    with pytest.raises(ValueError, match="network 'a' has no replicates of 'loss'"):
         combine({"a": toy_network(np.random.default_rng(3), 1.0, replicates={})})
-    with raises(KeyError, match="no outcome 'los'"):
+    with pytest.raises(KeyError, match="no outcome 'los'"):
         combine(networks, "los")
     frame.round(3)
 

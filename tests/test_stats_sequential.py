@@ -4,23 +4,25 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.stats.many import benjamini_hochberg
-from specialize_nb.stats.sequential import Sequential, crossing_probability, futile, look_p_values, next_look, undecided
+from specialize_nb.stats.sequential import Sequential, crossing_probability, futile, look_p_values, undecided
 from specialize_nb.stats.tests import p_values
 
 
 def screen(value, draw, design):
     """p-values and controls used, drawing `draw(columns, n)` (n, columns) only for the undecided."""
     m = len(value)
-    draws, n_drawn, go = np.full((design.first, m), np.nan), np.zeros(m, dtype=int), np.ones(m, dtype=bool)
-    n = 0
-    while go.any() and (after := next_look(n, design)):
-        draws = np.vstack([draws[:n], np.full((after - n, m), np.nan)])
+    draws, n_drawn, go = np.full((0, m), np.nan), np.zeros(m, dtype=int), np.ones(m, dtype=bool)
+    for n, after in itertools.pairwise((0, *design.looks)):
+        if not go.any():
+            break
+        draws = np.vstack([draws, np.full((after - n, m), np.nan)])
         draws[n:, go] = draw(np.flatnonzero(go), after - n)
-        n_drawn[go] = n = after
+        n_drawn[go] = after
         go = undecided(value, draws, n_drawn, design)
     return look_p_values(value, draws, n_drawn, design.looks), n_drawn
 
@@ -64,10 +66,14 @@ def test_crossing_probability_exactly():
         best = np.min([(1 + exceeding[:, t - 1]) / (1 + t) for t in looks], axis=0)
         levels = np.r_[np.unique(best), 0.0, 0.3, 0.51, 1.0]
         counted = (best[:, None] <= levels + 1e-12).mean(0)
-        test_near(crossing_probability(levels, looks), counted, rtol=1e-12, atol=1e-15)
-    test_near(crossing_probability([[0.05, np.nan], [1.0, 1e-4]], (19, 9999))[1], [1, 1e-4])
-    test_near(crossing_probability(np.arange(1, 101) / 100, (99,)), np.arange(1, 101) / 100)  # one look costs nothing
-    with raises(ValueError, match=r"got looks \(9, 9\): give growing numbers of controls"):
+        assert_allclose(crossing_probability(levels, looks), counted, rtol=1e-12, atol=1e-15, strict=True)
+    assert_allclose(
+        crossing_probability([[0.05, np.nan], [1.0, 1e-4]], (19, 9999))[1], [1.0, 1e-4], rtol=1e-6, strict=True
+    )
+    assert_allclose(
+        crossing_probability(np.arange(1, 101) / 100, (99,)), np.arange(1, 101) / 100, rtol=1e-6, strict=True
+    )  # one look costs nothing
+    with pytest.raises(ValueError, match=r"got looks \(9, 9\): give growing numbers of controls"):
         crossing_probability(0.1, (9, 9))
     pd.Series(counted, index=levels.round(3), name="F, seven controls, one look").head(4)
 
@@ -85,8 +91,15 @@ def test_crossing_probability_by_steps():
         return total
 
     looks, levels = (19, 39, 79, 159, 400, 1500), np.array([1 / 1501, 0.004, 0.05, 0.3, 0.9])
-    test_near(crossing_probability(levels, looks), [crossing_one_by_one(a, looks) for a in levels], rtol=1e-9)
-    test_near(crossing_probability([0.02, 0.4], (5, 999)), [crossing_one_by_one(a, (5, 999)) for a in (0.02, 0.4)])
+    assert_allclose(
+        crossing_probability(levels, looks), [crossing_one_by_one(a, looks) for a in levels], rtol=1e-9, strict=True
+    )
+    assert_allclose(
+        crossing_probability([0.02, 0.4], (5, 999)),
+        [crossing_one_by_one(a, (5, 999)) for a in (0.02, 0.4)],
+        rtol=1e-6,
+        strict=True,
+    )
     rng = np.random.default_rng(18)
     steps, share = np.diff((0, *looks)), rng.random((100_000, 1))
     best = ((1 + np.cumsum(rng.binomial(steps, share), axis=1)) / (1 + np.array(looks))).min(1)
@@ -101,14 +114,18 @@ def test_look_p_values_by_hand():
     value, n_drawn = np.array([2.0, 2.0, 2.0, 2.0, np.nan]), np.array([3, 3, 1, 3, 3])
     found = look_p_values(value, draws, n_drawn, (1, 3))
     F = {a: float(crossing_probability(a, (1, 3))) for a in (1 / 4, 1 / 2, 1.0)}
-    test_near(found, [F[1 / 4], F[1 / 2], F[1 / 2], F[1 / 2], np.nan])
-    test_near([F[1 / 4], F[1.0]], [1 / 4, 1])
+    assert_allclose(found, [F[1 / 4], F[1 / 2], F[1 / 2], F[1 / 2], np.nan], rtol=1e-6, strict=True)
+    assert_allclose([F[1 / 4], F[1.0]], [1 / 4, 1.0], rtol=1e-6, strict=True)
     assert F[1 / 2] > 0.5  # it may be reached at either look
     padded = np.where(np.arange(3)[:, None] < n_drawn, draws, np.nan)
-    test_near(look_p_values(value, padded, n_drawn, (1, 3)), found)
-    test_near(look_p_values(value, padded, [0, 1, 1, 2, 3], (2, 3)), [np.nan, 1, 1, 2 / 3, np.nan])
-    test_near(look_p_values(value[:4], draws[:, :4], [3] * 4, (3,)), p_values(value[:4], draws[:, :4]))
-    with raises(ValueError, match=r"got n_drawn \[1, 4\]: give 2 numbers of controls, from 0 to 3"):
+    assert_allclose(look_p_values(value, padded, n_drawn, (1, 3)), found, rtol=1e-6, strict=True)
+    assert_allclose(
+        look_p_values(value, padded, [0, 1, 1, 2, 3], (2, 3)), [np.nan, 1.0, 1.0, 2 / 3, np.nan], rtol=1e-6, strict=True
+    )
+    assert_allclose(
+        look_p_values(value[:4], draws[:, :4], [3] * 4, (3,)), p_values(value[:4], draws[:, :4]), rtol=1e-6, strict=True
+    )
+    with pytest.raises(ValueError, match=r"got n_drawn \[1, 4\]: give 2 numbers of controls, from 0 to 3"):
         look_p_values(value[:2], draws[:, :2], [1, 4], (1, 3))
     dict(zip(["clear", "tied", "stopped", "against NaN", "undefined"], found.tolist(), strict=True))
 
@@ -117,25 +134,24 @@ def test_design():
     design = Sequential(growth=2.0)
     assert design.looks == (19, 39, 79, 159, 319, 639, 1279, 2559, 5119, 9999)
     assert Sequential(most=19).looks == (19,) and Sequential(first=1, most=5, growth=1.01).looks == (1, 2, 3, 4, 5)
-    assert [next_look(n, design) for n in (0, 19, 20, 5119, 9999)] == [19, 39, 39, 9999, None]
     assert crossing_probability(design.reach, design.looks) <= 0.05 * (1 + 1e-8)
     later = [
         r for t in design.looks for L in range(design.enough) if (r := (1 + L) / (1 + t)) > design.reach * (1 + 1e-9)
     ]
     assert crossing_probability(min(later), design.looks) > 0.05  # the next rank that can be had
-    test_near(Sequential(most=99, first=99).reach, 0.05, rtol=1e-6)  # one look has no price
+    assert_allclose(Sequential(most=99, first=99).reach, 0.05, rtol=1e-6, strict=True)  # one look has no price
     for L, t in ((0, 19), (2, 19), (6, 79), (14, 1279)):
         hope = stats.beta(L + 1, t - L + 1).cdf(design.reach)
         assert futile(L, t, design) == (hope < 0.02)
     assert futile([14, 15], 9999, design).tolist() == [False, True] and not futile(14, 19, Sequential(hopeless=0.0))
     frame = design.to_frame()
     assert frame["stops_at"].is_monotonic_increasing and frame["stops_at"].iloc[-1] == 15
-    test_near(frame["least_p"].iloc[-1], 1 / 10_000)
-    with raises(ValueError, match="got first=19, most=9, growth=1.5, enough=15: give 1 <= first <= most"):
+    assert_allclose(frame["least_p"].iloc[-1], 1 / 10_000, rtol=1e-6, strict=True)
+    with pytest.raises(ValueError, match=r"got first=19, most=9, growth=1.5, enough=15: give 1 <= first <= most"):
         Sequential(most=9)
-    with raises(ValueError, match="got alpha=5, hopeless=0.02: give rates between 0 and 1"):
+    with pytest.raises(ValueError, match=r"got alpha=5, hopeless=0.02: give rates between 0 and 1"):
         Sequential(alpha=5)
-    with raises(ValueError, match="growth above 1"):
+    with pytest.raises(ValueError, match="growth above 1"):
         Sequential(growth=1.0)
     Sequential()
 
@@ -145,7 +161,12 @@ def test_undecided():
     draws = np.array([[0.0] * 6] * 3 + [[np.nan] * 5 + [0.0]] * 4)
     draws[:2, 1], draws[0, 2] = 9.0, 9.0
     value = np.array([1.0, 1.0, 1.0, np.nan, 1.0, 1.0])
-    test_near(undecided(value, draws, [3, 3, 3, 3, 0, 7], small), [True, False, False, False, True, False])
+    assert_allclose(
+        undecided(value, draws, [3, 3, 3, 3, 0, 7], small),
+        [True, False, False, False, True, False],
+        rtol=1e-6,
+        strict=True,
+    )
     many = np.zeros((3, 6))
     assert undecided(np.ones(6), many, [3] * 6, small).sum() == 0  # all pass together
     assert undecided(np.r_[1.0, [-1.0] * 5], many, [3] * 6, small).sum() == 0  # alone it never can, with 7 controls

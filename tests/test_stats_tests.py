@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pandas as pd
+from numpy.testing import assert_allclose
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from specialize_nb.dev.testing import test_near
-from specialize_nb.stats.tests import p_values
+from specialize_nb.stats.tests import p_values, passes_level, tie_threshold
 
 
 def null_layers(rng, studies, n_controls, sizes=(6, 24, 18), strongest=False):
@@ -38,11 +38,24 @@ def strict_p_values(value, draws):
 def test_p_values_by_hand():
     draws = np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 3.0, np.nan, 2.0], [0.0, 0.0, 0.0, np.inf]])
     found = p_values([3.0, 3.0, 3.0, np.nan], draws)
-    test_near(found, [1 / 4, 2 / 4, 2 / 4, np.nan])
-    test_near(p_values([np.inf, -np.inf, 0.1 + 0.2], [[np.inf, 0, 0.3]]), [1, 1, 1])
-    test_near(p_values([np.inf, 0.3 + 1e-8], [[9.0, 0.3]]), [0.5, 0.5])
+    assert_allclose(found, [1 / 4, 2 / 4, 2 / 4, np.nan], rtol=1e-6, strict=True)
+    assert_allclose(p_values([np.inf, -np.inf, 0.1 + 0.2], [[np.inf, 0, 0.3]]), [1.0, 1.0, 1.0], rtol=1e-6, strict=True)
+    assert_allclose(p_values([np.inf, 0.3 + 1e-8], [[9.0, 0.3]]), [0.5, 0.5], rtol=1e-6, strict=True)
     assert p_values(np.zeros(0), np.zeros((5, 0))).shape == (0,)
     dict(zip(["best", "tied", "against NaN", "undefined"], found.tolist(), strict=True))
+
+
+def test_tie_threshold():
+    value = np.array([1e-30, -2.0, 3e8, np.inf, -np.inf, np.nan])
+    found = tie_threshold(value)
+    assert np.all(found[:3] < value[:3]) and np.array_equal(found[3:], value[3:], equal_nan=True)
+    assert np.all(value[:3] - 0.9e-9 * np.abs(value[:3]) > found[:3]) and np.all(
+        value[:3] - 1.1e-9 * np.abs(value[:3]) < found[:3]
+    )
+    assert tie_threshold(0.0) == 0.0 and tie_threshold(0.0, unit=1.0) == -1e-9
+    assert 0.3 >= tie_threshold(0.1 + 0.2) and not 0.3 >= tie_threshold(0.3 + 1e-8)
+    assert 0.1 + 0.2 <= -tie_threshold(-0.3) and not 0.3 + 1e-8 <= -tie_threshold(-0.3)  # smaller is more extreme
+    assert passes_level(1 / 20, 1 - 0.95) and not passes_level(0.0501, 0.05) and not passes_level(np.nan, 1.0)
 
 
 def test_p_values_exactly():
@@ -54,7 +67,7 @@ def test_p_values_exactly():
         exact = stats.permutation_test(
             (damage[group], damage[rest]), lambda a, b, axis: a.sum(axis), vectorized=True, alternative="greater"
         )
-        test_near(p_values(total[[i]], np.delete(total, i)[:, None]), [exact.pvalue])
+        assert_allclose(p_values(total[[i]], np.delete(total, i)[:, None]), [exact.pvalue], rtol=1e-6, strict=True)
     len(groups), p_values(total[[0]], total[1:, None])
 
 
@@ -79,7 +92,7 @@ def test_nothing():
     nothing = np.zeros(25), np.zeros((19, 25))
     published = stats.combine_pvalues(strict_p_values(*nothing) - 1 / 40).pvalue
     assert published < 1e-10
-    test_near(p_values(*nothing), np.ones(25))
+    assert_allclose(p_values(*nothing), np.ones(25), rtol=1e-6, strict=True)
     dict(published=published, here=p_values(*nothing).min())
 
 
@@ -119,6 +132,6 @@ def test_floor():
         p = np.r_[1 / (1 + n), np.linspace(0.3, 1, 49)]
         bonferroni = multipletests(p, method="bonferroni")[1][0]
         floor[n] = {"smallest p": p[0], "after Bonferroni, of 50": bonferroni}
-        test_near(p_values([1.0], np.zeros((n, 1))), [p[0]])
+        assert_allclose(p_values([1.0], np.zeros((n, 1))), [p[0]], rtol=1e-6, strict=True)
     assert floor[19]["after Bonferroni, of 50"] == 1 and floor[999]["after Bonferroni, of 50"] <= 0.05
     pd.DataFrame(floor).T.rename_axis("controls")

@@ -4,17 +4,15 @@ import math
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from torch import nn
 
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.network.units import trace
-from specialize_nb.training.cost import _eigenvalue_sum
 from specialize_nb.training.models import cnn, mlp
 from specialize_nb.training.rescaling import relu_rescaling
-
-digit = torch.zeros(2, 1, 8, 8)
 
 
 def shaken(model, seed=0):
@@ -25,47 +23,6 @@ def shaken(model, seed=0):
             if one.is_floating_point():
                 one.mul_(1 + 0.5 * torch.rand(one.shape, generator=generator))
     return model
-
-
-def between(*weights, skip=None):
-    "Blocks of a chain of layers 0, 1, ..., and one from the first to the third."
-    blocks = {(str(i), str(i + 1)): torch.as_tensor(w, dtype=torch.float64) for i, w in enumerate(weights)}
-    return blocks if skip is None else blocks | {("0", "2"): torch.as_tensor(skip, dtype=torch.float64)}
-
-
-def planted(n_modules, size, outside):
-    together = np.kron(np.eye(n_modules), np.ones((size, size)))
-    return between(*[together + outside * (1 - together)] * 2)
-
-
-def dense_laplacian(blocks):
-    "The Laplacian of the live units, as one matrix that PyTorch can differentiate."
-    names = sorted({name for pair in blocks for name in pair})
-    sizes = {name: n for pair, block in blocks.items() for name, n in zip(pair, block.shape, strict=True)}
-    rows = [
-        torch.cat([blocks[a, b] if (a, b) in blocks else torch.zeros(sizes[a], sizes[b]).double() for b in names], 1)
-        for a in names
-    ]
-    adjacency = torch.cat(rows)
-    adjacency = adjacency + adjacency.T
-    live = adjacency.detach().sum(1) > 0
-    adjacency = adjacency[live][:, live]
-    root = adjacency.sum(1).sqrt()
-    return torch.eye(len(root)).double() - adjacency / (root[:, None] * root)
-
-
-def both_ways(blocks, m, tol=1e-11):
-    "Sum and gradients: by blocks, and by the dense solver."
-    found = []
-    for sum_of in (
-        lambda leaves: _eigenvalue_sum(leaves, sorted({name for pair in leaves for name in pair}), m, tol, {}),
-        lambda leaves: torch.linalg.eigvalsh(dense_laplacian(leaves))[1 : m + 1].sum(),
-    ):
-        leaves = {pair: block.clone().requires_grad_() for pair, block in blocks.items()}
-        total = sum_of(leaves)
-        total.backward()
-        found.append((float(total.detach()), torch.cat([leaf.grad.flatten() for leaf in leaves.values()])))
-    return found
 
 
 def test_rescaling():
@@ -90,11 +47,14 @@ def test_rescaling():
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         rescaling(model)
         after = model(inputs).detach()
-        test_near(after, before, rtol=1e-10, atol=1e-12)
+        assert_allclose(after, before, rtol=1e-10, atol=1e-12, strict=True)
         assert rescaling.left == left and float(before.std()) > 1e-3
         for layer in rescaling.layers:
-            test_near(
-                incoming(model.get_submodule(layer)), [math.sqrt(2)] * len(model.get_submodule(layer).bias), rtol=1e-12
+            assert_allclose(
+                incoming(model.get_submodule(layer)).detach(),
+                [math.sqrt(2)] * len(model.get_submodule(layer).bias),
+                rtol=1e-12,
+                strict=True,
             )
         for layer in left:
             assert torch.equal(model.state_dict()[f"{layer}.bias"], weights[f"{layer}.bias"])
@@ -120,11 +80,11 @@ def test_rescaling_errors():
             x = self.first(x).relu()
             return self.last(self.again(self.again(x).relu()).relu() + x)
 
-    with raises(ValueError, match="no hidden layer of Twice can be rescaled: .*add comes between.*") as caught:
+    with pytest.raises(ValueError, match=r"no hidden layer of Twice can be rescaled: .*add comes between.*") as caught:
         relu_rescaling(Twice().eval(), torch.zeros(2, 4))
-    with raises(ValueError, match="got norm=0: above 0"):
+    with pytest.raises(ValueError, match="got norm=0: above 0"):
         relu_rescaling(mlp((4, 3, 2)), torch.zeros(2, 4), norm=0)
     tanh = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
-    with raises(ValueError, match="tanh comes between its units and their readers"):
+    with pytest.raises(ValueError, match="tanh comes between its units and their readers"):
         relu_rescaling(tanh, torch.zeros(2, 4))
-    caught.message
+    str(caught.value)

@@ -2,71 +2,19 @@
 
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
+import pytest
 import torch
+from numpy.testing import assert_allclose
 from torch import nn
 
 from specialize_nb.clusters.partition import ncut
-from specialize_nb.dev.testing import raises, test_near
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.network.units import trace
-from specialize_nb.training.cost import _eigenvalue_sum
 from specialize_nb.training.models import cnn, mlp
 from specialize_nb.training.start import clusterable_init
 
 digit = torch.zeros(2, 1, 8, 8)
-
-
-def shaken(model, seed=0):
-    "All weights and statistics changed in place."
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in (*model.parameters(), *model.buffers()):
-            if one.is_floating_point():
-                one.mul_(1 + 0.5 * torch.rand(one.shape, generator=generator))
-    return model
-
-
-def between(*weights, skip=None):
-    "Blocks of a chain of layers 0, 1, ..., and one from the first to the third."
-    blocks = {(str(i), str(i + 1)): torch.as_tensor(w, dtype=torch.float64) for i, w in enumerate(weights)}
-    return blocks if skip is None else blocks | {("0", "2"): torch.as_tensor(skip, dtype=torch.float64)}
-
-
-def planted(n_modules, size, outside):
-    together = np.kron(np.eye(n_modules), np.ones((size, size)))
-    return between(*[together + outside * (1 - together)] * 2)
-
-
-def dense_laplacian(blocks):
-    "The Laplacian of the live units, as one matrix that PyTorch can differentiate."
-    names = sorted({name for pair in blocks for name in pair})
-    sizes = {name: n for pair, block in blocks.items() for name, n in zip(pair, block.shape, strict=True)}
-    rows = [
-        torch.cat([blocks[a, b] if (a, b) in blocks else torch.zeros(sizes[a], sizes[b]).double() for b in names], 1)
-        for a in names
-    ]
-    adjacency = torch.cat(rows)
-    adjacency = adjacency + adjacency.T
-    live = adjacency.detach().sum(1) > 0
-    adjacency = adjacency[live][:, live]
-    root = adjacency.sum(1).sqrt()
-    return torch.eye(len(root)).double() - adjacency / (root[:, None] * root)
-
-
-def both_ways(blocks, m, tol=1e-11):
-    "Sum and gradients: by blocks, and by the dense solver."
-    found = []
-    for sum_of in (
-        lambda leaves: _eigenvalue_sum(leaves, sorted({name for pair in leaves for name in pair}), m, tol, {}),
-        lambda leaves: torch.linalg.eigvalsh(dense_laplacian(leaves))[1 : m + 1].sum(),
-    ):
-        leaves = {pair: block.clone().requires_grad_() for pair, block in blocks.items()}
-        total = sum_of(leaves)
-        total.backward()
-        found.append((float(total.detach()), torch.cat([leaf.grad.flatten() for leaf in leaves.values()])))
-    return found
 
 
 def test_clusterable_init():
@@ -86,7 +34,7 @@ def test_clusterable_init():
             ratio = ratio.reshape(len(ratio), len(found[source]), -1)  # maps of a channel, or taps of a kernel
             same = torch.from_numpy(found[target][:, None] == found[source])
             expected = torch.where(same, 1 + (1 - d) * (n - 1), d)[..., None].expand_as(ratio)
-            test_near(ratio, expected, rtol=1e-5)
+            assert_allclose(ratio, expected, rtol=1e-5, strict=True)
             assert torch.equal(model.get_submodule(target).bias, before.get_submodule(target).bias)
         graph, plain = (weight_graph(trace(one, digit)) for one in (model, before))
         rows[name] = dict(planted=ncut(graph, modules), before=ncut(plain, modules), modules=modules.k)
@@ -95,7 +43,12 @@ def test_clusterable_init():
         elsewhere = clusterable_init(make(), digit, seed=4, **options)
         assert modules.agreement(again) == 1 and modules.agreement(elsewhere) < 0.2
     large = clusterable_init(wide := mlp((400, 400, 10), seed=1), torch.zeros(1, 400), n_modules=7, d=0.3)
-    test_near(wide[1].weight.abs().mean().item(), mlp((400, 400, 10), seed=1)[1].weight.abs().mean().item(), rtol=0.02)
+    assert_allclose(
+        wide[1].weight.abs().mean().item(),
+        mlp((400, 400, 10), seed=1)[1].weight.abs().mean().item(),
+        rtol=0.02,
+        strict=True,
+    )
     table = pd.DataFrame(rows).T
     assert (table["planted"] < 0.9 * table["before"]).all() and abs(table.loc["apart", "planted"]) < 1e-9
     table
@@ -119,6 +72,6 @@ def test_clusterable_init_errors():
             "weights 'last.weight' join several pairs of units",
         ),
     ):
-        with raises(ValueError, match=match) as caught:
+        with pytest.raises(ValueError, match=match) as caught:
             call()
-    caught.message
+    str(caught.value)

@@ -20,7 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from house import House
+
 ROOT = Path(__file__).resolve().parent.parent
+CHECKS, FOLDED = "Checks", "jp-MarkdownHeadingCollapsed"
 MAX_LINES = 40  # of an export cell, blank ones not counted
 MAX_NAMES = 12  # public names of a module
 MAX_WORDS = 15  # of the sentence under the title
@@ -76,13 +79,13 @@ def where(cell: dict) -> str:
 
 
 def title(notebook: Notebook) -> Iterator[str]:
-    """The title is the module's name; the sentence under it is short."""
+    """The title is in words, and the sentence under it is short."""
     first = "".join(notebook.cells[0]["source"]) if notebook.cells else ""
     heading = re.match(r"# (.+)", first)
     if not heading:
         yield "the first cell is no `# title`"
-    elif (module := notebook.module()) and heading[1] != module:
-        yield f"the title is {heading[1]!r} and the module {module!r}: they must be the same"
+    elif notebook.module() and heading[1] in (notebook.module(), notebook.module().rpartition(".")[2]):
+        yield f"the title {heading[1]!r} is the name of the module: say in words what the page is about"
     summary = re.search(r"^> (.+)", first, re.M)
     if not summary:
         yield "no `> sentence` under the title says what it is for"
@@ -91,15 +94,38 @@ def title(notebook: Notebook) -> Iterator[str]:
 
 
 def place(notebook: Notebook) -> Iterator[str]:
-    """A notebook of nbs/ defines a module, but for the index; one in a folder of it, a tutorial or a study, none."""
-    within = len(notebook.path.relative_to(ROOT / "nbs").parts) > 1
-    module, exports = notebook.module(), [cell for cell, source, _ in notebook.code() if is_export(source)]
-    if within and module:
-        yield f"defines the module {module!r}: notebooks that do belong in nbs/ itself"
-    elif not module and exports:
+    """The course is nbs/NN_*.ipynb, side rooms are nbs/rooms/<wing>_<room>.ipynb; in other folders no page exports."""
+    path, module = notebook.path.relative_to(ROOT / "nbs"), notebook.module()
+    exports = [cell for cell, source, _ in notebook.code() if is_export(source)]
+    if exports and not module:
         yield f"{where(exports[0])} exports, and no `#| default_exp` says to which module"
-    elif not (within or module or notebook.path.stem == "index"):
-        yield "defines no module: tutorials and studies belong in folders of their own"
+    if module and module.count(".") != 1:
+        yield f"exports {module!r}: a module is a room of a wing, `wing.room`"
+    if path.parts[0] == "rooms" and path.stem != (module or "").replace(".", "_"):
+        named = f"must be named {module.replace('.', '_')}.ipynb" if module else "defines no module, as side rooms do"
+        yield f"{named}, after its module"
+    elif len(path.parts) == 1 and path.stem != "index" and not re.match(r"\d\d_[a-z]", path.stem):
+        yield "has no number: the course is nbs/NN_name.ipynb, other pages have folders"
+    elif len(path.parts) > 1 and path.parts[0] != "rooms" and module:
+        yield f"defines the module {module!r}: notebooks that do belong in the course or in nbs/rooms/"
+
+
+def checks(notebook: Notebook) -> Iterator[str]:
+    """`#| test` cells stand in the last section, `## Checks`, which JupyterLab folds; the set-up may be a lesson."""
+    section, heading, last = None, None, ""
+    for cell in notebook.cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and (found := re.search(r"^## (.+?)\s*$", source, re.M)):
+            section = last = found[1]
+            heading = cell if section == CHECKS else heading
+        elif cell["cell_type"] == "code" and section != CHECKS and re.match(r"#\|\s*test\s+(?!setup\b)", source):
+            yield f"{where(cell)} is a test outside the section {CHECKS!r}"
+        elif cell["cell_type"] == "code" and section == CHECKS and is_export(source):
+            yield f"{where(cell)} exports from the section {CHECKS!r}, which readers find folded"
+    if heading and last != CHECKS:
+        yield f"the section {last!r} comes after {CHECKS!r}, which must be the last"
+    if heading and heading["metadata"].get(FOLDED) is not True:
+        yield f"the heading {CHECKS!r} is not folded: its metadata must have {FOLDED!r}: true"
 
 
 def export_cells(notebook: Notebook) -> Iterator[str]:
@@ -178,10 +204,13 @@ class Package:
     def __init__(self):
         self.modules: dict[str, ModuleType] = {"specialize_nb": importlib.import_module("specialize_nb")}
         self.words = SHELL | set(dir(builtins))
-        for path in sorted((ROOT / "specialize_nb").glob("*.py")):
-            self.words |= set(words(ast.parse(path.read_text(encoding="utf-8")))) | {path.stem}
-            if not path.stem.startswith("_"):
-                self.modules[path.stem] = importlib.import_module(f"specialize_nb.{path.stem}")
+        for name, module in House(ROOT / "specialize_nb").modules.items():
+            self.words |= set(words(module.tree)) | set(name.split("."))
+            if not module.room.startswith("_"):
+                imported = importlib.import_module(name)
+                self.modules[name.removeprefix("specialize_nb.")] = imported
+                if module.wing and not module.is_package:
+                    self.modules.setdefault(module.room, imported)  # prose may leave out the wing
         self.public = {
             name: getattr(module, name) for module in self.modules.values() for name in getattr(module, "__all__", ())
         }
@@ -189,9 +218,12 @@ class Package:
     def knows(self, name: str, local: set[str]) -> bool:
         """Can `name`, dotted or not, be found in the package, or in the code of the notebook?"""
         first, *rest = name.removeprefix("specialize_nb.").split(".")
-        owner = self.public.get(first) or (None if first in local else self.modules.get(first))
-        if rest and owner is not None:
-            return rest == ["py"] or has(owner, rest[0])
+        owners = [self.public[first]] if first in self.public else []
+        owners += [self.modules[first]] if first in self.modules and first not in local else []
+        if rest and (module := self.modules.get(f"{first}.{rest[0]}")):
+            owners, rest = [module], rest[1:]
+        if rest and owners:
+            return rest == ["py"] or any(has(owner, rest[0]) for owner in owners)
         return all(part in self.words or part in local for part in (first, *rest))
 
 
@@ -226,8 +258,8 @@ def main() -> int:
     paths = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()))
     package, faults, exported = Package(), list(sidebar(paths)), {}
     for notebook in map(Notebook, paths):
-        rules = [title(notebook), place(notebook), export_cells(notebook), outputs(notebook), public_names(notebook)]
-        for rule in [*rules, names_in_prose(notebook, package)]:
+        rules = [title(notebook), place(notebook), checks(notebook), export_cells(notebook), outputs(notebook)]
+        for rule in [*rules, public_names(notebook), names_in_prose(notebook, package)]:
             faults += [f"{notebook.name}: {fault}" for fault in rule]
         if module := notebook.module():
             if module in exported:

@@ -17,20 +17,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
-from specialize_nb import Partition, cnn, digits, fit, mlp, spectral_partition, trace, weight_graph
+from specialize_nb import (
+    Network,
+    Partition,
+    Sequential,
+    cnn,
+    digits,
+    fit,
+    importance,
+    mlp,
+    spectral_partition,
+    trace,
+    weight_graph,
+)
 from specialize_nb.base.data import torchvision_images
 from specialize_nb.controls.controls import Controls, draw_controls
 from specialize_nb.controls.matching import strata, unit_properties
-from specialize_nb.dev.testing import planted_mlp, test_near
+from specialize_nb.dev.testing import planted_mlp
 from specialize_nb.lesions.damage import DamageRun, damage_run
-from specialize_nb.lesions.importance import importance
 from specialize_nb.lesions.outcomes import find_outcomes, residual, resolved
-from specialize_nb.network.units import Network
 from specialize_nb.stats.many import benjamini_hochberg, max_t
 from specialize_nb.stats.published import PaperTest
-from specialize_nb.stats.sequential import Sequential, look_p_values, undecided
+from specialize_nb.stats.sequential import look_p_values, undecided
 from specialize_nb.stats.tests import p_values
 
 ALPHA, N_CONTROLS, N_PAPER = 0.05, 39, 19
@@ -182,7 +193,7 @@ def same_as_importance(sample: Specimen, one: Dealt) -> None:
         theirs = frame[(frame["layer"] == layer) & (frame["cluster"] == cluster)].set_index("outcome")
         for design, name, p in ranked(sample.run(outcomes), [one], layer, outcomes):
             if design in columns and np.isfinite(theirs.loc[name, columns[design][0]]):  # there are such controls
-                test_near(p[0], theirs.loc[name, columns[design][1]])
+                assert_allclose(p[0], theirs.loc[name, columns[design][1]], rtol=1e-6, strict=True)
 
 
 def counted(p: np.ndarray) -> list:

@@ -18,19 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from numpy.testing import assert_allclose
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from specialize_nb import accuracy, fit, mlp, trace
+from specialize_nb import Network, accuracy, agreement, fit, mlp, modularity_partition, record, trace
 from specialize_nb.base.data import Labelled, torchvision_images
-from specialize_nb.clusters.agreement import agreement
-from specialize_nb.clusters.modularity import modularity_partition, modularity_test
+from specialize_nb.clusters.modularity import modularity_test
 from specialize_nb.clusters.nulls import activation_nulls
-from specialize_nb.dev.testing import test_near
 from specialize_nb.graphs.activations import correlation_graph
 from specialize_nb.graphs.similarity import Similarity, measure_similarity
-from specialize_nb.network.answers import record
-from specialize_nb.network.units import Network
 
 SIZES, HELD_OUT = (784, 64, 64, 10), 6_000
 N_FIRST, N_SEEDS, N_UNTRAINED, N_NOISE = 2, 4, 24, 99
@@ -135,7 +132,8 @@ def measured(point: Point, model: nn.Module, work: Path, test: Labelled) -> tupl
     activations = record(model, test, network, at="site")
     graph = correlation_graph(activations)
     for layer in graph.layers:
-        test_near(graph.block(layer, layer), graphs["covariance"].block(layer, layer), rtol=1e-3, atol=1e-5)
+        one, other = (g.block(layer, layer).double().numpy() for g in (graph, graphs["covariance"]))
+        assert_allclose(one, other, rtol=1e-3, atol=1e-5, strict=True)
     nulls = {"permuted": activation_nulls(activations, "permuted", N_PERMUTED)}
     null = modularity_test(graph, nulls, n_seeds=1).to_frame()[["layer", "null_mean", "null_sd", "p_value"]]
     null = null.rename(columns={"null_mean": "permuted_mean", "null_sd": "permuted_sd", "p_value": "p_permuted"})

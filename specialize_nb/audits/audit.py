@@ -10,68 +10,46 @@ specialized*."""
 __all__ = ['Audit', 'audit', 'plan_audit']
 
 # %% ../../nbs/14_audit.ipynb #06525cd5
-import html
-import operator
-import os
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from tqdm.auto import tqdm
+from matplotlib.axes import Axes
+from torch import nn
 
-from .findings import RANK, Exhibit, Finding, finding_rows, verdicts
-from ..base.data import Batches, batches, check_labels
-from ..base.files import read_result, write_result
-from ..clusters.modularity import modularity_partition
+from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
+from .kinds import KINDS, GraphKindName, Scope
+from .report import write_report
+from ..base.data import check_labels
+from ..base.results import Result
+from ..base.words import suggest
 from ..clusters.partition import Partition
-from ..clusters.spectral import local_partition, spectral_partition
 from ..controls.controls import draw_controls
-from ..graphs.activations import activation_graph
-from ..graphs.graph import UnitGraph
-from ..graphs.similarity import unit_similarity
-from ..graphs.weights import weight_graph
-from ..lesions.importance import Importance, importance
-from ..lesions.lesion import lesion_table
-from ..lesions.plan import Plan, plan
-from ..network.answers import pictured_input, scores_node
-from ..network.units import HOW_TO_LIFT, Network, trace
-from ..responses.coherence import Coherence, coherence
+from ..lesions.importance import LesionOptions, judge_importance, measure_importance, prepare_importance
+from ..lesions.lesion import TABLE_MEASURES, Ablation, LesionEngine, measure_lesions
+from ..lesions.plan import Plan, price
+from ..network.answers import pictured_input, scores_of
+from ..network.subject import Subject
+from ..network.units import Network
+from specialize_nb.responses.coherence import (
+    MEASURES,
+    CoherenceOptions,
+    CoherenceWork,
+    judge_coherence,
+    measure_coherence,
+    prepare_coherence,
+)
 from ..responses.examples import top_images
-from ..responses.pictures import visualize
+from ..responses.pictures import Parameterization, visualize
 from ..stats.many import benjamini_hochberg
 from ..stats.sequential import Sequential
-
-# %% ../../nbs/14_audit.ipynb #da0f7de3
-@dataclass(frozen=True)
-class _EveryOther:
-    """Half of the examples of every batch."""
-
-    source: Batches
-    start: int  # 0 or 1
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        half = operator.itemgetter(slice(self.start, None, 2))
-        return ((pytree.tree_map(half, x), half(y)) for x, y in self.source if len(y) > self.start)
-
-# %% ../../nbs/14_audit.ipynb #59eda046
-def _find_and_confirm(data: Any, find: Any) -> tuple[Batches, Batches]:
-    confirm = batches(data)
-    if find is not None:
-        return batches(find), confirm
-    if confirm.n < 4:
-        raise ValueError(f"`data` holds {confirm.n} examples; half of them find and half confirm: give at least 4")
-    return batches(_EveryOther(confirm, 1)), batches(_EveryOther(confirm, 0))
 
 # %% ../../nbs/14_audit.ipynb #27290e60
 def _in_words(audit: "Audit") -> str:
@@ -126,33 +104,58 @@ def _matched_doubt(audit: "Audit") -> list[str]:
     verb = "is" if weak == 1 else "are"
     return [f"{told} {verb} not shown to matter more than units as strong as theirs do (p_matched > {audit.alpha:g})."]
 
-# %% ../../nbs/14_audit.ipynb #3fa50c6d
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Record:
-    """Everything an audit keeps."""
+# %% ../../nbs/14_audit.ipynb #ab730979
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Audit(Result):
+    """Which groups of units of one model are locally specialized, and all the evidence for it.
+
+    Attributes
+    ----------
+    model : str
+        Class of the model, or the name it was given
+    data : str
+        What it was judged on, in words
+    layers : pd.DataFrame
+        `Network.to_frame()`
+    unknown : tuple[str, ...]
+        Operations that could not be followed
+    findings : tuple[Finding, ...]
+        One for each way of partitioning the units
+    exhibits : tuple[Exhibit, ...]
+        Pictures of the sub-clusters at the head of the list
+    alpha : float
+        False discovery rate of the verdicts, between 0 and 1
+    baseline : Mapping[str, float]
+        'loss' (nats), 'accuracy', 'n_examples' of the intact model
+    settings : Mapping[str, Any]
+        What was asked for, as JSON has it
+    versions : Mapping[str, str]
+        Of Python, the machine and the packages
+    seconds : Mapping[str, float]
+        How long each stage took
+    refused : str, default ''
+        Why torch.export refused the model, so that its wiring is not known; '' if it did not
+    notes : tuple[str, ...], default ()
+        What was left out, and what would bring it back
+    """
 
     model: str  # Class of the model, or the name it was given
     data: str  # What it was judged on, in words
     layers: pd.DataFrame  # `Network.to_frame()`
     unknown: tuple[str, ...]  # Operations that could not be followed
-    findings: tuple[Finding, ...]
-    exhibits: tuple[Exhibit, ...]
-    alpha: float  # False discovery rate of the verdicts
+    findings: tuple[Finding, ...]  # One for each way of partitioning the units
+    exhibits: tuple[Exhibit, ...]  # Pictures of the sub-clusters at the head of the list
+    alpha: float  # False discovery rate of the verdicts, between 0 and 1
     baseline: Mapping[str, float]  # 'loss' (nats), 'accuracy', 'n_examples' of the intact model
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
+    settings: Mapping[str, Any]  # What was asked for, as JSON has it
+    versions: Mapping[str, str]  # Of Python, the machine and the packages
     seconds: Mapping[str, float]  # How long each stage took
     refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
     notes: tuple[str, ...] = ()  # What was left out, and what would bring it back
 
-# %% ../../nbs/14_audit.ipynb #ab730979
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Audit(_Record):
-    """Which groups of units of one model are locally specialized, and all the evidence for it."""
-
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding, kind of evidence, outcome and sub-cluster."""
-        return pd.concat([finding_rows(finding) for finding in self.findings], ignore_index=True)
+        return pd.concat([finding.to_frame() for finding in self.findings], ignore_index=True)
 
     def verdicts(self) -> pd.DataFrame:
         """One row a sub-cluster: its damage, its coherence, and what follows."""
@@ -160,149 +163,95 @@ class Audit(_Record):
 
     @property
     def verdict(self) -> str:
-        """The answer in words."""
+        """The answer in words, with what a careful reader has to know."""
         return _in_words(self)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Every sub-cluster by its two effects, coloured by verdict. Returns the axes."""
-        return _plot(self, ax)
+    def plot(
+        self,
+        ax: Axes | None = None,  # Axes to draw on; None makes new ones
+    ) -> Axes:  # The axes
+        """Every sub-cluster by its two effects, coloured by verdict. Returns the axes.
 
-    def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file."""
-        from specialize_nb.audits.report import write_report
+        Parameters
+        ----------
+        ax : Axes | None, default None
+            Axes to draw on; None makes new ones
 
+        Returns
+        -------
+        Axes
+            The axes
+        """
+        return plot_verdicts(self.verdicts(), self.model, ax)
+
+    def report(
+        self,
+        path: str | Path,  # The file to write; one that is there is replaced
+    ) -> Path:  # `path`
+        """Write one self-contained HTML file.
+
+        Parameters
+        ----------
+        path : str | Path
+            The file to write; one that is there is replaced
+
+        Returns
+        -------
+        Path
+            `path`
+        """
         return write_report(self, path)
 
-    def save(self, path: str | Path) -> Path:
-        """Keep everything in a folder, without pickle. Raises: `ValueError` if `path` holds something else."""
-        return _save(self, Path(path))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Audit":
-        """What `save` kept."""
-        return _load(Path(path))
+    def shown(self) -> pd.DataFrame:
+        """The sub-clusters most likely to be real, first."""
+        return self.verdicts().sort_values(["importance_q", "coherence_q"])
 
     def __repr__(self) -> str:
         return f"Audit({self.model}: {self.verdicts()['verdict'].value_counts().to_dict()})"
 
-    def _repr_html_(self) -> str:
-        rows = self.verdicts().sort_values(["importance_q", "coherence_q"]).head(8)
-        return f"<p>{html.escape(self.verdict)}</p>{rows.round(3).to_html(index=False)}"
-
-# %% ../../nbs/14_audit.ipynb #e619df77
-_COLOURS = {"specialized": "C3", "important": "C1", "coherent": "C0", "neither": "0.6"}
-
-
-def _plot(audit: Audit, ax: Any) -> Any:
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5, 3.4), layout="constrained")[1]
-    rows = audit.verdicts()
-    for name, colour in _COLOURS.items():
-        part = rows[rows["verdict"] == name]
-        where = part["importance_effect"], part["coherence_effect"]
-        ax.scatter(*where, s=18, color=colour, label=f"{name} ({len(part)})")
-    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-    ax.axvline(0, color="0.8", lw=0.8, zorder=0)
-    ax.set(xlabel="importance (sds of random groups)", ylabel="coherence (sds of random groups)", title=audit.model)
-    ax.legend(frameon=False, fontsize=8)
-    return ax
-
-# %% ../../nbs/14_audit.ipynb #660accca
-_PLAIN = ("model", "data", "unknown", "alpha", "baseline", "settings", "versions", "seconds", "refused", "notes")
-
-
-def _save(audit: Audit, path: Path) -> Path:
-    if path.exists() and not (path / "audit.npz").exists():
-        raise ValueError(f"{path.as_posix()!r} exists and is no saved audit: give another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        _write_parts(audit, beside)
-        beside.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    return path
-
-# %% ../../nbs/14_audit.ipynb #45c7a044
-def _write_parts(audit: Audit, folder: Path) -> None:
-    arrays = {}
-    for i, exhibit in enumerate(audit.exhibits):
-        arrays |= {f"{i}.{name}": getattr(exhibit, name) for name in ("image", "controls", "real")}
-    named = ("graph", "scope", "layer", "cluster", "units")
-    fields = {name: getattr(audit, name) for name in _PLAIN} | {
-        "layers": audit.layers.to_dict("list"),
-        "findings": [(finding.graph, finding.scope) for finding in audit.findings],
-        "exhibits": [{name: getattr(exhibit, name) for name in named} for exhibit in audit.exhibits],
-    }
-    write_result(folder / "audit.npz", "Audit", arrays, fields)
-    for i, finding in enumerate(audit.findings):
-        for name in ("partition", "importance", "coherence"):
-            getattr(finding, name).save(folder / f"{i}-{name}.npz")
-
-# %% ../../nbs/14_audit.ipynb #819f0820
-def _load(path: Path) -> Audit:
-    if path.is_dir() and not (path / "audit.npz").exists():
-        raise FileNotFoundError(f"{path.as_posix()!r} holds no saved audit: it has no audit.npz")
-    arrays, fields = read_result(path / "audit.npz", "Audit")
-    classes, findings = {"partition": Partition, "importance": Importance, "coherence": Coherence}, []
-    for i, (graph, scope) in enumerate(fields.pop("findings")):
-        parts = {name: one.load(path / f"{i}-{name}.npz") for name, one in classes.items()}
-        findings.append(Finding(graph=graph, scope=scope, **parts))
-    exhibits = []
-    for i, exhibit in enumerate(fields.pop("exhibits")):
-        pictures = {name: arrays[f"{i}.{name}"] for name in ("image", "controls", "real")}
-        exhibits.append(Exhibit(**exhibit | {"units": tuple(exhibit["units"])}, **pictures))
-    fields |= {name: tuple(fields.get(name, ())) for name in ("unknown", "notes")}
-    fields["layers"] = pd.DataFrame(fields["layers"])
-    return Audit(**fields, findings=tuple(findings), exhibits=tuple(exhibits))
-
 # %% ../../nbs/14_audit.ipynb #4dcd856f
-_SIMILARITY = {"upstream": "input_jacobian", "downstream": "output_jacobian"}  # Graphs within layers, and their measure
+class _Possible(NamedTuple):
+    """What can be done with a model and its data."""
+
+    graphs: tuple[str, ...]  # Those that can be built
+    pictured: bool  # Can pictures be made?
+    notes: tuple[str, ...]  # What cannot be done, and why
 
 
-_GRAPHS = ("weights", "activations", *_SIMILARITY)
-
-
-def _graph(kind: str, model: nn.Module, find: Batches, network: Network) -> UnitGraph:
-    if kind in _SIMILARITY:
-        return unit_similarity(model, find, network, measure=_SIMILARITY[kind])
-    return weight_graph(network) if kind == "weights" else activation_graph(model, find, network)
+def _left_out(subject: Subject, graphs: Sequence[str]) -> _Possible:
+    """The graphs that can be built, whether pictures can be made, and notes on what cannot."""
+    why = {name: told for name in graphs if (told := KINDS[name].missing(subject))}
+    allowed = tuple(name for name in graphs if name not in why)
+    if not allowed:
+        raise ValueError(f"graphs={graphs!r}: none can be built ({'; '.join(why.values())}); use 'activations'")
+    notes, pictured = [f"Clusters by {KINDS[name].label} are missing: {told}." for name, told in why.items()], True
+    try:
+        pictured_input(subject.data.example)
+    except TypeError as error:
+        pictured = False
+        notes.append(f"No pictures were made, and coherence was judged on real data alone: {error}.")
+    return _Possible(allowed, pictured, tuple(notes))
 
 # %% ../../nbs/14_audit.ipynb #520f2f61
-def _spectral(graph: UnitGraph, network: Network, k: int, scopes: Sequence[str], seed: int) -> dict[str, Partition]:
-    """A local partition has as many clusters in each layer as the global one has there."""
-    whole = spectral_partition(graph, k, seed=seed)
-    found = {"global": whole}
-    if "local" in scopes:
-        found["local"] = local_partition(graph, whole, layers=network.hidden, seed=seed)
-    return {scope: found[scope] for scope in scopes}
-
-
 def _partitions(
-    model: nn.Module, find: Batches, network: Network, k: int, graphs: Sequence[str], scopes: Sequence[str], seed: int
+    subject: Subject, k: int, graphs: Sequence[str], scopes: Sequence[Scope], seed: int
 ) -> dict[tuple[str, str], Partition]:
     """(graph, scope) -> partition."""
     found = {}
-    for kind in graphs:
-        graph = _graph(kind, model, find, network)
-        if kind in _SIMILARITY:
-            found[kind, "local"] = modularity_partition(graph, seed=seed)
-        else:
-            found |= {(kind, scope): one for scope, one in _spectral(graph, network, k, scopes, seed).items()}
+    for name in graphs:
+        kind = KINDS[name]
+        cut = kind.cut(kind.build(subject), subject, k, [one for one in scopes if one in kind.scopes], seed)
+        found |= {(name, scope): partition for scope, partition in cut.items()}
     return found
 
 # %% ../../nbs/14_audit.ipynb #c25a7c1c
 def _check(k: int, graphs: Sequence[str], scopes: Sequence[str], alpha: float) -> None:
-    for name, given, allowed in (("graphs", graphs, _GRAPHS), ("scopes", scopes, ("global", "local"))):
+    for name, given, allowed in (("graphs", graphs, KINDS), ("scopes", scopes, ("global", "local"))):
         if isinstance(given, str) or not given or not set(given) <= set(allowed):
-            raise ValueError(f"{name}={given!r}: give a tuple of one or more of {list(allowed)}")
-    if "local" not in scopes and (within := [kind for kind in graphs if kind in _SIMILARITY]):
+            wrong = given if isinstance(given, str) else next((one for one in given if one not in allowed), "")
+            advice = f"give a tuple of one or more of {list(allowed)}; {suggest(wrong, list(allowed), 'name')}"
+            raise ValueError(f"{name}={given!r}: {advice}")
+    if within := [name for name in graphs if not set(KINDS[name].scopes) & set(scopes)]:
         raise ValueError(f"scopes={scopes!r}: {within} join units within layers only; add 'local' to the scopes")
     if isinstance(k, bool) or not isinstance(k, int) or k < 2:
         raise ValueError(f"k={k!r}: give how many clusters to look for, a whole number from 2")
@@ -326,33 +275,6 @@ def _versions() -> dict[str, str]:
             found[name] = "unknown"
     return found
 
-# %% ../../nbs/14_audit.ipynb #a06d8bd4
-def _missing(network: Network) -> dict[str, str]:
-    """Graphs that cannot be built, and why."""
-    why, program = {}, network.program
-    if network.refused:
-        why["weights"] = f"{network.refused}. To have them, {HOW_TO_LIFT}"
-    if not all(program.value(name).is_floating_point() for name in program.inputs):
-        why["upstream"] = (
-            f"inputs of {network.model} are not floating numbers, so nothing can be differentiated by them"
-        )
-    return why
-
-
-def _left_out(network: Network, data: Batches, graphs: Sequence[str]) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
-    """The graphs that can be built, whether pictures can be made, and notes on what cannot."""
-    notes, pictured, why = [], True, _missing(network)
-    allowed = tuple(kind for kind in graphs if kind not in why)
-    if not allowed:
-        raise ValueError(f"graphs={graphs!r}: none can be built ({'; '.join(why.values())}); use 'activations'")
-    notes += [f"Clusters by {kind} are missing: {why[kind]}." for kind in graphs if kind in why]
-    try:
-        pictured_input(data.example)
-    except TypeError as error:
-        pictured = False
-        notes.append(f"No pictures were made, and coherence was judged on real data alone: {error}.")
-    return allowed, pictured, tuple(notes)
-
 # %% ../../nbs/14_audit.ipynb #c9f2b7cb
 def _chosen(verdicts: pd.DataFrame, finding: Finding, n: int) -> list[tuple[str, int]]:
     """The (layer, cluster) pairs of one finding that deserve pictures, best first."""
@@ -363,129 +285,108 @@ def _chosen(verdicts: pd.DataFrame, finding: Finding, n: int) -> list[tuple[str,
     return list(rows[["layer", "cluster"]].head(n).itertuples(index=False, name=None))
 
 # %% ../../nbs/14_audit.ipynb #b350dcea
-def _shelf(
-    model: nn.Module, data: Batches, network: Network, finding: Finding, chosen: list[tuple[str, int]], seed: int
-) -> list[Exhibit]:
-    """The exhibits of one finding, in the order of `chosen`."""
-    n_random, where = 3, (finding.graph, finding.scope)
-    controls = draw_controls(finding.partition, n_controls=n_random, layers=network.hidden, seed=seed)
-    wanted = [(i, sub) for i, sub in enumerate(controls.subclusters) if (sub.layer, sub.cluster) in chosen]
-    wanted.sort(key=lambda one: chosen.index((one[1].layer, one[1].cluster)))
-    groups = [(sub.layer, np.flatnonzero(group)) for i, sub in wanted for group in controls.groups(i)]
-    made = visualize(model, data, groups, network=network, seed=seed)
-    real = top_images(model, data, [sub for _, sub in wanted], n=min(6, data.n), network=network)
-    shelf = []
-    for place, (_, sub) in enumerate(wanted):
-        image, *others = (made.image(place * (1 + n_random) + j) for j in range(1 + n_random))
-        seen = [real.image(place, j) for j in range(real.index.shape[1])]
-        pictures = dict(image=image, controls=np.stack(others), real=np.stack(seen))
-        keys = dict(zip(("graph", "scope"), where, strict=True), layer=sub.layer, cluster=int(sub.cluster))
-        shelf.append(Exhibit(**keys, units=tuple(sub.units.tolist()), **pictures))
-    return shelf
+_N_RANDOM = 3  # random groups shown beside each sub-cluster
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Shown:
+    """A sub-cluster that gets pictures, and the groups beside it."""
+
+    finding: Finding
+    layer: str
+    cluster: int
+    units: np.ndarray
+    groups: np.ndarray  # (1 + _N_RANDOM, n_units) bool, itself first
+
+
+def _to_show(subject: Subject, finding: Finding, chosen: list[tuple[str, int]], seed: int) -> list[_Shown]:
+    """Those of one finding, in the order of `chosen`."""
+    layers = subject.network.hidden
+    controls = draw_controls(finding.partition, n_controls=_N_RANDOM, layers=layers, seed=seed)
+    found = {
+        (sub.layer, sub.cluster): _Shown(finding=finding, **sub._asdict(), groups=controls.groups(i))
+        for i, sub in enumerate(controls.subclusters)
+    }
+    return [found[key] for key in chosen if key in found]
 
 # %% ../../nbs/14_audit.ipynb #5f47deae
 def _exhibits(
-    model: nn.Module,
-    data: Batches,
-    network: Network,
-    findings: Sequence[Finding],
-    verdicts: pd.DataFrame,
-    n: int,
-    seed: int,
+    subject: Subject, findings: Sequence[Finding], rows: pd.DataFrame, n: int, options: CoherenceOptions
 ) -> tuple[Exhibit, ...]:
-    shelves = []
-    for finding in findings:
-        if chosen := _chosen(verdicts, finding, n):
-            shelves += _shelf(model, data, network, finding, chosen, seed)
-    return tuple(shelves)
+    shown = [_to_show(subject, finding, _chosen(rows, finding, n), options.seed) for finding in findings] if n else []
+    if not any(shown):
+        return ()
+    subs = [(one.layer, one.units) for part in shown for one in part]
+    real = top_images(subject, None, subs, n=min(6, subject.data.n))
+    place, exhibits = 0, []
+    for part in filter(None, shown):
+        groups = [(one.layer, np.flatnonzero(group)) for one in part for group in one.groups]
+        made = visualize(subject, None, groups, **{name: getattr(options, name) for name in _PAINTED})
+        for i, one in enumerate(part):
+            image, *others = (made.image(i * len(one.groups) + j) for j in range(len(one.groups)))
+            seen = [real.image(place, j) for j in range(real.index.shape[1])]
+            pictures = dict(image=image, controls=np.stack(others), real=np.stack(seen))
+            keys = dict(graph=one.finding.graph, scope=one.finding.scope, layer=one.layer, cluster=int(one.cluster))
+            exhibits.append(Exhibit(**keys, units=tuple(one.units.tolist()), **pictures))
+            place += 1
+    return tuple(exhibits)
+
+
+_PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coherence that pictures take
 
 # %% ../../nbs/14_audit.ipynb #d8610639
-_COHERENCE = {  # Outcomes of coherence by graph, the main one first
-    "weights": ("correlation", "class_information"),
-    "activations": ("class_information", "correlation"),
-    "upstream": ("class_information", "correlation"),
-    "downstream": ("correlation", "class_information"),
-}
-
-
-_PICTURES = ("visual_score", "visual_entropy")  # Those that need pictures
-
-
 _N_COHERENCE = 199  # controls of coherence where those of importance are drawn until it is clear
 
-# %% ../../nbs/14_audit.ipynb #db42b54a
-def _judge(
-    model: nn.Module,
-    data: Batches,
-    network: Network,
-    graph: str,
-    scope: str,
-    partition: Partition,
-    n_controls: int | Sequential,
-    n_visual: int,
-    pictured: bool,
-    running: dict[str, Any],
-    seed: int,
-    progress: bool,
-    seconds: dict[str, float],
-) -> Finding:
-    shared, outcomes = dict(network=network, seed=seed, progress=progress), _COHERENCE[graph]
-    outcomes += _PICTURES if pictured else ()
-    with _timed(seconds, "importance"):
-        hurt = importance(model, data, partition, n_controls=n_controls, **running, **shared)
-    n = min(n_controls.most, _N_COHERENCE) if isinstance(n_controls, Sequential) else n_controls
-    with _timed(seconds, "coherence"):
-        agree = coherence(model, data, partition, outcomes=outcomes, n_controls=n, n_visual=n_visual, **shared)
-    return Finding(graph=graph, scope=scope, partition=partition, importance=hurt, coherence=agree)
 
-# %% ../../nbs/14_audit.ipynb #e794a49f
-def _judge_all(
-    model: nn.Module, data: Batches, network: Network, partitions: Mapping, progress: bool, **options: Any
-) -> tuple[Finding, ...]:
-    bar = tqdm(partitions.items(), desc="audit", disable=not progress)
-    options |= dict(progress=progress)
-    return tuple(_judge(model, data, network, *name, partition, **options) for name, partition in bar)
+def _options(kind: type, given: Mapping[str, Any]) -> Any:
+    """The options of one room, picked from all that were given."""
+    return kind(**{one.name: given[one.name] for one in fields(kind)})
+
+
+def _for_coherence(graph: str, pictured: bool, given: Mapping[str, Any]) -> CoherenceOptions:
+    pictures = [name for name, measure in MEASURES.items() if measure.on_pictures and pictured]
+    n = given["n_controls"]
+    n = min(n.most, _N_COHERENCE) if isinstance(n, Sequential) else n
+    own = dict(outcomes=(*KINDS[graph].coherence, *pictures), n_controls=n)
+    return _options(CoherenceOptions, {**given, **own})
+
+# %% ../../nbs/14_audit.ipynb #db42b54a
+def _findings(
+    subject: Subject,
+    partitions: Mapping[tuple[str, str], Partition],
+    pictured: bool,
+    given: Mapping[str, Any],
+    seconds: dict[str, float],
+) -> tuple[tuple[Finding, ...], LesionEngine]:
+    """Everything is prepared before anything is measured; what measured it tells the accuracy later."""
+    with _timed(seconds, "preparation"):
+        trial = prepare_importance(subject, list(partitions.values()), _options(LesionOptions, given))
+        works = [
+            prepare_coherence(subject, partition, _for_coherence(graph, pictured, given))
+            for (graph, _), partition in partitions.items()
+        ]
+    with _timed(seconds, "importance"):
+        measure_importance(trial, progress=given["progress"])
+        hurt = judge_importance(trial)
+    with _timed(seconds, "coherence"):
+        agree = [_agreement(work, given["progress"]) for work in works]
+    found = zip(partitions.items(), hurt, agree, strict=True)
+    return tuple(
+        Finding(graph=graph, scope=scope, partition=partition, importance=one, coherence=other)
+        for ((graph, scope), partition), one, other in found
+    ), trial.run.work.engine
+
+
+def _agreement(work: CoherenceWork, progress: bool) -> Any:
+    return judge_coherence(work, measure_coherence(work, progress=progress))
 
 # %% ../../nbs/14_audit.ipynb #57fc7daa
-def _baseline(model: nn.Module, data: Batches, network: Network) -> dict[str, float]:
-    layer = network.hidden[0]
-    none = np.zeros((1, network.layer(layer).n_units), dtype=bool)
-    intact = lesion_table(model, data, network, layer, none).intact
-    return {"loss": float(intact["loss"].mean()), "accuracy": float(intact["correct"].mean()), "n_examples": data.n}
-
-# %% ../../nbs/14_audit.ipynb #661ec49d
-def _record(
-    model: nn.Module,
-    data: Batches,
-    network: Network,
-    findings: tuple[Finding, ...],
-    exhibits: tuple[Exhibit, ...],
-    alpha: float,
-    settings: dict[str, Any],
-    seconds: dict[str, float],
-    notes: tuple[str, ...],
-) -> Audit:
-    return Audit(
-        model=type(model).__name__,
-        data=repr(data),
-        layers=network.to_frame(),
-        unknown=tuple(unknown.op for unknown in network.unknown),
-        findings=findings,
-        exhibits=exhibits,
-        alpha=alpha,
-        baseline=_baseline(model, data, network),
-        settings=settings,
-        versions=_versions(),
-        seconds=seconds,
-        refused=network.refused,
-        notes=notes,
-    )
-
-# %% ../../nbs/14_audit.ipynb #990a67a1
-def _told_settings(**settings: Any) -> dict[str, Any]:
-    """The settings as JSON has them."""
-    plain = {tuple: list, list: list, Sequential: asdict}
-    return {name: plain.get(type(one), lambda same: same)(one) for name, one in settings.items()}
+def _baseline(subject: Subject, engine: LesionEngine) -> dict[str, float]:
+    """What the intact network says: the engine with nothing silenced."""
+    (names, *_) = engine.cuts
+    none = {name: np.zeros((1, subject.network.layer(name).n_units), dtype=bool) for name in names}
+    ((loss, right),) = measure_lesions(engine, subject.data, [none], list(TABLE_MEASURES.values()))
+    return {"loss": float(loss.mean()), "accuracy": float(right.mean()), "n_examples": subject.data.n}
 
 # %% ../../nbs/14_audit.ipynb #cde972ba
 def audit(
@@ -493,41 +394,155 @@ def audit(
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
-    graphs: Sequence[str] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
-    scopes: Sequence[str] = ("global", "local"),  # Cluster the whole network, or each layer on its own
+    graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
+    scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
     n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
-    n_visual: int = 49,  # Of them, how many get images made
+    ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
+    matched: bool = True,  # Also compare with groups of units that are as strong?
+    min_units: int = 1,  # Smaller sub-clusters are not tested
+    n_visual: int = 49,  # The first so many of them get pictures; never more than `n_controls`
+    n_starts: int = 1,  # Pictures of each group, from different noise
+    steps: int = 64,  # Steps of Adam for a picture
+    parameterization: Parameterization = "fft",  # How a picture is described: by frequencies or by pixels
+    n_bins: int = 8,  # Bins of a group's response
+    batch_size: int = 256,  # Pictures made at a time
+    n_boot: int = 200,  # Bootstrap draws of the images
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
     alpha: float = 0.05,  # False discovery rate of each kind of evidence
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    precision: str | None = None,  # Of lesions: 'bfloat16' for products in bf16; None is the model's own
-    store: str | Path | None = None,  # Folder to keep finished lesions in; an audit broken off goes on from there
+    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
-    seed: int = 0,  # Seeds clustering, controls, images and bootstrap; global generators are left alone
-    progress: bool = False,  # Show progress bars?
+    seed: int = 0,  # Seeds clustering, controls, pictures and bootstrap; global generators are left alone
+    progress: bool = False,  # Show a progress bar?
 ) -> Audit:
     """Which groups of a model's units are locally specialized?
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    data : Any
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    k : int, default 8
+        Clusters to look for in the whole network, from 2
+    graphs : Sequence[GraphKindName], default ('weights', 'activations')
+        What joins units; also 'upstream', 'downstream'
+    scopes : Sequence[Scope], default ('global', 'local')
+        Cluster the whole network, or each layer on its own
+    find : Any, default None
+        Data to find activation clusters in; None: every other example of `data`
+    n_controls : int | Sequential, default 199
+        Random groups for each sub-cluster; or a design that draws until it is clear
+    ablation : Ablation, default 'zero'
+        What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    outcomes : Sequence[str | Callable] | None, default None
+        Names or functions of (outputs, labels), the main one first
+    matched : bool, default True
+        Also compare with groups of units that are as strong?
+    min_units : int, default 1
+        Smaller sub-clusters are not tested
+    n_visual : int, default 49
+        The first so many of them get pictures; never more than `n_controls`
+    n_starts : int, default 1
+        Pictures of each group, from different noise
+    steps : int, default 64
+        Steps of Adam for a picture
+    parameterization : Parameterization, default 'fft'
+        How a picture is described: by frequencies or by pixels
+    n_bins : int, default 8
+        Bins of a group's response
+    batch_size : int, default 256
+        Pictures made at a time
+    n_boot : int, default 200
+        Bootstrap draws of the images
+    n_exhibits : int, default 3
+        Sub-clusters of each finding whose pictures are kept
+    alpha : float, default 0.05
+        False discovery rate of each kind of evidence
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    precision : str | None, default None
+        'bfloat16' for convolutions and products in bf16; None is the model's own
+    store : str | Path | None, default None
+        Folder to keep finished work in; a run that was broken off goes on from there
+    n_jobs : int | None, default None
+        Processes; None leaves it to `joblib.parallel_config`, else one
+    seed : int, default 0
+        Seeds clustering, controls, pictures and bootstrap; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Audit
 
     Raises: `ValueError` for a model in training mode, with NaN weights or without class scores, and for bad options.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
+    given = dict(locals())
     _check(k, graphs, scopes, alpha)
     with _timed(seconds := {}, "trace"):
-        find, data = _find_and_confirm(data, find)
-        network = network or trace(model, data.example)
-        check_labels(data, scores_node(network)[1])
-        graphs, pictured, notes = _left_out(network, data, graphs)
+        subject = _bound(model, data, network, find)
+        possible = _left_out(subject, graphs)
+    return _audited(subject, possible, given | {"graphs": possible.graphs}, seconds)
+
+# %% ../../nbs/14_audit.ipynb #6cf5c5ce
+def _audited(subject: Subject, possible: _Possible, given: Mapping[str, Any], seconds: dict[str, float]) -> Audit:
+    """Everything there is to find out; `given` is what was asked for."""
     with _timed(seconds, "partition"):
-        partitions = _partitions(model, find, network, k, graphs, scopes, seed)
-    options = dict(n_controls=n_controls, n_visual=n_visual, pictured=pictured, seed=seed, seconds=seconds)
-    running = dict(n_jobs=n_jobs, store=store, precision=precision)
-    findings = _judge_all(model, data, network, partitions, progress, running=running, **options)
+        partitions = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
+    findings, engine = _findings(subject, partitions, possible.pictured, given, seconds)
     with _timed(seconds, "pictures"):
-        exhibits = _exhibits(model, data, network, findings, verdicts(findings, alpha), n_exhibits * pictured, seed)
-    asked = dict(k=k, graphs=graphs, scopes=scopes, n_visual=n_visual, n_exhibits=n_exhibits, seed=seed)
-    settings = _told_settings(n_controls=n_controls, **asked)
-    return _record(model, data, network, findings, exhibits, alpha, settings, seconds, notes)
+        painted = _for_coherence(possible.graphs[0], possible.pictured, given)
+        n_exhibits = given["n_exhibits"] * possible.pictured
+        exhibits = _exhibits(subject, findings, verdicts(findings, given["alpha"]), n_exhibits, painted)
+    return Audit(
+        model=type(subject.model).__name__,
+        data=repr(subject.data),
+        layers=subject.network.to_frame(),
+        unknown=tuple(unknown.op for unknown in subject.network.unknown),
+        findings=findings,
+        exhibits=exhibits,
+        alpha=given["alpha"],
+        baseline=_baseline(subject, engine),
+        settings=_told_settings(given),
+        versions=_versions(),
+        seconds=seconds,
+        refused=subject.network.refused,
+        notes=possible.notes,
+    )
+
+# %% ../../nbs/14_audit.ipynb #02a872a9
+def _bound(model: nn.Module, data: Any, network: Network | None, find: Any) -> Subject:
+    subject = Subject.of(model, data, network=network, find=find, split=True, targets="classes")
+    check_labels(subject.data, scores_of(subject)[1])
+    return subject
+
+
+def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, as JSON has it."""
+    asked = [
+        "n_controls",
+        "k",
+        "graphs",
+        "scopes",
+        "n_visual",
+        "n_exhibits",
+        "seed",
+        "ablation",
+        "matched",
+        "min_units",
+    ]
+    asked += ["n_boot", "n_starts", "steps", "parameterization", "n_bins", "precision"]
+    plain = {tuple: list, list: list, Sequential: asdict}
+    told = {name: plain.get(type(given[name]), lambda same: same)(given[name]) for name in asked}
+    outcomes = [given["outcomes"]] if callable(given["outcomes"]) else given["outcomes"]
+    if outcomes is None or isinstance(outcomes, str):
+        return told | {"outcomes": outcomes}
+    return told | {"outcomes": [one if isinstance(one, str) else one.__name__ for one in outcomes]}
 
 # %% ../../nbs/14_audit.ipynb #6c3a3944
 def plan_audit(
@@ -535,22 +550,78 @@ def plan_audit(
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
-    graphs: Sequence[str] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
-    scopes: Sequence[str] = ("global", "local"),  # Cluster the whole network, or each layer on its own
+    graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
+    scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
+    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
+    ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
+    matched: bool = True,  # Also compare with groups of units that are as strong?
+    min_units: int = 1,  # Smaller sub-clusters are not tested
+    n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    probe_seconds: float = 3.0,  # Time for the probe of each partition, about
+    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    store: str | Path | None = None,  # Folder with finished work of the same run, which is not counted
+    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # As of the audit
-    **running: Any,  # n_controls, precision, store and n_jobs, as of the audit
+    probe_seconds: float = 3.0,  # Time for the probe, about
+    important: float = 0.5,  # Share of the sub-clusters taken to be important, for what a `Sequential` design needs
 ) -> dict[str, Plan]:  # Graph and scope in words -> what the lesions of that partition will take
     """How many lesions will an audit do, and how long will they take?
 
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    data : Any
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    k : int, default 8
+        Clusters to look for in the whole network, from 2
+    graphs : Sequence[GraphKindName], default ('weights', 'activations')
+        What joins units; also 'upstream', 'downstream'
+    scopes : Sequence[Scope], default ('global', 'local')
+        Cluster the whole network, or each layer on its own
+    find : Any, default None
+        Data to find activation clusters in; None: every other example of `data`
+    n_controls : int | Sequential, default 199
+        Random groups for each sub-cluster; or a design that draws until it is clear
+    ablation : Ablation, default 'zero'
+        What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    outcomes : Sequence[str | Callable] | None, default None
+        Names or functions of (outputs, labels), the main one first
+    matched : bool, default True
+        Also compare with groups of units that are as strong?
+    min_units : int, default 1
+        Smaller sub-clusters are not tested
+    n_boot : int, default 200
+        Bootstrap draws of the images
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    precision : str | None, default None
+        'bfloat16' for convolutions and products in bf16; None is the model's own
+    store : str | Path | None, default None
+        Folder with finished work of the same run, which is not counted
+    n_jobs : int | None, default None
+        Processes; None leaves it to `joblib.parallel_config`, else one
+    seed : int, default 0
+        As of the audit
+    probe_seconds : float, default 3.0
+        Time for the probe, about
+    important : float, default 0.5
+        Share of the sub-clusters taken to be important, for what a `Sequential` design needs
+
+    Returns
+    -------
+    dict[str, Plan]
+        Graph and scope in words -> what the lesions of that partition will take
+
     Raises: what `audit` would.
     """
+    given = dict(locals())
     _check(k, graphs, scopes, 0.05)
-    find, data = _find_and_confirm(data, find)
-    network = network or trace(model, data.example)
-    graphs, _, _ = _left_out(network, data, graphs)
-    options = dict(network=network, seed=seed, probe_seconds=probe_seconds, **running)
-    partitions = _partitions(model, find, network, k, graphs, scopes, seed)
-    return {", ".join(name): plan(model, data, one, **options) for name, one in partitions.items()}
+    start, subject = time.perf_counter(), _bound(model, data, network, find)
+    partitions = _partitions(subject, k, _left_out(subject, graphs).graphs, scopes, seed)
+    trial = prepare_importance(subject, list(partitions.values()), _options(LesionOptions, given))
+    took = time.perf_counter() - start
+    plans = price(trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)
+    return dict(zip(map(", ".join, partitions), plans, strict=True))

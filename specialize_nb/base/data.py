@@ -30,7 +30,15 @@ from .words import check_choice
 
 # %% ../../nbs/rooms/base_data.ipynb #5a0c8a23
 class Labelled(NamedTuple):
-    """Inputs and their classes."""
+    """Inputs and their classes.
+
+    Attributes
+    ----------
+    x : Tensor
+        (n, ...) float32, or int64 tokens; images are (n, channels, height, width) in [0, 1]
+    y : Tensor
+        (n,) int64 class indices
+    """
 
     x: Tensor  # (n, ...) float32, or int64 tokens; images are (n, channels, height, width) in [0, 1]
     y: Tensor  # (n,) int64 class indices
@@ -44,6 +52,15 @@ def digits(
     split: Literal["train", "test"] = "train",  # 1,347 images to train on, 450 to test on
 ) -> Labelled:
     """Scikit-learn's handwritten digits, x (n, 1, 8, 8) in [0, 1], in a fixed split that is even over the classes.
+
+    Parameters
+    ----------
+    split : {'train', 'test'}, default 'train'
+        1,347 images to train on, 450 to test on
+
+    Returns
+    -------
+    Labelled
 
     Raises: `ValueError` for another split.
     Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
@@ -67,6 +84,21 @@ def torchvision_images(
     download: bool = False,  # Fetch the files into `root` if they are not there?
 ) -> Labelled:
     """A data set of torchvision, x (n, channels, height, width) in [0, 1].
+
+    Parameters
+    ----------
+    name : {'MNIST', 'FashionMNIST', 'CIFAR10'}
+        As torchvision calls it
+    root : str | os.PathLike
+        Folder that holds torchvision's data sets
+    split : {'train', 'test'}, default 'test'
+        Which part
+    download : bool, default False
+        Fetch the files into `root` if they are not there?
+
+    Returns
+    -------
+    Labelled
 
     Raises: `ValueError` for another name or split; `FileNotFoundError` if `root` does not hold the files.
     """
@@ -96,6 +128,19 @@ def image_folder(
 ) -> DataLoader:
     """A folder of images in sorted order, as batches of x (batch, 3, height, width) in [0, 1] and y (batch,).
 
+    Parameters
+    ----------
+    root : str | os.PathLike
+        Holds one folder per class, with images in each
+    size : int | tuple[int, int]
+        Pixels: the side of a square, or (height, width)
+    batch_size : int, default 64
+        Images read at a time
+
+    Returns
+    -------
+    DataLoader
+
     Raises: `FileNotFoundError` if `root`, its class folders or their images are not there.
     """
     from torchvision import datasets, transforms
@@ -118,6 +163,19 @@ def halves(
     """Each image squeezed into the left half, and another into the right half of a picture of the same size.
 
     Each image is used once on each side.
+
+    Parameters
+    ----------
+    images : Labelled
+        x (n, channels, height, width), y (n,)
+    label : {'diff', 'same'}, default 'diff'
+        'diff': sum of the labels mod classes; 'same': two of one class
+    seed : int, default 0
+        Seeds the pairing
+
+    Returns
+    -------
+    Labelled
 
     Raises: `ValueError` for another label rule, or for inputs that are no images.
     Source: Filan et al. (2021), "Clusterability in Neural Networks", arXiv 2103.03386.
@@ -154,6 +212,19 @@ def stacked(
 
     Each image is used once in each place.
 
+    Parameters
+    ----------
+    images : Labelled
+        x (n, channels, height, width), y (n,)
+    label : {'diff', 'same'}, default 'diff'
+        'diff': sum of the labels mod classes; 'same': two of one class
+    seed : int, default 0
+        Seeds the pairing
+
+    Returns
+    -------
+    Labelled
+
     Raises: `ValueError` for another label rule, or for inputs that are no images.
     Source: Filan et al. (2021), "Clusterability in Neural Networks", arXiv 2103.03386.
     """
@@ -170,6 +241,21 @@ def modular_addition(
 ) -> Labelled:
     """Pairs of numbers, x (n, 2) int64 from 0 to p - 1, with their sum modulo p.
 
+    Parameters
+    ----------
+    p : int, default 59
+        The modulus, at least 2
+    split : {'train', 'test'}, default 'train'
+        The pairs to train on, or those held back
+    share : float, default 0.8
+        Of the p * p pairs that are to train on; both parts hold one at least
+    seed : int, default 0
+        Draws them
+
+    Returns
+    -------
+    Labelled
+
     Raises: `ValueError` for another split, p below 2, or a share that leaves one part empty.
     Source: Power et al. (2022), "Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets".
     """
@@ -184,14 +270,30 @@ def modular_addition(
 # %% ../../nbs/rooms/base_data.ipynb #9e05bbd9
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
-    """Checked `(x, y)` batches, the same in every pass; made by `batches`."""
+    """Checked `(x, y)` batches, the same in every pass; made by `batches`.
+
+    Attributes
+    ----------
+    source : Iterable
+        What they are read from
+    labels : np.ndarray
+        (n,) int64 class indices, or floating targets (n, ...), in the order of reading, read-only
+    example : Tensor
+        The first inputs, at most two
+    n_batches : int
+        Batches a pass
+    ordered : bool, default True
+        Must the examples come in the same order in every pass?
+    targets : {'classes', 'any'}, default 'classes'
+        What may be predicted; 'any': floating numbers too
+    """
 
     source: Iterable  # What they are read from
     labels: np.ndarray  # (n,) int64 class indices, or floating targets (n, ...), in the order of reading, read-only
     example: Tensor  # The first inputs, at most two
     n_batches: int  # Batches a pass
     ordered: bool = True  # Must the examples come in the same order in every pass?
-    targets: str = "classes"  # 'classes', or 'any': floating numbers too
+    targets: Literal["classes", "any"] = "classes"  # What may be predicted; 'any': floating numbers too
 
     def __post_init__(self) -> None:
         self.labels.setflags(write=False)
@@ -251,8 +353,7 @@ def _checked(item: Any, where: str, targets: str) -> tuple[Tensor, Tensor]:
     x, y = pytree.tree_map(torch.as_tensor, tuple(item))
     if y.dtype.is_floating_point and targets == "any":
         return _with_numbers(x, y, where)
-    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise ValueError(f"{where} has labels of {y.dtype}; expected integer class indices, such as y.long()")
+    _check_classes(str(y.dtype), where, "classes")
     if y.ndim != 1:
         raise ValueError(f"{where} has labels of shape {tuple(y.shape)}; expected (n,); if one-hot, y.argmax(1)")
     for one in pytree.tree_leaves(x):
@@ -271,6 +372,12 @@ def _with_numbers(x: Any, y: Tensor, where: str) -> tuple[Any, Tensor]:
     return x, y
 
 # %% ../../nbs/rooms/base_data.ipynb #07b4c4f6
+def _check_classes(dtype: str, where: str, targets: str) -> None:
+    """Do labels of that type, in PyTorch's words, name classes, if it is classes that are predicted?"""
+    if targets == "classes" and not dtype.removeprefix("torch.").startswith(("int", "uint")):
+        raise ValueError(f"{where} has labels of {dtype}; expected integer class indices, such as y.long()")
+
+
 def _check_input(x: Tensor, y: Tensor, where: str) -> None:
     if not x.ndim or len(x) != len(y):
         raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {len(y)} labels: one label for each input")
@@ -292,18 +399,34 @@ def batches(
     *,
     batch_size: int = 256,  # Examples a batch when a pair of tensors is cut; a re-iterable comes as it is
     ordered: bool = True,  # False for training only: lets a `DataLoader` shuffle
-    targets: str = "classes",  # What may be predicted: 'classes', or 'any': floating numbers too
+    targets: Literal["classes", "any"] = "classes",  # What may be predicted; 'any': floating numbers too
 ) -> Batches:
     """Data of any accepted form, checked in one pass, as batches that can be read again.
+
+    Parameters
+    ----------
+    data : Any
+        Pair of tensors x (n, ...), y (n,); or `DataLoader`, or re-iterable of such pairs; or `Batches`
+    batch_size : int, default 256
+        Examples a batch when a pair of tensors is cut; a re-iterable comes as it is
+    ordered : bool, default True
+        False for training only: lets a `DataLoader` shuffle
+    targets : {'classes', 'any'}, default 'classes'
+        What may be predicted; 'any': floating numbers too
+
+    Returns
+    -------
+    Batches
 
     Raises: `TypeError` for data of another form; `ValueError` for data that can be read only once, shuffle, are empty,
     hold NaN or infinite inputs, or labels that are not class indices, one for each input.
     """
+    check_choice("targets", targets, ("classes", "any"))
     if isinstance(data, Batches):
+        _check_classes(f"torch.{data.labels.dtype}", "the `Batches`", targets)
         return data
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}: at least 1")
-    check_choice("targets", targets, ("classes", "any"))
     source = _source(data, batch_size, targets)
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
     if ordered and isinstance(getattr(data, "sampler", None), random):
@@ -341,7 +464,19 @@ def to_model(
     x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
     model: nn.Module,  # Its parameters and buffers say where to go
 ) -> Any:
-    """The inputs on the model's device, and in its floating type if they are floating."""
+    """The inputs on the model's device, and in its floating type if they are floating.
+
+    Parameters
+    ----------
+    x : Any
+        (batch, ...), or several such tensors in a tuple or mapping
+    model : nn.Module
+        Its parameters and buffers say where to go
+
+    Returns
+    -------
+    Any
+    """
     own = [*model.parameters(), *model.buffers()]
     if not own:
         return x
@@ -352,7 +487,19 @@ def to_like(
     x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
     like: Tensor,  # Says where to go
 ) -> Any:
-    """The inputs on a tensor's device, and in its floating type if both are floating."""
+    """The inputs on a tensor's device, and in its floating type if both are floating.
+
+    Parameters
+    ----------
+    x : Any
+        (batch, ...), or several such tensors in a tuple or mapping
+    like : Tensor
+        Says where to go
+
+    Returns
+    -------
+    Any
+    """
     both = like.is_floating_point()
     return pytree.tree_map_only(
         Tensor, lambda one: one.to(like.device, like.dtype if both and one.is_floating_point() else one.dtype), x
@@ -364,6 +511,13 @@ def check_labels(
     n_classes: int,  # Classes the model scores
 ) -> None:
     """Is there a score for every label?
+
+    Parameters
+    ----------
+    data : Batches
+        Checked data
+    n_classes : int
+        Classes the model scores
 
     Raises: `ValueError` that names the first label without a score.
     """

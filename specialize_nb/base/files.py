@@ -20,7 +20,10 @@ _FIELDS = "__fields__"
 _FORMAT = 2  # 1: results as one flat list of arrays and fields; blocks of lesions are the same in both
 
 
-def write_atomic(path: str | Path, content: bytes) -> Path:
+def write_atomic(
+    path: str | Path,  # The file; folders on the way are made
+    content: bytes,  # All of it
+) -> Path:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +41,12 @@ def write_atomic(path: str | Path, content: bytes) -> Path:
     return path
 
 
-def write_result(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> Path:
+def write_result(
+    path: str | Path,  # The file; folders on the way are made
+    kind: str,  # Class of the result
+    arrays: Mapping[str, np.ndarray],  # By name; of any shape, of numbers or strings
+    fields: Mapping[str, Any],  # The rest, as JSON has it
+) -> Path:
     """Keep a result of class `kind`: its arrays, and its other fields as JSON.
 
     Raises: `ValueError` if an array holds Python objects, which only pickle could store.
@@ -53,7 +61,12 @@ def write_result(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], 
     return write_atomic(path, buffer.getvalue())
 
 
-def read_result(path: str | Path, kind: str, *, oldest: int = 1) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_result(
+    path: str | Path,  # The file
+    kind: str,  # Class that the result must be of
+    *,
+    oldest: int = 1,  # The oldest format that is still read, at least 1
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and fields that `write_result` kept.
 
     Raises: `FileNotFoundError`; `ValueError` if the file is no result, holds another class, or is of a format newer

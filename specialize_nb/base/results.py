@@ -25,15 +25,38 @@ __all__ = ["Result", "freeze", "plain_setting", "read_only", "small_table"]
 _ROWS = 12  # of the table in a notebook
 
 
-def read_only(array: Any, dtype: type | None = float) -> np.ndarray:
-    """A copy of `array` that nobody can write to."""
+def read_only(
+    array: Any,  # Numbers, of any shape
+    dtype: type | None = float,  # What they become; None keeps their kind
+) -> np.ndarray:
+    """A copy of `array` that nobody can write to.
+
+    Parameters
+    ----------
+    array : Any
+        Numbers, of any shape
+    dtype : type | None, default float
+        What they become; None keeps their kind
+
+    Returns
+    -------
+    np.ndarray
+    """
     array = np.array(array, dtype=dtype)  # a copy: the caller's stays writeable
     array.setflags(write=False)
     return array
 
 
-def freeze(content: Any) -> None:
-    """Make the arrays in a field read-only: one, or those of a tuple or a mapping."""
+def freeze(
+    content: Any,  # What a field holds; anything but arrays is left alone
+) -> None:
+    """Make the arrays in a field read-only: one, or those of a tuple or a mapping.
+
+    Parameters
+    ----------
+    content : Any
+        What a field holds; anything but arrays is left alone
+    """
     if isinstance(content, np.ndarray):
         content.setflags(write=False)
     elif isinstance(content, Mapping | tuple | list):
@@ -41,16 +64,45 @@ def freeze(content: Any) -> None:
             freeze(one)
 
 
-def plain_setting(setting: Any) -> Any:
-    """NumPy's numbers and arrays as Python's."""
+def plain_setting(
+    setting: Any,  # What JSON does not know by itself
+) -> Any:
+    """NumPy's numbers and arrays as Python's.
+
+    Parameters
+    ----------
+    setting : Any
+        What JSON does not know by itself
+
+    Returns
+    -------
+    Any
+
+    Raises: `TypeError` for anything else.
+    """
     if isinstance(setting, np.ndarray | np.generic):
         return setting.tolist()
     kind = type(setting).__name__
     raise TypeError(f"setting {setting!r} is a {kind}: give numbers, text, lists or dicts, as JSON has them")
 
 
-def small_table(frame: pd.DataFrame, rows: int = _ROWS) -> str:
-    """The first rows as HTML, numbers to three digits, and how many there are if these are not all."""
+def small_table(
+    frame: pd.DataFrame,  # The most telling rows first
+    rows: int = _ROWS,  # Shown at most
+) -> str:
+    """The first rows as HTML, numbers to three digits, and how many there are if these are not all.
+
+    Parameters
+    ----------
+    frame : pd.DataFrame
+        The most telling rows first
+    rows : int, default _ROWS
+        Shown at most
+
+    Returns
+    -------
+    str
+    """
     table = frame.head(rows).to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format)
     more = f"<p>{rows} of {len(frame)} rows; <code>to_frame()</code> has all.</p>" if len(frame) > rows else ""
     return table + more
@@ -68,23 +120,61 @@ class Result(ABC):
         """The numbers, tidy: identifiers as column names, nothing rounded."""
 
     @abstractmethod
-    def plot(self, ax: Any = None) -> Any:
-        """The result as a picture. Returns the axes."""
+    def plot(
+        self,
+        ax: Any = None,  # Axes to draw on; None makes new ones
+    ) -> Any:  # The axes
+        """The result as a picture. Returns the axes.
+
+        Parameters
+        ----------
+        ax : Any, default None
+            Axes to draw on; None makes new ones
+
+        Returns
+        -------
+        Any
+            The axes
+        """
 
     @property
     @abstractmethod
     def verdict(self) -> str:
         """What was found, in one line of words."""
 
-    def save(self, path: str | Path) -> Path:
-        """Keep everything in one file. Returns its path."""
+    def save(
+        self,
+        path: str | Path,  # The file to write, such as 'audit.npz'; one that is there is replaced
+    ) -> Path:
+        """Keep everything in one file. Returns its path.
+
+        Parameters
+        ----------
+        path : str | Path
+            The file to write, such as 'audit.npz'; one that is there is replaced
+
+        Returns
+        -------
+        Path
+        """
         arrays: dict[str, np.ndarray] = {}
         packed = _packed_fields(self, "", arrays)
         return write_result(path, type(self).__name__, arrays, packed)
 
     @classmethod
-    def load(cls, path: str | Path):
-        """What `save` kept. Raises: `FileNotFoundError`; `ValueError` if the file holds something else."""
+    def load(
+        cls,
+        path: str | Path,  # A file that `save` wrote
+    ):
+        """What `save` kept.
+
+        Parameters
+        ----------
+        path : str | Path
+            A file that `save` wrote
+
+        Raises: `FileNotFoundError`; `ValueError` if the file holds something else.
+        """
         arrays, kept = read_result(path, cls.__name__, oldest=2)
         return _made(cls, kept, arrays)
 
@@ -99,8 +189,9 @@ class Result(ABC):
         return f"<p><b>{type(self).__name__}</b>: {escape(self.verdict)}</p>{small_table(self.shown())}"
 
 
-# On disk: JSON, and arrays beside it. What JSON does not have is an object that says its kind, such as {"array": place},
-# {"tuple": [...]}, {"mapping": [[key, value], ...]}, {"frame": [[column, place], ...]}, {"result": class, "fields": {...}}.
+# On disk: JSON, and arrays beside it. What JSON does not have is an object that says its kind, such as
+# {"array": place}, {"tuple": [...]}, {"mapping": [[key, value], ...]}, {"frame": [[column, place], ...]},
+# {"result": class, "fields": {...}}.
 
 
 def _packed_fields(result: Result, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -114,10 +205,13 @@ def _packed(content: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         return content
     if isinstance(content, np.generic):
         return content.item()
-    if isinstance(content, np.ndarray | Tensor):
-        kind = "array" if isinstance(content, np.ndarray) else "tensor"
-        arrays[place] = content if isinstance(content, np.ndarray) else content.detach().cpu().numpy()
-        return {kind: place}
+    if isinstance(content, np.ndarray):
+        arrays[place] = content
+        return {"array": place}
+    if isinstance(content, Tensor):
+        plain, half = content.detach().cpu(), content.dtype == torch.bfloat16  # which NumPy does not have
+        arrays[place] = (plain.view(torch.int16) if half else plain).numpy()
+        return {"tensor": place, "bfloat16": half}
     if isinstance(content, pd.DataFrame):
         columns = [[str(name), f"{place}/{i}"] for i, name in enumerate(content)]
         arrays |= {at: _column(content.iloc[:, i]) for i, (_, at) in enumerate(columns)}
@@ -150,7 +244,8 @@ def _unpacked(content: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if kind == "array":
         return arrays[inside]
     if kind == "tensor":
-        return torch.from_numpy(arrays[inside].copy())
+        plain = torch.from_numpy(arrays[inside].copy())
+        return plain.view(torch.bfloat16) if content["bfloat16"] else plain
     if kind == "frame":
         return pd.DataFrame({name: arrays[at] for name, at in inside})
     if kind == "mapping":

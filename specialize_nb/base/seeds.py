@@ -14,7 +14,10 @@ __all__ = ["seeded"]
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def seeded(
+    seed: int,  # Where the generators start
+    device: torch.device | None = None,  # A GPU whose generator is meant too
+) -> Iterator[None]:
     """PyTorch's generators, of the CPU and of `device`, start at `seed` inside the block and are put back after it."""
     gpus = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):

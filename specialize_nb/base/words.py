@@ -12,19 +12,35 @@ from typing import Any
 __all__ = ["check_choice", "counted", "near", "suggest"]
 
 
-def near(name: Any, names: Iterable[str], *, most: int = 3) -> list[str]:
+def near(
+    name: Any,  # What was given
+    names: Iterable[str],  # What there is
+    *,
+    most: int = 3,  # Names at most
+    alike: float = 0.4,  # How close at least, from 0 to 1
+) -> list[str]:
     """The names that are close to `name`, the closest first."""
-    return difflib.get_close_matches(str(name), list(names), most, 0.4)
+    return difflib.get_close_matches(str(name), list(names), most, alike)
 
 
-def suggest(name: Any, names: Sequence[str], noun: str = "layer") -> str:
+def suggest(
+    name: Any,  # What was given
+    names: Sequence[str],  # What there is
+    noun: str = "layer",  # What they are names of, in the singular
+) -> str:
     """The end of an error message: names close to `name`, or the first few."""
     if found := near(name, names):
         return "did you mean " + " or ".join(map(repr, found)) + "?"
-    return f"its {counted(len(names), noun)} start {list(names[:3])}" if names else f"it has no {noun}"
+    if not names:
+        return f"it has no {noun}"
+    return f"its {counted(len(names), noun)} {'is' if len(names) == 1 else 'start'} {list(names[:3])}"
 
 
-def check_choice(option: str, given: Any, allowed: Iterable[str]) -> None:
+def check_choice(
+    option: str,  # Name of the parameter
+    given: Any,  # What it was given
+    allowed: Iterable[str],  # The names that it takes
+) -> None:
     """Raises: `ValueError` if `given` is none of the names that are allowed."""
     allowed = list(allowed)
     if given not in allowed:
@@ -33,6 +49,9 @@ def check_choice(option: str, given: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"got {option}={given!r}: allowed are {', '.join(map(repr, allowed))}{hint}")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(
+    number: int,  # At least 0
+    noun: str,  # In the singular
+) -> str:
     """A number with its noun: `1 unit`, `1,024 units`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

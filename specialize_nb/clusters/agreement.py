@@ -14,16 +14,16 @@ __all__ = ['element_centric', 'variation_of_information', 'matrix_correlation', 
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.special import gammaln
+from sklearn.metrics.cluster import expected_mutual_information
 from tqdm.auto import tqdm
 
-from ..base.results import read_only
-from ..base.words import suggest
+from ..base.results import Result, read_only
+from ..base.words import counted, suggest
 from .modularity import modularity
 from .partition import Partition, checked_labels
 from ..graphs.graph import UnitGraph
@@ -38,6 +38,18 @@ def element_centric(
 ) -> float:  # From above 0 to 1; NaN if no unit is in a cluster of both
     """How much of a unit's cluster is the same in both partitions, on average over units?
 
+    Parameters
+    ----------
+    a : np.ndarray
+        (n_units,) cluster of each unit; -1: in none
+    b : np.ndarray
+        (n_units,) another
+
+    Returns
+    -------
+    float
+        From above 0 to 1; NaN if no unit is in a cluster of both
+
     Raises: `ValueError` if the partitions have different numbers of units.
     Source: Gates, Wood, Hetrick and Ahn (2019), "Element-centric clustering comparison unifies overlaps and hierarchy"
     """
@@ -49,6 +61,18 @@ def variation_of_information(
     b: np.ndarray,  # (n_units,) another
 ) -> float:  # Nats, from 0 to log(n_units); NaN if no unit is in a cluster of both
     """How many nats do two partitions not tell of each other?
+
+    Parameters
+    ----------
+    a : np.ndarray
+        (n_units,) cluster of each unit; -1: in none
+    b : np.ndarray
+        (n_units,) another
+
+    Returns
+    -------
+    float
+        Nats, from 0 to log(n_units); NaN if no unit is in a cluster of both
 
     Raises: `ValueError` if the partitions have different numbers of units.
     Source: Meilă (2007), "Comparing clusterings: an information based distance"
@@ -89,21 +113,6 @@ def _information(tables: _Tables) -> np.ndarray:
     chance = np.outer(tables.rows, tables.columns) / tables.n**2
     return (share * np.log(np.where(share > 0, share, 1) / np.where(share > 0, chance, 1))).sum((1, 2))
 
-
-def _expected_information(tables: _Tables) -> float:
-    """Mean mutual information over all orders: each count is hypergeometric."""
-    n, rows, columns = tables.n, tables.rows[:, None, None], tables.columns[:, None]
-    count = np.arange(1, int(min(tables.rows.max(), tables.columns.max())) + 1)
-    possible = (count <= rows) & (count <= columns) & (count >= rows + columns - n)
-    log = gammaln(np.arange(1.0, n + 2))
-
-    def choose(n: Any, k: Any) -> np.ndarray:
-        return log[n] - log[k] - log[np.maximum(n - k, 0)]
-
-    chance = choose(rows, np.minimum(count, rows)) + choose(n - rows, np.clip(columns - count, 0, n - rows))
-    chance = np.exp(chance - choose(n, columns))
-    return float(np.where(possible, count / n * np.log(n * count / (rows * columns)) * chance, 0).sum())
-
 # %% ../../nbs/rooms/clusters_agreement.ipynb #77b9887d
 def _pairs(counts: np.ndarray) -> np.ndarray:
     return counts * (counts - 1) / 2
@@ -119,7 +128,7 @@ def _adjusted_information(tables: _Tables) -> np.ndarray:
     most = (_entropy(tables.rows) + _entropy(tables.columns)) / 2
     if len(tables.rows) == len(tables.columns) == 1 or len(tables.rows) == len(tables.columns) == tables.n:
         return np.ones(len(tables.counts))
-    chance = _expected_information(tables)
+    chance = expected_mutual_information(tables.counts[0], tables.n)
     return (_information(tables) - chance) / (most - chance)
 
 
@@ -132,6 +141,7 @@ def _variation(tables: _Tables) -> np.ndarray:
     return np.maximum(_entropy(tables.rows) + _entropy(tables.columns) - 2 * _information(tables), 0)
 
 # %% ../../nbs/rooms/clusters_agreement.ipynb #4f04531d
+Measure = Literal["ari", "ami", "element_centric", "vi", "spearman", "transfer"]
 _LABELS: dict[str, Callable[[_Tables], np.ndarray]] = {
     "ari": _adjusted_rand,
     "ami": _adjusted_information,
@@ -155,6 +165,18 @@ def matrix_correlation(
     b: np.ndarray,  # The same, other similarities
 ) -> float:  # From -1 to 1; NaN if one of them does not vary
     """Are the same pairs of units similar in both? Spearman's correlation over all pairs.
+
+    Parameters
+    ----------
+    a : np.ndarray
+        (n_units, n_units) symmetric similarities; the diagonal is not looked at
+    b : np.ndarray
+        The same, other similarities
+
+    Returns
+    -------
+    float
+        From -1 to 1; NaN if one of them does not vary
 
     Raises: `ValueError` if the matrices are not square, or not of the same units.
     """
@@ -205,6 +227,20 @@ def transfer(
 ) -> float:  # At most about 1; NaN if `own` has no modularity
     """How much of the modularity of a graph's own partition does a partition from elsewhere reach in it?
 
+    Parameters
+    ----------
+    graph : UnitGraph | np.ndarray
+        A graph of one layer, or its (n, n) symmetric adjacency, >= 0
+    own : np.ndarray
+        (n_units,) the partition found in it; -1: in none
+    other : np.ndarray
+        (n_units,) a partition found elsewhere
+
+    Returns
+    -------
+    float
+        At most about 1; NaN if `own` has no modularity
+
     Raises: `ValueError` if labels and units differ, or the graph has several layers.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
@@ -214,9 +250,21 @@ def transfer(
     return modularity(graph, other) / best if best > 0 else float("nan")
 
 # %% ../../nbs/rooms/clusters_agreement.ipynb #6fa93cfc
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Agreement:
-    """How far partitions or graphs of the same units agree, all against all."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Agreement(Result):
+    """How far partitions or graphs of the same units agree, all against all.
+
+    Attributes
+    ----------
+    pairs : pd.DataFrame
+        Columns layer, a, b, measure, n_units, value; a row a comparison, `transfer` both ways
+    draws : np.ndarray
+        (n_permutations, n_rows) the same after permutation of the units; read-only
+    names : tuple[str, ...]
+        What was compared
+    seed : int
+        Seed of the permutations
+    """
 
     pairs: pd.DataFrame  # Columns layer, a, b, measure, n_units, value; a row a comparison, `transfer` both ways
     draws: np.ndarray  # (n_permutations, n_rows) the same after permutation of the units; read-only
@@ -225,81 +273,73 @@ class Agreement:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "draws", read_only(self.draws))
+        super().__post_init__()
 
     def to_frame(self) -> pd.DataFrame:
         """One row a comparison: as `pairs`, with null_mean, null_sd, effect, and one-sided p_value and p_fwer."""
-        return _judged(self)
+        frame = self.pairs.copy()
+        sign = np.where(frame["measure"].isin(_DISTANCES), -1.0, 1.0)
+        value, draws = sign * frame["value"].to_numpy(), sign * self.draws
+        mean, sd, effect = effect_size(value, draws)
+        frame["null_mean"], frame["null_sd"], frame["effect"] = sign * mean, sd, effect
+        frame["n_permutations"], frame["p_value"], frame["p_fwer"] = len(draws), p_values(value, draws), np.nan
+        for measure in frame["measure"].unique():
+            rows = np.flatnonzero(frame["measure"] == measure)
+            frame.loc[rows, "p_fwer"] = max_t(value[rows], draws[:, rows])
+        return frame
 
     def matrix(self, measure: str | None = None, layer: str | None = None) -> pd.DataFrame:
         """(n_names, n_names) values of one measure (default: the first), of one layer or the mean over layers.
 
         Row a, column b of 'transfer' is the partition of b on the graph of a.
         """
-        return _square(self, "value", measure, layer)
+        return self._square("value", measure, layer)
+
+    def _square(self, column: str, measure: str | None, layer: str | None) -> pd.DataFrame:
+        frame = self.to_frame() if column != "value" else self.pairs
+        for name, given in (("measure", measure), ("layer", layer)):
+            if given is not None and given not in set(frame[name]):
+                known = list(frame[name].unique())
+                raise KeyError(f"nothing was compared by {name} {given!r}: {suggest(given, known)}")
+        measure = frame["measure"].iloc[0] if measure is None else measure
+        frame = frame[(frame["measure"] == measure) & (True if layer is None else frame["layer"] == layer)]
+        table = frame.groupby(["a", "b"])[column].agg("mean" if column == "value" else "max")
+        place, own = {name: i for i, name in enumerate(self.names)}, 0.0 if measure in _DISTANCES else 1.0
+        square = np.diag(np.full(len(place), own if column == "value" else np.nan))
+        for (a, b), value in table.items():
+            square[place[a], place[b]] = value
+            if measure != "transfer":
+                square[place[b], place[a]] = value
+        return pd.DataFrame(square, list(place), list(place))
 
     def plot(self, ax: Any = None, *, measure: str | None = None, layer: str | None = None) -> Any:
         """The matrix as a picture, a star where p_fwer is at most 0.05 in all layers shown; returns the axes."""
-        return _plot_matrix(self, ax, measure, layer)
+        import seaborn
 
-    def __repr__(self) -> str:
+        values, p = (self._square(column, measure, layer) for column in ("value", "p_fwer"))
+        measure = self.pairs["measure"].iloc[0] if measure is None else measure
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            side = 1.6 + 0.55 * len(values)
+            ax = plt.subplots(figsize=(side + 0.6, side), layout="constrained")[1]
+        text = np.where(p <= 0.05, "*", "")
+        text = np.vectorize(lambda value, star: f"{value:.2f}{star}")(values, text)
+        limits = {} if measure in _DISTANCES else {"vmin": min(0.0, np.nanmin(values.to_numpy())), "vmax": 1}
+        colors = "viridis_r" if measure in _DISTANCES else "viridis"
+        seaborn.heatmap(values, annot=text, fmt="", cmap=colors, square=True, ax=ax, annot_kws={"size": 8}, **limits)
+        ax.set(title=measure if layer is None else f"{measure}, layer {layer}")
+        return ax
+
+    @property
+    def verdict(self) -> str:
+        """The mean of each measure over all comparisons."""
         means = self.pairs.groupby("measure", sort=False)["value"].mean()
         told = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        return f"Agreement({len(self.names)} compared in {self.pairs['layer'].nunique()} layers; means: {told})"
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="{:.3g}".format)
+        return f"{len(self.names)} compared in {counted(self.pairs['layer'].nunique(), 'layer')}; means: {told}"
 
 # %% ../../nbs/rooms/clusters_agreement.ipynb #0179027b
 _DISTANCES = ("vi",)  # the less, the closer
-
-
-def _judged(found: Agreement) -> pd.DataFrame:
-    frame = found.pairs.copy()
-    sign = np.where(frame["measure"].isin(_DISTANCES), -1.0, 1.0)
-    value, draws = sign * frame["value"].to_numpy(), sign * found.draws
-    mean, sd, effect = effect_size(value, draws)
-    frame["null_mean"], frame["null_sd"], frame["effect"] = sign * mean, sd, effect
-    frame["n_permutations"], frame["p_value"], frame["p_fwer"] = len(draws), p_values(value, draws), np.nan
-    for measure in frame["measure"].unique():
-        rows = np.flatnonzero(frame["measure"] == measure)
-        frame.loc[rows, "p_fwer"] = max_t(value[rows], draws[:, rows])
-    return frame
-
-
-def _square(found: Agreement, column: str, measure: str | None, layer: str | None) -> pd.DataFrame:
-    frame = found.to_frame() if column != "value" else found.pairs
-    for name, given in (("measure", measure), ("layer", layer)):
-        if given is not None and given not in set(frame[name]):
-            raise KeyError(f"nothing was compared by {name} {given!r}: {suggest(given, list(frame[name].unique()))}")
-    measure = frame["measure"].iloc[0] if measure is None else measure
-    frame = frame[(frame["measure"] == measure) & (True if layer is None else frame["layer"] == layer)]
-    table = frame.groupby(["a", "b"])[column].agg("mean" if column == "value" else "max")
-    place, own = {name: i for i, name in enumerate(found.names)}, 0.0 if measure in _DISTANCES else 1.0
-    square = np.diag(np.full(len(place), own if column == "value" else np.nan))
-    for (a, b), value in table.items():
-        square[place[a], place[b]] = value
-        if measure != "transfer":
-            square[place[b], place[a]] = value
-    return pd.DataFrame(square, list(place), list(place))
-
-# %% ../../nbs/rooms/clusters_agreement.ipynb #31d37d27
-def _plot_matrix(found: Agreement, ax: Any, measure: str | None, layer: str | None) -> Any:
-    import seaborn
-
-    values, p = (_square(found, column, measure, layer) for column in ("value", "p_fwer"))
-    measure = found.pairs["measure"].iloc[0] if measure is None else measure
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        side = 1.6 + 0.55 * len(values)
-        ax = plt.subplots(figsize=(side + 0.6, side), layout="constrained")[1]
-    text = np.where(p <= 0.05, "*", "")
-    text = np.vectorize(lambda value, star: f"{value:.2f}{star}")(values, text)
-    limits = {} if measure in _DISTANCES else {"vmin": min(0.0, np.nanmin(values.to_numpy())), "vmax": 1}
-    colors = "viridis_r" if measure in _DISTANCES else "viridis"
-    seaborn.heatmap(values, annot=text, fmt="", cmap=colors, square=True, ax=ax, annot_kws={"size": 8}, **limits)
-    ax.set(title=measure if layer is None else f"{measure}, layer {layer}")
-    return ax
 
 # %% ../../nbs/rooms/clusters_agreement.ipynb #c7eba8bf
 _GRAPHS = ("spearman", "transfer")
@@ -347,13 +387,34 @@ def agreement(
     partitions: Mapping[str, Partition] | None = None,  # Name -> a partition; or None, to compare graphs only
     graphs: Mapping[str, UnitGraph] | None = None,  # Name -> a graph with edges within layers
     *,
-    measures: Sequence[str] | None = None,  # 'ari', 'ami', 'element_centric', 'vi', 'spearman', 'transfer'; None: all
+    measures: Measure | Sequence[Measure] | None = None,  # As in the table above; None: all that can be had
     layers: Sequence[str] | None = None,  # Names; None: all, which must be the same in all that is compared
     n_permutations: int = 999,  # At least 1; p-values are at least 1 / (1 + n_permutations)
     seed: int = 0,  # Seeds the permutations; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Agreement:
     """Which of these partitions, or measures of similarity, see the same groups of units?
+
+    Parameters
+    ----------
+    partitions : Mapping[str, Partition] | None, default None
+        Name -> a partition; or None, to compare graphs only
+    graphs : Mapping[str, UnitGraph] | None, default None
+        Name -> a graph with edges within layers
+    measures : Measure | Sequence[Measure] | None, default None
+        As in the table above; None: all that can be had
+    layers : Sequence[str] | None, default None
+        Names; None: all, which must be the same in all that is compared
+    n_permutations : int, default 999
+        At least 1; p-values are at least 1 / (1 + n_permutations)
+    seed : int, default 0
+        Seeds the permutations; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Agreement
 
     Raises: `ValueError` if units, layers or names differ, or options do not fit; `KeyError` for an unknown layer.
     """

@@ -16,7 +16,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,24 +24,53 @@ from joblib import Parallel, delayed
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from tqdm.auto import tqdm
 
+from ..base.results import Result, read_only
+from ..base.words import counted
 from .nulls import MOST_MISFIT, SHUFFLES, null_seeds, rewire, shuffle_weights
 from .partition import Partition
 from .spectral import spectral_partition
 from ..graphs.graph import UnitGraph
 from ..graphs.weights import weight_graph
 from ..network.units import Network
+from ..stats.tests import p_values
 
-# %% ../../nbs/05_clusterability.ipynb #cb046658
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Cuts:
-    """The n-cut of a network, and those of its nulls."""
+# %% ../../nbs/05_clusterability.ipynb #76546770
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Clusterability(Result):
+    """The n-cut of a network, beside those of networks without modules.
 
-    k: int  # Clusters asked for
+    Attributes
+    ----------
+    k : int
+        Clusters asked for, at least 2
+    ncut : float
+        From 0 to k; less is more clusterable
+    n_components : int
+        Connected components of the live graph
+    n_dead : int
+        Units without edges
+    null : str
+        What the network is compared with: 'layer', 'nonzero', 'degree', or 'given'
+    null_ncuts : np.ndarray
+        (n_null,) n-cut of each null, from 0 to k, read-only
+    null_components : np.ndarray
+        (n_null,) connected components of each null, read-only
+    null_dead : np.ndarray
+        (n_null,) units without edges of each null, read-only
+    misfit : float
+        Largest relative error of a degree where degrees should be kept; else 0
+    seed : int
+        Of k-means, and of the nulls
+    settings : dict[str, Any]
+        Of the graph, and of k-means
+    """
+
+    k: int  # Clusters asked for, at least 2
     ncut: float  # From 0 to k; less is more clusterable
     n_components: int  # Connected components of the live graph
     n_dead: int  # Units without edges
-    null: str  # What the network is compared with
-    null_ncuts: np.ndarray  # (n_null,) read-only
+    null: str  # What the network is compared with: 'layer', 'nonzero', 'degree', or 'given'
+    null_ncuts: np.ndarray  # (n_null,) n-cut of each null, from 0 to k, read-only
     null_components: np.ndarray  # (n_null,) connected components of each null, read-only
     null_dead: np.ndarray  # (n_null,) units without edges of each null, read-only
     misfit: float  # Largest relative error of a degree where degrees should be kept; else 0
@@ -49,13 +78,9 @@ class _Cuts:
     settings: dict[str, Any]  # Of the graph, and of k-means
 
     def __post_init__(self) -> None:
-        for array in (self.null_ncuts, self.null_components, self.null_dead):
-            array.setflags(write=False)
-
-# %% ../../nbs/05_clusterability.ipynb #76546770
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Clusterability(_Cuts):
-    """The n-cut of a network, beside those of networks without modules."""
+        for name in ("null_ncuts", "null_components", "null_dead"):
+            object.__setattr__(self, name, read_only(getattr(self, name), None))
+        super().__post_init__()
 
     @property
     def gap(self) -> float:  # At most 1; negative if the network cuts worse than its nulls
@@ -72,7 +97,7 @@ class Clusterability(_Cuts):
     @property
     def p_value(self) -> float:  # In (0, 1], one-sided
         """(1 + nulls whose n-cut is as small or smaller) / (1 + nulls)."""
-        return float((1 + (self.null_ncuts <= self.ncut).sum()) / (1 + len(self.null_ncuts)))
+        return float(p_values(np.array([-self.ncut]), -self.null_ncuts[:, None])[0])
 
     @property
     def share_apart(self) -> float:  # From 0 to 1
@@ -82,77 +107,94 @@ class Clusterability(_Cuts):
 
     @property
     def verdict(self) -> str:
-        """What p, gap and the state of the nulls say, in words."""
-        return _verdict(self)
+        """What p, gap and the state of the nulls say, in words; at a level of 0.05, from p and never from z."""
+        if self.p_value <= 0.05:
+            said = f"more clusterable than the null, by {self.gap:.2g} of its n-cut"
+        elif p_values(np.array([self.ncut]), self.null_ncuts[:, None])[0] <= 0.05:
+            said = f"less clusterable than the null, by {-self.gap:.2g} of its n-cut"
+        else:
+            said = "no more clusterable than the null"
+        doubts = [f"{self.share_apart:.0%} of the nulls fell apart"] if self.share_apart else []
+        doubts += [f"degrees of the nulls are off by up to {self.misfit:.1%}"] if self.misfit > MOST_MISFIT else []
+        return said + (f"; but {' and '.join(doubts)}" if doubts else "")
 
     def to_frame(self) -> pd.DataFrame:
         """One row, to be put under those of other nulls and networks."""
-        return pd.DataFrame([_row(self)])
+        nulls = self.null_ncuts
+        row = {"k": self.k, "null": self.null, "ncut": self.ncut, "n_null": len(nulls), "null_mean": nulls.mean()}
+        row["null_sd"] = nulls.std(ddof=1) if len(nulls) > 1 else np.nan
+        row |= {name: getattr(self, name) for name in ("gap", "z", "p_value", "n_components", "n_dead", "share_apart")}
+        return pd.DataFrame([row | {"misfit": self.misfit, "seed": self.seed}])
 
     def plot(self, ax: Any = None) -> Any:
         """The n-cuts of the nulls as a histogram, the network's as a line; returns the axes."""
-        return _plot_nulls(self, ax)
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(4, 2.4), layout="constrained")[1]
+        ax.hist(self.null_ncuts, bins=15, color="0.8", label=f"{self.null} null")
+        ax.axvline(self.ncut, color="C3", label="network")
+        numbers = f"gap {self.gap:.2%}, p = {self.p_value:.3g}"
+        ax.set(xlabel=f"n-cut, k = {self.k}", ylabel="networks", title=numbers)
+        ax.legend(frameon=False)
+        return ax
 
     def __repr__(self) -> str:
         nulls = f"{len(self.null_ncuts)} {self.null} nulls {self.null_ncuts.mean():.4g}"
         numbers = f"gap {self.gap:.2%}, z = {self.z:.3g}, p = {self.p_value:.3g}"
         return f"Clusterability(k={self.k}: n-cut {self.ncut:.4g}, {nulls}; {numbers}: {self.verdict})"
 
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="{:.4g}".format)
-
-# %% ../../nbs/05_clusterability.ipynb #7443afc8
-def _verdict(result: Clusterability) -> str:
-    """At a level of 0.05, from p and never from z."""
-    if result.p_value <= 0.05:
-        said = f"more clusterable than the null, by {result.gap:.2g} of its n-cut"
-    elif (result.null_ncuts >= result.ncut).sum() + 1 <= 0.05 * (1 + len(result.null_ncuts)):
-        said = f"less clusterable than the null, by {-result.gap:.2g} of its n-cut"
-    else:
-        said = "no more clusterable than the null"
-    doubts = [f"{result.share_apart:.0%} of the nulls fell apart"] if result.share_apart else []
-    doubts += [f"degrees of the nulls are off by up to {result.misfit:.1%}"] if result.misfit > MOST_MISFIT else []
-    return said + (f"; but {' and '.join(doubts)}" if doubts else "")
-
-
-def _row(result: Clusterability) -> dict[str, Any]:
-    nulls = result.null_ncuts
-    found = {"k": result.k, "null": result.null, "ncut": result.ncut, "n_null": len(nulls), "null_mean": nulls.mean()}
-    found["null_sd"] = nulls.std(ddof=1) if len(nulls) > 1 else np.nan
-    found |= {name: getattr(result, name) for name in ("gap", "z", "p_value", "n_components", "n_dead", "share_apart")}
-    return found | {"misfit": result.misfit, "seed": result.seed}
-
-
-def _plot_nulls(result: Clusterability, ax: Any) -> Any:
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(4, 2.4), layout="constrained")[1]
-    ax.hist(result.null_ncuts, bins=15, color="0.8", label=f"{result.null} null")
-    ax.axvline(result.ncut, color="C3", label="network")
-    numbers = f"gap {result.gap:.2%}, p = {result.p_value:.3g}"
-    ax.set(xlabel=f"n-cut, k = {result.k}", ylabel="networks", title=numbers)
-    ax.legend(frameon=False)
-    return ax
-
 # %% ../../nbs/05_clusterability.ipynb #557b051e
 def clusterability(
     network: Network | UnitGraph,  # From `trace`; or a graph, for which only some nulls can be had
     k: int,  # Clusters, from 2 to the number of live units
     *,
-    null: str | Iterable[Network | UnitGraph] = "layer",  # 'layer', 'nonzero', 'degree'; or the nulls themselves
+    null: Literal["layer", "nonzero", "degree"] | Iterable[Network | UnitGraph] = "layer",  # Or the nulls themselves
     n_null: int = 99,  # Nulls, at least 1, unless they are given; p-values are at least 1 / (1 + n_null)
-    norm: str = "l1",  # Of `weight_graph`, like the next two
+    norm: Literal["l1", "l2", "max", "matrix1"] = "l1",  # Of `weight_graph`, like the next two
     fold_bn: bool = True,  # Multiply by the factors of batch norms?
     normalize: bool = False,  # Scale the weights into each hidden unit to an L2 norm of 1?
     layers: Sequence[str] | None = None,  # Layers to keep in the graph; None: all
     n_init: int = 25,  # Starts of k-means, the same for all graphs
-    choose: str | None = None,  # How the best start is chosen: see `spectral_partition`
+    choose: Literal["ncut", "inertia"] | None = None,  # How the best start is chosen: see `spectral_partition`
     seed: int = 0,  # Seeds k-means, and the nulls; more nulls continue fewer
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     progress: bool = False,  # Show a progress bar?
 ) -> Clusterability:
     """Is the network more clusterable than networks without modules?
+
+    Parameters
+    ----------
+    network : Network | UnitGraph
+        From `trace`; or a graph, for which only some nulls can be had
+    k : int
+        Clusters, from 2 to the number of live units
+    null : {'layer', 'nonzero', 'degree'} | Iterable[Network | UnitGraph], default 'layer'
+        Or the nulls themselves
+    n_null : int, default 99
+        Nulls, at least 1, unless they are given; p-values are at least 1 / (1 + n_null)
+    norm : {'l1', 'l2', 'max', 'matrix1'}, default 'l1'
+        Of `weight_graph`, like the next two
+    fold_bn : bool, default True
+        Multiply by the factors of batch norms?
+    normalize : bool, default False
+        Scale the weights into each hidden unit to an L2 norm of 1?
+    layers : Sequence[str] | None, default None
+        Layers to keep in the graph; None: all
+    n_init : int, default 25
+        Starts of k-means, the same for all graphs
+    choose : {'ncut', 'inertia'} | None, default None
+        How the best start is chosen: see `spectral_partition`
+    seed : int, default 0
+        Seeds k-means, and the nulls; more nulls continue fewer
+    n_jobs : int | None, default None
+        Processes; None leaves it to `joblib.parallel_config`, else one
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Clusterability
 
     Raises: `ValueError` for another null, one that does not fit, or a k out of range.
     Warns: `RuntimeWarning` if the graph or a null falls apart, degrees cannot be kept, or the solver does not converge.
@@ -297,7 +339,7 @@ def _n_clusters(partition: Partition) -> int:
 
 # %% ../../nbs/05_clusterability.ipynb #a315f4d1
 def sweep(
-    graph: UnitGraph,
+    graph: UnitGraph,  # Of any kind: edges between layers, or within them
     ks: Iterable[int],  # Numbers of clusters, each from 2 to the number of live units
     *,
     seeds: Iterable[int] = range(5),  # Of k-means
@@ -307,6 +349,24 @@ def sweep(
     """How does the clustering depend on the number of clusters, and on the seed?
 
     `eigengap` is eigenvalue k + 1 less eigenvalue k of the graph's Laplacian, counted from 1.
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind: edges between layers, or within them
+    ks : Iterable[int]
+        Numbers of clusters, each from 2 to the number of live units
+    seeds : Iterable[int], default range(5)
+        Of k-means
+    n_init : int, default 25
+        Restarts of k-means
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    pd.DataFrame
+        One row a k; n-cuts are means over seeds, ari and ami over pairs of seeds (NaN for one seed)
 
     Raises: `ValueError` if a k is out of range.
     """
@@ -322,11 +382,23 @@ def sweep(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/05_clusterability.ipynb #e123ee53
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Stability:
-    """How far the clusters of several graphs of the same units agree."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Stability(Result):
+    """How far the clusters of several graphs of the same units agree.
 
-    k: int  # Clusters asked for
+    Attributes
+    ----------
+    k : int
+        Clusters asked for, at least 2
+    partitions : tuple[Partition, ...]
+        Of each graph
+    pairs : pd.DataFrame
+        One row a pair of graphs: a, b, ari, ami, ari_within; 1 = the same, 0 = as by chance
+    seed : int
+        Of k-means
+    """
+
+    k: int  # Clusters asked for, at least 2
     partitions: tuple[Partition, ...]  # Of each graph
     pairs: pd.DataFrame  # One row a pair of graphs: a, b, ari, ami, ari_within; 1 = the same, 0 = as by chance
     seed: int  # Of k-means
@@ -350,30 +422,30 @@ class Stability:
         """One row a pair of graphs: a, b, ari, ami, ari_within."""
         return self.pairs.copy()
 
+    @property
+    def verdict(self) -> str:
+        """Agreement over all units, and within layers."""
+        numbers = f"ARI {self.ari:.3f}, AMI {self.ami:.3f}, ARI within layers {self.ari_within:.3f}"
+        return f"{counted(len(self.partitions), 'graph')}, k={self.k}: {numbers}"
+
+    def shown(self) -> pd.DataFrame:
+        """Mean, least and largest agreement."""
+        found = self.pairs[["ari", "ami", "ari_within"]].describe().loc[["mean", "min", "max"]]
+        return found.rename_axis("agreement").reset_index()
+
     def plot(self, ax: Any = None) -> Any:
         """Agreement of each two graphs: `ari` above the diagonal, `ari_within` below it; returns the axes."""
-        return _plot_pairs(self, ax)
+        if ax is None:
+            import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
-        numbers = f"ARI {self.ari:.3f}, AMI {self.ami:.3f}, ARI within layers {self.ari_within:.3f}"
-        return f"Stability({len(self.partitions)} graphs, k={self.k}: {numbers})"
-
-    def _repr_html_(self) -> str:
-        return self.pairs.describe().loc[["mean", "min", "max"], ["ari", "ami", "ari_within"]].to_html(border=0)
-
-# %% ../../nbs/05_clusterability.ipynb #387d4862
-def _plot_pairs(found: Stability, ax: Any) -> Any:
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(3.2, 2.8), layout="constrained")[1]
-    image = np.full((len(found.partitions),) * 2, np.nan)
-    image[found.pairs["a"], found.pairs["b"]] = found.pairs["ari"]
-    image[found.pairs["b"], found.pairs["a"]] = found.pairs["ari_within"]
-    shown = ax.imshow(image, vmin=0, vmax=1, cmap="Greys")
-    ax.figure.colorbar(shown, label="adjusted Rand index")
-    ax.set(xlabel="graph", ylabel="graph", title=f"k = {found.k}")
-    return ax
+            ax = plt.subplots(figsize=(3.2, 2.8), layout="constrained")[1]
+        image = np.full((len(self.partitions),) * 2, np.nan)
+        image[self.pairs["a"], self.pairs["b"]] = self.pairs["ari"]
+        image[self.pairs["b"], self.pairs["a"]] = self.pairs["ari_within"]
+        shown = ax.imshow(image, vmin=0, vmax=1, cmap="Greys")
+        ax.figure.colorbar(shown, label="adjusted Rand index")
+        ax.set(xlabel="graph", ylabel="graph", title=f"k = {self.k}")
+        return ax
 
 # %% ../../nbs/05_clusterability.ipynb #acb5b86b
 def stability(
@@ -385,6 +457,23 @@ def stability(
     progress: bool = False,  # Show a progress bar?
 ) -> Stability:
     """Do graphs of other data, or of copies of the model, have the same clusters?
+
+    Parameters
+    ----------
+    graphs : Iterable[UnitGraph]
+        At least 2, of the same layers and units
+    k : int
+        Clusters, from 2 to the number of live units
+    seed : int, default 0
+        Seeds k-means, the same for all graphs
+    n_init : int, default 25
+        Restarts of k-means
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Stability
 
     Raises: `ValueError` for fewer than two graphs, graphs of other units, or a k out of range.
     """

@@ -13,8 +13,7 @@ __all__ = ['modularity', 'ModularPartition', 'modularity_partition', 'Modularity
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import igraph
 import leidenalg
@@ -22,12 +21,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 
-from ..base.files import read_result, write_result
-from ..base.words import counted
-from .partition import PARTITION_FIELDS, Partition, edge_operator, label_array, ncut
+from ..base.results import Result, read_only
+from ..base.words import check_choice, counted
+from .partition import Partition, edge_operator, label_array, ncut
 from ..graphs.graph import UnitGraph
+from ..stats.tests import p_values
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #8aef2722
 def modularity(
@@ -37,6 +36,20 @@ def modularity(
     resolution: float = 1.0,  # Weight of what the degrees explain, at least 0
 ) -> float:  # Below 1; 0 for one cluster of all units at a resolution of 1; NaN without edges
     """How much more of the edges lies inside clusters than the units' degrees explain? Newman's Q, without loops.
+
+    Parameters
+    ----------
+    graph : UnitGraph | sp.sparray | sp.spmatrix | np.ndarray
+        A graph, or its (n, n) symmetric adjacency, >= 0
+    labels : Partition | Mapping[str, Any] | np.ndarray
+        Cluster of each unit, (n,) or layer by layer; -1: in none
+    resolution : float, default 1.0
+        Weight of what the degrees explain, at least 0
+
+    Returns
+    -------
+    float
+        Below 1; 0 for one cluster of all units at a resolution of 1; NaN without edges
 
     Raises: `ValueError` if the adjacency is not symmetric, not finite or negative, or if labels and units differ.
     Source: Newman (2006), "Modularity and community structure in networks"
@@ -66,81 +79,80 @@ def _check_resolution(resolution: float) -> None:
         raise ValueError(f"got resolution={resolution}: give a finite number of at least 0; 1 is usual")
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #57754859
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ModularPartition(Partition):
-    """Clusters of the largest modularity that was found, and the modularity that every seed reached."""
+    """Clusters of the largest modularity that was found, and the modularity that every seed reached.
+
+    Attributes
+    ----------
+    labels : dict[str, np.ndarray]
+        Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
+    k : int
+        Clusters asked for, at least 1; of a local partition, the most in any layer
+    scope : {'global', 'local', 'user'}
+        One clustering of all layers; one for each layer; labels that were given
+    graph : str, default ''
+        What an edge of the graph measured; '' if the labels were given
+    seed : int | None, default None
+        Seed of k-means
+    ncut : float, default float('nan')
+        n-cut of a global partition, from 0 to k
+    eigenvalues : np.ndarray
+        (k + 1,) smallest of the graph's Laplacian
+    n_components : int, default 1
+        Connected components of the live graph; of a local partition, the most in any layer
+    converged : bool, default True
+        Did the eigenvalue solver converge?
+    names : tuple[str, ...], default ()
+        Name of each cluster, if they were given by names
+    runs : np.ndarray
+        (1 or n_layers, n_seeds) Q from each seed, a row a clustering; NaN without edges; read-only
+    resolution : float, default 1.0
+        Weight of what the degrees explain, at least 0
+    """
 
     runs: np.ndarray  # (1 or n_layers, n_seeds) Q from each seed, a row a clustering; NaN without edges; read-only
-    resolution: float = 1.0  # Weight of what the degrees explain
+    resolution: float = 1.0  # Weight of what the degrees explain, at least 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", read_only(self.runs))
         super().__post_init__()
-        object.__setattr__(self, "runs", np.array(self.runs, dtype=np.float64))
-        self.runs.setflags(write=False)
 
     @property
     def q(self) -> pd.Series:  # Indexed by layer; by 'all' if all layers were clustered together
         """The best Q of each clustering."""
-        return pd.Series(self.runs.max(1), pd.Index(list(_clusterings(self)), name="layer"), name="q")
+        return pd.Series(self.runs.max(1), pd.Index(list(self._clusterings()), name="layer"), name="q")
 
     @property
     def summary(self) -> pd.DataFrame:  # One row a clustering
         """Q and its standard deviation over seeds, clusters, exp(entropy) of their sizes, and units in none."""
-        rows = [_sizes(labels) for labels in _clusterings(self).values()]
+        rows = [_sizes(labels) for labels in self._clusterings().values()]
         frame = pd.DataFrame(rows, self.q.index, columns=["n_clusters", "effective", "n_dead"])
         frame.insert(0, "q", self.q)
         frame.insert(1, "q_sd", self.runs.std(1))
         return frame.reset_index()
 
-    def save(self, path: str | Path) -> Path:
-        """Keep the partition in one `.npz` file, without pickle; `Partition.load` reads it too."""
-        return _save(self, path)
+    def _clusterings(self) -> dict[str, np.ndarray]:
+        """Labels that belong together: of each layer, or of all."""
+        return self.labels if self.scope == "local" else {"all": np.concatenate(list(self.labels.values()))}
 
-    @classmethod
-    def load(cls, path: str | Path) -> "ModularPartition":
-        """Read what `save` wrote."""
-        return _load(path)
-
-    def __repr__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """Q and the number of clusters, clustering by clustering."""
         said = [f"{row.layer}: Q {row.q:.4g} in {row.n_clusters}" for row in self.summary.head(4).itertuples()]
         more = ", ..." if len(self.runs) > 4 else ""
-        seeds = counted(self.runs.shape[1], "seed")
-        return f"ModularPartition({self.graph}, {self.scope}: {', '.join(said)}{more}; best of {seeds})"
+        return f"{self.graph}, {self.scope}: {', '.join(said)}{more}; best of {counted(self.runs.shape[1], 'seed')}"
 
-    def _repr_html_(self) -> str:
-        return self.summary.to_html(index=False, border=0, float_format="{:.4g}".format)
+    def shown(self) -> pd.DataFrame:
+        """One row a clustering."""
+        return self.summary
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #b1048ec7
-def _clusterings(partition: Partition) -> dict[str, np.ndarray]:
-    """Labels that belong together: of each layer, or of all."""
-    if partition.scope == "local":
-        return partition.labels
-    return {"all": np.concatenate(list(partition.labels.values()))}
-
-
 def _sizes(labels: np.ndarray) -> tuple[int, float, int]:
     """Clusters, exp(entropy) of their sizes, and units in none."""
     sizes = np.unique(labels[labels >= 0], return_counts=True)[1]
     share = sizes / max(sizes.sum(), 1)
     return len(sizes), float(np.exp(-(share * np.log(share)).sum())) if len(sizes) else 0.0, int((labels < 0).sum())
-
-
-def _save(partition: ModularPartition, path: str | Path) -> Path:
-    sizes = {layer: len(found) for layer, found in partition.labels.items()}
-    arrays = {"labels": np.concatenate(list(partition.labels.values())), "eigenvalues": partition.eigenvalues}
-    fields = {name: getattr(partition, name) for name in (*PARTITION_FIELDS, "resolution")}
-    fields |= {"layers": list(sizes), "sizes": list(sizes.values())}
-    return write_result(path, "Partition", arrays | {"runs": partition.runs}, fields)
-
-
-def _load(path: str | Path) -> ModularPartition:
-    arrays, fields = read_result(path, "Partition")
-    if "runs" not in arrays:
-        raise ValueError(f"{str(path)!r} holds a Partition without runs of modularity: read it by `Partition.load`")
-    parts = np.split(arrays["labels"], np.cumsum(fields["sizes"])[:-1])
-    given = {name: fields[name] for name in (*PARTITION_FIELDS, "resolution")}
-    labels = dict(zip(fields["layers"], parts, strict=True))
-    return ModularPartition(labels=labels, eigenvalues=arrays["eigenvalues"], runs=arrays["runs"], **given)
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #8c0601ba
 _DEAD = 1e-15  # Share of all weight below which a unit is dead
@@ -177,11 +189,27 @@ def modularity_partition(
     *,
     resolution: float = 1.0,  # Weight of what the degrees explain; more gives more clusters
     n_seeds: int = 10,  # Runs, the best kept, at least 1
-    scope: str
-    | None = None,  # 'global': all layers at once, 'local': each by itself; None: local if no edge leaves one
+    scope: Literal["global", "local"] | None = None,  # All layers at once, or each; None: local if no edge leaves one
     seed: int = 0,  # Seeds the runs; more runs continue fewer; global generators are left alone
 ) -> ModularPartition:
     """Which groups of units have the most edges inside, beyond what the degrees explain, and how many are there?
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind: edges between layers, or within them
+    resolution : float, default 1.0
+        Weight of what the degrees explain; more gives more clusters
+    n_seeds : int, default 10
+        Runs, the best kept, at least 1
+    scope : {'global', 'local'} | None, default None
+        All layers at once, or each; None: local if no edge leaves one
+    seed : int, default 0
+        Seeds the runs; more runs continue fewer; global generators are left alone
+
+    Returns
+    -------
+    ModularPartition
 
     Raises: `ValueError` for another scope, no runs, or a resolution below 0.
     Source: Traag, Waltman and van Eck (2019), "From Louvain to Leiden"; Lange, Rolnick and Kording (2022), "Clustering
@@ -210,8 +238,8 @@ def modularity_partition(
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #15114b50
 def _scope(graph: UnitGraph, scope: str | None) -> str:
-    if scope not in (None, "local", "global"):
-        raise ValueError(f"scope={scope!r}: choose 'local', one clustering a layer, 'global', one of all, or None")
+    if scope is not None:
+        check_choice("scope", scope, ("local", "global"))
     return scope or ("local" if all(a == b for a, b in graph.blocks) else "global")
 
 
@@ -234,35 +262,54 @@ def _one_layer(graph: UnitGraph, layer: str, resolution: float, seeds: list[int]
     return found._replace(labels=np.where(own >= 0, pd.factorize(own)[0], -1))
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #a8a07db4
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ModularityTest:
-    """The modularity of a graph, beside that of graphs without modules."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ModularityTest(Result):
+    """The modularity of a graph, beside that of graphs without modules.
+
+    Attributes
+    ----------
+    partition : ModularPartition
+        Of the graph itself
+    nulls : dict[str, np.ndarray]
+        Name of a null -> (n_null, 1 or n_layers) Q of its graphs; read-only
+    n_seeds : int
+        Runs of each graph, the best counts, at least 1
+    """
 
     partition: ModularPartition  # Of the graph itself
     nulls: dict[str, np.ndarray]  # Name of a null -> (n_null, 1 or n_layers) Q of its graphs; read-only
-    n_seeds: int  # Runs of each graph, the best counts
-    seed: int  # Of the runs
-
-    def __post_init__(self) -> None:
-        for draws in self.nulls.values():
-            draws.setflags(write=False)
+    n_seeds: int  # Runs of each graph, the best counts, at least 1
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer and null; gap = q - null_mean; p_value one-sided, (1 + nulls as modular) / (1 + nulls)."""
         return pd.DataFrame([row for name, draws in self.nulls.items() for row in _rows(self.partition, name, draws)])
 
+    @property
+    def verdict(self) -> str:
+        """Q beside the mean of its nulls, and p, layer by layer."""
+        frame = self.to_frame()
+        rows = frame.head(4).itertuples()
+        said = [f"{one.layer}: Q {one.q:.3g}, {one.null} {one.null_mean:.3g}, p = {one.p_value:.3g}" for one in rows]
+        return f"{self.partition.graph}; {'; '.join(said)}{'; ...' if len(frame) > 4 else ''}"
+
     def plot(self, ax: Any = None) -> Any:
         """Q of the nulls as dots and of the graph as lines, null by null and layer by layer; returns the axes."""
-        return _plot_nulls(self, ax)
+        frame = self.to_frame()
+        if ax is None:
+            import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
-        rows = self.to_frame().head(4).itertuples()
-        said = [f"{one.layer}: Q {one.q:.3g}, {one.null} {one.null_mean:.3g}, p = {one.p_value:.3g}" for one in rows]
-        more = "; ..." if len(self.to_frame()) > 4 else ""
-        return f"ModularityTest({self.partition.graph}; {'; '.join(said)}{more})"
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="{:.4g}".format)
+            ax = plt.subplots(figsize=(1.2 + 0.8 * len(frame), 2.6), layout="constrained")[1]
+        columns = [draws for null in self.nulls.values() for draws in null.T]
+        for place, draws in enumerate(columns):
+            across = place + 0.5 * ((np.arange(len(draws)) * 0.618) % 1 - 0.5)
+            ax.plot(across, draws, ".", color="0.6", ms=3, label=None if place else "null")
+        ax.hlines(frame["q"], frame.index - 0.35, frame.index + 0.35, color="C3", label="graph")
+        names = frame["null"] if frame["layer"].nunique() == 1 else frame["null"] + "\n" + frame["layer"]
+        ax.set_xticks(frame.index, names)
+        top = np.nanmax(np.r_[0.01, frame["q"], np.concatenate(columns)])
+        ax.set(ylabel="modularity Q", ylim=(0, 1.3 * top), title=self.partition.graph)
+        ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+        return ax
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #120ba30d
 def _rows(partition: ModularPartition, name: str, draws: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -271,56 +318,45 @@ def _rows(partition: ModularPartition, name: str, draws: np.ndarray) -> Iterator
         found = {"layer": row.layer, "null": name, "q": row.q, "n_clusters": row.n_clusters, "n_null": len(null)}
         found |= {"null_mean": null.mean(), "null_sd": spread, "gap": row.q - null.mean()}
         found["z"] = found["gap"] / spread if spread > 0 else np.nan
-        as_large = ~(null < row.q - 1e-9 * abs(row.q))  # True for a null without edges
-        yield found | {"p_value": np.nan if np.isnan(row.q) else (1 + as_large.sum()) / (1 + len(null))}
-
-
-def _plot_nulls(test: ModularityTest, ax: Any) -> Any:
-    frame = test.to_frame()
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(1.2 + 0.8 * len(frame), 2.6), layout="constrained")[1]
-    columns = [draws for null in test.nulls.values() for draws in null.T]
-    for place, draws in enumerate(columns):
-        across = place + 0.5 * ((np.arange(len(draws)) * 0.618) % 1 - 0.5)
-        ax.plot(across, draws, ".", color="0.6", ms=3, label=None if place else "null")
-    ax.hlines(frame["q"], frame.index - 0.35, frame.index + 0.35, color="C3", label="graph")
-    names = frame["null"] if frame["layer"].nunique() == 1 else frame["null"] + "\n" + frame["layer"]
-    ax.set_xticks(frame.index, names)
-    top = np.nanmax(np.r_[0.01, frame["q"], np.concatenate(columns)])
-    ax.set(ylabel="modularity Q", ylim=(0, 1.3 * top), title=test.partition.graph)
-    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-    return ax
+        yield found | {"p_value": float(p_values(np.array([row.q]), null[:, None])[0])}  # ties and NaN count
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #3bc5fef8
 def modularity_test(
     graph: UnitGraph,
     nulls: Mapping[str, Iterable[UnitGraph]],  # Name -> graphs of the same layers and units, without modules
     *,
-    resolution: float = 1.0,  # As in `modularity_partition`, like the next three
-    n_seeds: int = 3,  # Runs of each graph, the best counts
-    scope: str | None = None,  # 'global' or 'local'; None: local if no edge of `graph` leaves its layer
-    seed: int = 0,  # Seeds the runs, the same for all graphs
-    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
-    progress: bool = False,  # Show a progress bar?
+    n_seeds: int = 3,  # Runs of each graph, as in `modularity_partition`; the best counts
 ) -> ModularityTest:
-    """Is the graph more modular than graphs without modules?
+    """Is the graph more modular than graphs without modules? `joblib.parallel_config` sets the processes.
+
+    Parameters
+    ----------
+    graph : UnitGraph
+    nulls : Mapping[str, Iterable[UnitGraph]]
+        Name -> graphs of the same layers and units, without modules
+    n_seeds : int, default 3
+        Runs of each graph, as in `modularity_partition`; the best counts
+
+    Returns
+    -------
+    ModularityTest
 
     Raises: `ValueError` if there is no null, or one has other layers or units.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
-    options = {"resolution": resolution, "n_seeds": n_seeds, "scope": _scope(graph, scope), "seed": seed}
-    real, draws = modularity_partition(graph, **options), {}
+    scope, draws = _scope(graph, None), {}
+    real = modularity_partition(graph, n_seeds=n_seeds, scope=scope)
     if not nulls:
         raise ValueError("got no nulls: give at least one name and its graphs, as from `activation_nulls`")
     for name, graphs in nulls.items():
-        tasks = tqdm(_alike(graph, name, graphs), f"Q, {name}", disable=not progress)
-        found = Parallel(n_jobs=n_jobs)(delayed(modularity_partition)(one, **options) for one in tasks)
+        tasks = (
+            delayed(modularity_partition)(one, n_seeds=n_seeds, scope=scope) for one in _alike(graph, name, graphs)
+        )
+        found = Parallel()(tasks)
         if not found:
             raise ValueError(f"null {name!r} holds no graph: an iterator can be read once only, so make a new one")
         draws[name] = np.array([one.q.to_numpy() for one in found])
-    return ModularityTest(partition=real, nulls=draws, n_seeds=n_seeds, seed=seed)
+    return ModularityTest(partition=real, nulls=draws, n_seeds=n_seeds)
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #8b96b2c2
 def _alike(graph: UnitGraph, name: str, graphs: Iterable[UnitGraph]) -> Iterator[UnitGraph]:

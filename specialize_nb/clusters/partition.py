@@ -12,37 +12,109 @@ __all__ = ['SubCluster', 'Partition', 'ncut']
 # %% ../../nbs/rooms/clusters_partition.ipynb #b38edb28
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.metrics import adjusted_rand_score
 
-from ..base.files import read_result, write_result
+from ..base.results import Result, read_only
 from ..base.words import counted, suggest
 from ..graphs.graph import UnitGraph
 
 # %% ../../nbs/rooms/clusters_partition.ipynb #dc70faac
 class SubCluster(NamedTuple):
-    """The units of one cluster within one layer: what is lesioned, visualized and judged."""
+    """The units of one cluster within one layer: what is lesioned, visualized and judged.
+
+    Attributes
+    ----------
+    layer : str
+        Name of the layer
+    cluster : int
+        Number of the cluster, from 0
+    units : np.ndarray
+        (n,) indices of the units, ascending
+    """
 
     layer: str  # Name of the layer
     cluster: int  # Number of the cluster, from 0
     units: np.ndarray  # (n,) indices of the units, ascending
 
-# %% ../../nbs/rooms/clusters_partition.ipynb #681c4131
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Labels:
-    """The cluster of every unit, layer by layer."""
+# %% ../../nbs/rooms/clusters_partition.ipynb #160eb474
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Partition(Result):
+    """The cluster of every unit, layer by layer, and how it was found.
+
+    Attributes
+    ----------
+    labels : dict[str, np.ndarray]
+        Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
+    k : int
+        Clusters asked for, at least 1; of a local partition, the most in any layer
+    scope : {'global', 'local', 'user'}
+        One clustering of all layers; one for each layer; labels that were given
+    graph : str, default ''
+        What an edge of the graph measured; '' if the labels were given
+    seed : int | None, default None
+        Seed of k-means
+    ncut : float, default float('nan')
+        n-cut of a global partition, from 0 to k
+    eigenvalues : np.ndarray
+        (k + 1,) smallest of the graph's Laplacian
+    n_components : int, default 1
+        Connected components of the live graph; of a local partition, the most in any layer
+    converged : bool, default True
+        Did the eigenvalue solver converge?
+    names : tuple[str, ...], default ()
+        Name of each cluster, if they were given by names
+    """
 
     labels: dict[str, np.ndarray]  # Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
+    k: int  # Clusters asked for, at least 1; of a local partition, the most in any layer
+    scope: Literal[
+        "global", "local", "user"
+    ]  # One clustering of all layers; one for each layer; labels that were given
+    graph: str = ""  # What an edge of the graph measured; '' if the labels were given
+    seed: int | None = None  # Seed of k-means
+    ncut: float = float("nan")  # n-cut of a global partition, from 0 to k
+    eigenvalues: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k + 1,) smallest of the graph's Laplacian
+    n_components: int = 1  # Connected components of the live graph; of a local partition, the most in any layer
+    converged: bool = True  # Did the eigenvalue solver converge?
+    names: tuple[str, ...] = ()  # Name of each cluster, if they were given by names
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "labels", {layer: checked_labels(layer, found) for layer, found in self.labels.items()}
-        )
+        labels = {layer: checked_labels(layer, found) for layer, found in self.labels.items()}
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "eigenvalues", read_only(self.eigenvalues))
+        object.__setattr__(self, "names", tuple(self.names))
+        super().__post_init__()
+
+    @classmethod
+    def from_labels(cls, labels: pd.DataFrame | Mapping[str, Any] | Sequence[Any], *, like: Any = None) -> "Partition":
+        """Your own clusters: numbers from 0 with -1 for none, or names with None for none.
+
+        A frame with columns layer, unit, cluster; a mapping layer -> label of each unit; or one list over all layers of
+        `like`, a graph, network or partition, whose layers and sizes any labels are checked against.
+
+        Raises: `ValueError` if labels and units do not match; `KeyError` for a layer that `like` lacks.
+        """
+        sizes = None if like is None else _sizes(like)
+        if isinstance(labels, pd.DataFrame):
+            labels = _from_frame(labels)
+        elif not isinstance(labels, Mapping):
+            labels = _from_list(labels, sizes)
+        if not labels:
+            raise ValueError("got no labels: give at least one layer")
+        labels = {layer: one.cpu() if hasattr(one, "cpu") else one for layer, one in labels.items()}
+        labels, names = _numbered({layer: np.asarray(one) for layer, one in labels.items()})
+        found = {layer: checked_labels(layer, given) for layer, given in labels.items()}
+        if sizes is not None:
+            _check_sizes(found, sizes)
+        k = len(np.unique(np.concatenate([one[one >= 0] for one in found.values()])))
+        if k == 0:
+            raise ValueError(f"no unit of {list(found)} is in a cluster: every label is -1")
+        return Partition(labels=found, k=k, scope="user", names=names)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: layer, unit, cluster."""
@@ -61,30 +133,6 @@ class _Labels:
             for cluster in np.unique(found[found >= 0])
         )
 
-# %% ../../nbs/rooms/clusters_partition.ipynb #26c37365
-def checked_labels(layer: str, labels: Any) -> np.ndarray:
-    """`labels` as a read-only array of whole numbers from -1 up."""
-    array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
-    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels of {layer!r} are {array.dtype} {array.shape}: give one whole number a unit")
-    if array.min() < -1:
-        raise ValueError(f"labels of {layer!r} go down to {array.min()}: clusters start at 0, and -1 means none")
-    array = array.astype(np.int64)
-    array.setflags(write=False)
-    return array
-
-# %% ../../nbs/rooms/clusters_partition.ipynb #bd357a4b
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Spectrum(_Labels):
-    """Labels, and the eigenvalues they come from."""
-
-    eigenvalues: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k + 1,) smallest of the graph's Laplacian
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "eigenvalues", np.array(self.eigenvalues, dtype=np.float64))
-        self.eigenvalues.setflags(write=False)
-
     @property
     def eigengap(self) -> pd.Series:  # (k,) indexed by the number of clusters, from 1 to k; empty if there are none
         """How far each eigenvalue is from the next: a large gap after as many as there are modules."""
@@ -96,84 +144,105 @@ class _Spectrum(_Labels):
         """How many clusters come before the largest gap? 1 speaks against any."""
         return int(self.eigengap.idxmax()) if len(self.eigenvalues) > 1 else None
 
-# %% ../../nbs/rooms/clusters_partition.ipynb #160eb474
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Partition(_Spectrum):
-    """The cluster of every unit, and how it was found."""
-
-    k: int  # Clusters asked for; of a local partition, the most in any layer
-    scope: str  # 'global': one clustering of all layers; 'local': one for each layer; 'user': given
-    graph: str = ""  # What an edge of the graph measured; '' if the labels were given
-    seed: int | None = None  # Seed of k-means
-    ncut: float = float("nan")  # n-cut of a global partition, from 0 to k
-    n_components: int = 1  # Connected components of the live graph; of a local partition, the most in any layer
-    converged: bool = True  # Did the eigenvalue solver converge?
-    names: tuple[str, ...] = ()  # Name of each cluster, if they were given by names
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "names", tuple(self.names))
-
-    @classmethod
-    def from_labels(cls, labels: pd.DataFrame | Mapping[str, Any] | Sequence[Any], *, like: Any = None) -> "Partition":
-        """Your own clusters: numbers from 0 with -1 for none, or names with None for none.
-
-        A frame with columns layer, unit, cluster; a mapping layer -> label of each unit; or one list over all layers of
-        `like`, a graph, network or partition, whose layers and sizes any labels are checked against.
-
-        Raises: `ValueError` if labels and units do not match; `KeyError` for a layer that `like` lacks.
-        """
-        return _given(labels, like)
-
     def agreement(self, other: "Partition") -> float:
-        """Adjusted Rand index over the units clustered in both: 1 if equal, about 0 by chance."""
-        return _agreement(self, other)
+        """Adjusted Rand index over the units clustered in both: 1 if equal, about 0 by chance.
+
+        Over all layers at once; layer by layer, weighted by units, if the labels of layers are unrelated.
+        """
+        pairs = []
+        for layer in self.labels.keys() & other.labels.keys():
+            x, y = self.labels[layer], other.labels[layer]
+            if len(x) != len(y):
+                raise ValueError(f"layer {layer!r} has {len(x)} units in one partition and {len(y)} in the other")
+            pairs.append((x[(x >= 0) & (y >= 0)], y[(x >= 0) & (y >= 0)]))
+        pairs = [pair for pair in pairs if len(pair[0])]
+        if not pairs:
+            raise ValueError(f"no unit is clustered in both: layers {list(self.labels)} and {list(other.labels)}")
+        if "local" not in (self.scope, other.scope):
+            return float(adjusted_rand_score(*(np.concatenate(side) for side in zip(*pairs, strict=True))))
+        return float(np.average([adjusted_rand_score(x, y) for x, y in pairs], weights=[len(x) for x, _ in pairs]))
+
+    @property
+    def verdict(self) -> str:
+        """What was clustered, into how many clusters, and how well that cuts."""
+        labels = np.concatenate(list(self.labels.values()))
+        n_clusters = len(np.unique(labels[labels >= 0]))
+        source = f"{self.graph}, {self.scope}" if self.graph else self.scope
+        ncut = "" if np.isnan(self.ncut) else f", n-cut {self.ncut:.4g}"
+        parts = f", {self.n_components} components" if self.n_components > 1 else ""
+        where = f"{counted(len(labels), 'unit')} of {counted(len(self.labels), 'layer')}"
+        none = f", {counted((labels < 0).sum(), 'unit')} in none" if (labels < 0).any() else ""
+        return f"{source}: {where}, {counted(n_clusters, 'cluster')}{ncut}{none}{parts}"
+
+    def shown(self) -> pd.DataFrame:
+        """Units of each cluster in each layer, a row a layer."""
+        return self._counts().rename_axis(columns=None).reset_index()
 
     def plot(self, ax: Any = None) -> Any:
         """The share of each cluster in each layer, a bar a layer; returns the axes."""
-        return _plot_partition(self, ax)
+        if ax is None:
+            import matplotlib.pyplot as plt
 
-    def save(self, path: str | Path) -> Path:
-        """Keep the partition in one `.npz` file, without pickle."""
-        return _save(self, path)
+            ax = plt.subplots(figsize=(5, 0.8 + 0.35 * len(self.labels)), layout="constrained")[1]
+        table = self._counts()
+        left, share = np.zeros(len(table)), table.div(table.sum(axis=1), axis=0)
+        for place, cluster in enumerate(table.columns):
+            color = "0.85" if cluster == "none" else f"C{(place - ('none' in table.columns)) % 10}"
+            ax.barh(range(len(table)), share[cluster], left=left, color=color, ec="white", lw=0.5, label=str(cluster))
+            left += share[cluster].to_numpy()
+        ax.set_yticks(range(len(table)), table.index)
+        ax.invert_yaxis()
+        ax.set(xlabel="share of the layer's units", xlim=(0, 1))
+        if len(table.columns) <= 16:
+            place = dict(bbox_to_anchor=(1, 1), loc="upper left", ncols=2)
+            ax.legend(title="cluster", frameon=False, fontsize="small", **place)
+        return ax
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Partition":
-        """Read what `save` wrote."""
-        return _load(path)
+    def _counts(self) -> pd.DataFrame:
+        frame = self.to_frame()
+        table = pd.crosstab(frame["layer"], frame["cluster"]).reindex(list(self.labels))
+        return table.rename(columns={-1: "none"} | dict(enumerate(self.names)))
 
-    def __repr__(self) -> str:
-        return _describe(self)
+# %% ../../nbs/rooms/clusters_partition.ipynb #26c37365
+def checked_labels(
+    layer: str,  # Whose labels they are, for the message
+    labels: Any,  # (n_units,) whole numbers from -1 up: array, tensor or list
+) -> np.ndarray:  # (n_units,) int64
+    """`labels` as a read-only array. Raises: `ValueError` if they are no whole numbers from -1 up.
 
-    def _repr_html_(self) -> str:
-        return _table(self).to_html()
+    Parameters
+    ----------
+    layer : str
+        Whose labels they are, for the message
+    labels : Any
+        (n_units,) whole numbers from -1 up: array, tensor or list
+
+    Returns
+    -------
+    np.ndarray
+        (n_units,) int64
+    """
+    array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels of {layer!r} are {array.dtype} {array.shape}: give one whole number a unit")
+    if array.min() < -1:
+        raise ValueError(f"labels of {layer!r} go down to {array.min()}: clusters start at 0, and -1 means none")
+    array = array.astype(np.int64)
+    array.setflags(write=False)
+    return array
 
 # %% ../../nbs/rooms/clusters_partition.ipynb #59e34628
-def _given(labels: Any, like: Any) -> Partition:
-    sizes = None if like is None else _sizes(like)
-    if isinstance(labels, pd.DataFrame):
-        labels = _from_frame(labels)
-    elif not isinstance(labels, Mapping):
-        labels = _from_list(labels, sizes)
-    if not labels:
-        raise ValueError("got no labels: give at least one layer")
-    labels = {layer: one.cpu() if hasattr(one, "cpu") else one for layer, one in labels.items()}
-    labels, names = _numbered({layer: np.asarray(one) for layer, one in labels.items()})
-    found = {layer: checked_labels(layer, given) for layer, given in labels.items()}
-    for layer, one in found.items() if sizes is not None else ():
+def _check_sizes(labels: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
+    for layer, one in labels.items():
         if layer not in sizes:
             raise KeyError(f"`like` has no layer {layer!r}: {suggest(layer, list(sizes))}")
         if len(one) != sizes[layer]:
             raise ValueError(f"got {len(one)} labels for layer {layer!r}, which has {counted(sizes[layer], 'unit')}")
-    k = len(np.unique(np.concatenate([one[one >= 0] for one in found.values()])))
-    if k == 0:
-        raise ValueError(f"no unit of {list(found)} is in a cluster: every label is -1")
-    return Partition(labels=found, k=k, scope="user", names=names)
 
 
 def _sizes(like: Any) -> dict[str, int]:
     """Units of each layer of a graph, a network or a partition."""
-    if isinstance(like, _Labels):
+    if isinstance(like, Partition):
         return {layer: len(found) for layer, found in like.labels.items()}
     if hasattr(like, "sizes") and hasattr(like, "layers"):
         return dict(zip(like.layers, like.sizes, strict=True))
@@ -220,77 +289,6 @@ def _numbered(labels: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tup
     codes = {a: [number.get(label, -1) for label in one.ravel().tolist()] for a, one in labels.items()}
     return {layer: np.reshape(codes[layer], one.shape) for layer, one in labels.items()}, names
 
-# %% ../../nbs/rooms/clusters_partition.ipynb #b2fe2264
-def _agreement(a: Partition, b: Partition) -> float:
-    """Over all layers at once; layer by layer, weighted by units, if the labels of layers are unrelated."""
-    pairs = []
-    for layer in a.labels.keys() & b.labels.keys():
-        x, y = a.labels[layer], b.labels[layer]
-        if len(x) != len(y):
-            raise ValueError(f"layer {layer!r} has {len(x)} units in one partition and {len(y)} in the other")
-        pairs.append((x[(x >= 0) & (y >= 0)], y[(x >= 0) & (y >= 0)]))
-    pairs = [pair for pair in pairs if len(pair[0])]
-    if not pairs:
-        raise ValueError(f"no unit is clustered in both: layers {list(a.labels)} and {list(b.labels)}")
-    if "local" not in (a.scope, b.scope):
-        return float(adjusted_rand_score(*(np.concatenate(side) for side in zip(*pairs, strict=True))))
-    return float(np.average([adjusted_rand_score(x, y) for x, y in pairs], weights=[len(x) for x, _ in pairs]))
-
-# %% ../../nbs/rooms/clusters_partition.ipynb #36006d86
-def _table(partition: Partition) -> pd.DataFrame:
-    """Units of each cluster in each layer."""
-    frame = partition.to_frame()
-    table = pd.crosstab(frame["layer"], frame["cluster"]).reindex(list(partition.labels))
-    return table.rename(columns={-1: "none"} | dict(enumerate(partition.names)))
-
-
-def _describe(partition: Partition) -> str:
-    labels = np.concatenate(list(partition.labels.values()))
-    n_clusters = len(np.unique(labels[labels >= 0]))
-    source = f"{partition.graph}, {partition.scope}" if partition.graph else partition.scope
-    ncut = "" if np.isnan(partition.ncut) else f", n-cut {partition.ncut:.4g}"
-    parts = f", {partition.n_components} components" if partition.n_components > 1 else ""
-    where = f"{counted(len(labels), 'unit')} of {counted(len(partition.labels), 'layer')}"
-    none = f", {counted((labels < 0).sum(), 'unit')} in none" if (labels < 0).any() else ""
-    return f"Partition({source}: {where}, {counted(n_clusters, 'cluster')}{ncut}{none}{parts})"
-
-
-def _plot_partition(partition: Partition, ax: Any) -> Any:
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5, 0.8 + 0.35 * len(partition.labels)), layout="constrained")[1]
-    table = _table(partition)
-    left, share = np.zeros(len(table)), table.div(table.sum(axis=1), axis=0)
-    for place, cluster in enumerate(table.columns):
-        color = "0.85" if cluster == "none" else f"C{(place - ('none' in table.columns)) % 10}"
-        ax.barh(range(len(table)), share[cluster], left=left, color=color, ec="white", lw=0.5, label=str(cluster))
-        left += share[cluster].to_numpy()
-    ax.set_yticks(range(len(table)), table.index)
-    ax.invert_yaxis()
-    ax.set(xlabel="share of the layer's units", xlim=(0, 1))
-    if len(table.columns) <= 16:
-        ax.legend(title="cluster", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left", ncols=2)
-    return ax
-
-# %% ../../nbs/rooms/clusters_partition.ipynb #a3344521
-PARTITION_FIELDS = ("k", "scope", "graph", "seed", "ncut", "n_components", "converged", "names")
-
-
-def _save(partition: Partition, path: str | Path) -> Path:
-    sizes = {layer: len(found) for layer, found in partition.labels.items()}
-    arrays = {"labels": np.concatenate(list(partition.labels.values())), "eigenvalues": partition.eigenvalues}
-    fields = {name: getattr(partition, name) for name in PARTITION_FIELDS}
-    return write_result(path, "Partition", arrays, fields | {"layers": list(sizes), "sizes": list(sizes.values())})
-
-
-def _load(path: str | Path) -> Partition:
-    arrays, fields = read_result(path, "Partition")
-    parts = np.split(arrays["labels"], np.cumsum(fields["sizes"])[:-1])
-    labels = dict(zip(fields["layers"], parts, strict=True))
-    given = {name: fields[name] for name in PARTITION_FIELDS if name in fields}  # older files have no names
-    return Partition(labels=labels, eigenvalues=arrays["eigenvalues"], **given)
-
 # %% ../../nbs/rooms/clusters_partition.ipynb #78e1d4d3
 def ncut(
     graph: UnitGraph | sp.sparray | sp.spmatrix | np.ndarray,  # A graph, or its (n, n) symmetric adjacency, >= 0
@@ -299,6 +297,18 @@ def ncut(
     """How much of its edges does a cluster lose to the rest, summed over clusters? Cut over volume.
 
     Units in no cluster belong to the rest. A cluster without edges counts 0.
+
+    Parameters
+    ----------
+    graph : UnitGraph | sp.sparray | sp.spmatrix | np.ndarray
+        A graph, or its (n, n) symmetric adjacency, >= 0
+    labels : Partition | Mapping[str, Any] | np.ndarray
+        Cluster of each unit, (n,) or layer by layer; -1: in none
+
+    Returns
+    -------
+    float
+        From 0 to the number of clusters
 
     Raises: `ValueError` if the adjacency is not symmetric, not finite or negative, or if labels and units differ.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
@@ -314,8 +324,20 @@ def ncut(
     return float((cut[real] / volume[real]).sum())
 
 # %% ../../nbs/rooms/clusters_partition.ipynb #80f195d9
-def edge_operator(graph: Any) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
-    """The product with the adjacency matrix, and the number of units."""
+def edge_operator(
+    graph: UnitGraph | sp.sparray | sp.spmatrix | np.ndarray,  # A graph, or its (n, n) symmetric adjacency, >= 0
+) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """The product with the adjacency matrix, and the number of units.
+
+    Parameters
+    ----------
+    graph : UnitGraph | sp.sparray | sp.spmatrix | np.ndarray
+        A graph, or its (n, n) symmetric adjacency, >= 0
+
+    Returns
+    -------
+    tuple[Callable[[np.ndarray], np.ndarray], int]
+    """
     if isinstance(graph, UnitGraph):
         return graph.matmat, graph.n_units
     matrix = graph if sp.issparse(graph) else np.asarray(graph, dtype=np.float64)
@@ -329,8 +351,27 @@ def edge_operator(graph: Any) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     return matrix.__matmul__, matrix.shape[0]
 
 
-def label_array(graph: Any, labels: Any, n_units: int) -> np.ndarray:
-    """One label a unit, in the order of the graph."""
+def label_array(
+    graph: UnitGraph | sp.sparray | sp.spmatrix | np.ndarray,  # A graph, or an adjacency, which has no layers
+    labels: Partition | Mapping[str, Any] | np.ndarray,  # Cluster of each unit, (n,) or layer by layer; -1: in none
+    n_units: int,  # Units of the graph
+) -> np.ndarray:  # (n_units,) int64
+    """One label a unit, in the order of the graph.
+
+    Parameters
+    ----------
+    graph : UnitGraph | sp.sparray | sp.spmatrix | np.ndarray
+        A graph, or an adjacency, which has no layers
+    labels : Partition | Mapping[str, Any] | np.ndarray
+        Cluster of each unit, (n,) or layer by layer; -1: in none
+    n_units : int
+        Units of the graph
+
+    Returns
+    -------
+    np.ndarray
+        (n_units,) int64
+    """
     if isinstance(labels, Partition) and labels.scope == "local":
         raise ValueError("a local partition's clusters are of one layer each; give the labels of one clustering")
     labels = labels.labels if isinstance(labels, Partition) else labels

@@ -11,7 +11,7 @@ __all__ = ['spectral_partition', 'local_partition']
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from ..base.words import suggest
+from ..base.words import check_choice, suggest
 from .partition import Partition, ncut
 from .spectrum import Walk, embed_units, find_components, walk_of
 from ..graphs.graph import UnitGraph
@@ -42,10 +42,8 @@ class _Clusters(NamedTuple):
 
 
 def _options(seed: int, n_init: int, choose: str | None, max_iter: int | None) -> _Options:
-    if choose not in (None, "ncut", "inertia"):
-        raise ValueError(
-            f"choose={choose!r}: choose the start of k-means by 'ncut' or by 'inertia', or None for the rule"
-        )
+    if choose is not None:
+        check_choice("choose", choose, ("ncut", "inertia"))
     for name, number in (("n_init", n_init), ("max_iter", max_iter)):
         if number is not None and operator.index(number) < 1:
             raise ValueError(f"{name}={number}: give a whole number of at least 1")
@@ -121,15 +119,34 @@ def _placed(run: KMeans, order: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/04_partition.ipynb #ad45a44e
 def spectral_partition(
-    graph: UnitGraph,
+    graph: UnitGraph,  # Of any kind: edges between layers, or within them
     k: int,  # Clusters, from 2 to the number of live units
     *,
     seed: int = 0,  # Seeds k-means; global generators are left alone
     n_init: int = 25,  # Starts of k-means, the best kept
-    choose: str | None = None,  # By least squares, 'inertia', as published, or 'ncut'; None: 'ncut' above 2,000 units
+    choose: Literal["ncut", "inertia"] | None = None,  # Which start is kept; None: by n-cut above 2,000 units
     max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which `k` groups of units, across all layers, hold together most?
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind: edges between layers, or within them
+    k : int
+        Clusters, from 2 to the number of live units
+    seed : int, default 0
+        Seeds k-means; global generators are left alone
+    n_init : int, default 25
+        Starts of k-means, the best kept
+    choose : {'ncut', 'inertia'} | None, default None
+        Which start is kept; None: by n-cut above 2,000 units
+    max_iter : int | None, default None
+        Most steps of each stage of the eigenvalue solver; None: 1,000
+
+    Returns
+    -------
+    Partition
 
     Raises: `ValueError` if k is not from 2 to the number of live units, or for other options.
     Warns: `RuntimeWarning` if the graph falls apart or the solver does not converge.
@@ -153,25 +170,37 @@ def spectral_partition(
 
 # %% ../../nbs/04_partition.ipynb #5f3e83e4
 def local_partition(
-    graph: UnitGraph,
+    graph: UnitGraph,  # Of any kind: edges between layers, or within them
     k: int | Partition,  # Clusters of each layer, at least 1; or a partition: as many as each layer has there
     *,
     layers: Sequence[str] | None = None,  # Layers to cluster; default: all of the graph
     seed: int = 0,  # Seeds k-means
-    n_init: int = 25,  # Starts of k-means, the best kept
-    choose: str | None = None,  # By least squares, 'inertia', as published, or 'ncut'; None: 'ncut' above 2,000 units
-    max_iter: int | None = None,  # Most steps of each stage of the eigenvalue solver; None: 1,000
 ) -> Partition:
     """Which groups of units hold together within each layer?
 
     A layer with edges inside is clustered by those alone; another together with all layers it meets, of which only
     its own labels are kept. Labels of different layers have nothing to do with each other.
 
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind: edges between layers, or within them
+    k : int | Partition
+        Clusters of each layer, at least 1; or a partition: as many as each layer has there
+    layers : Sequence[str] | None, default None
+        Layers to cluster; default: all of the graph
+    seed : int, default 0
+        Seeds k-means
+
+    Returns
+    -------
+    Partition
+
     Raises: `ValueError` if a layer has fewer live units than clusters, or for other options; `KeyError` if a layer
     is not in the graph.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
     """
-    options = _options(seed, n_init, choose, max_iter)
+    options = _Options(seed, 25, None, None)
     found = {layer: _cluster_layer(graph, layer, k, options) for layer in layers or graph.layers}
     for doubt in [doubt for one in found.values() for doubt in one.doubts]:
         warnings.warn(doubt, RuntimeWarning, stacklevel=2)

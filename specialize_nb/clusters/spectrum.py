@@ -21,7 +21,17 @@ from ..graphs.graph import UnitGraph
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #eb436dc1
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Walk:
-    """Products with S A S, for the adjacency matrix A and a diagonal S, on the device of the blocks."""
+    """Products with S A S, for the adjacency matrix A and a diagonal S, on the device of the blocks.
+
+    Attributes
+    ----------
+    sizes : tuple[int, ...]
+        Units of each layer
+    blocks : tuple[tuple[int, int, torch.Tensor], ...]
+        Places of two layers, and the weights between them
+    scale : torch.Tensor
+        (n_units, 1) diagonal of S; 0 leaves a unit out
+    """
 
     sizes: tuple[int, ...]  # Units of each layer
     blocks: tuple[tuple[int, int, torch.Tensor], ...]  # Places of two layers, and the weights between them
@@ -42,8 +52,20 @@ class Walk:
         return out.mul_(self.scale)
 
 
-def walk_of(graph: UnitGraph) -> Walk:
-    """Products with the adjacency matrix itself, in double precision where the device has it."""
+def walk_of(
+    graph: UnitGraph,  # Of any kind
+) -> Walk:
+    """Products with the adjacency matrix itself, in double precision where the device has it.
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind
+
+    Returns
+    -------
+    Walk
+    """
     place = {layer: i for i, layer in enumerate(graph.layers)}
     blocks = tuple((place[a], place[b], block.detach()) for (a, b), block in graph.blocks.items())
     device = blocks[0][2].device
@@ -62,8 +84,24 @@ def _reach(walk: Walk, start: np.ndarray) -> np.ndarray:
     return met.cpu().numpy()
 
 
-def find_components(walk: Walk, degree: np.ndarray) -> np.ndarray:
-    """(n_units,) connected component of each unit, the one of largest volume first; -1 for dead units."""
+def find_components(
+    walk: Walk,  # Products with the adjacency matrix
+    degree: np.ndarray,  # (n_units,) at least 0
+) -> np.ndarray:  # (n_units,) from 0; -1 for dead units
+    """The connected component of each unit, the one of largest volume first.
+
+    Parameters
+    ----------
+    walk : Walk
+        Products with the adjacency matrix
+    degree : np.ndarray
+        (n_units,) at least 0
+
+    Returns
+    -------
+    np.ndarray
+        (n_units,) from 0; -1 for dead units
+    """
     found = np.where(degree > 0, -2, -1)
     count, width = 0, 1
     while (unseen := np.flatnonzero(found == -2)[:width]).size:
@@ -87,6 +125,29 @@ def _restrict(graph: UnitGraph, keep: np.ndarray) -> UnitGraph:
     sizes = tuple(units.size for units in kept.values())
     return UnitGraph(layers=tuple(kept), sizes=sizes, blocks=blocks, kind=graph.kind)
 
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #31b17c62
+def normalized(
+    walk: Walk,  # Products with the adjacency matrix
+    members: np.ndarray | None = None,  # (n_units,) True for the units to keep; None: all
+) -> tuple[Walk, torch.Tensor]:
+    """Products with D^-1/2 A D^-1/2, and (n_units, 1) its eigenvector of norm 1 that is known.
+
+    Parameters
+    ----------
+    walk : Walk
+        Products with the adjacency matrix
+    members : np.ndarray | None, default None
+        (n_units,) True for the units to keep; None: all
+
+    Returns
+    -------
+    tuple[Walk, torch.Tensor]
+    """
+    root = walk(torch.ones_like(walk.scale)).sqrt()
+    if members is not None:
+        root = root * torch.from_numpy(members).to(root.device)[:, None]
+    return replace(walk, scale=torch.where(root > 0, 1 / root, 0)), root / root.norm()
+
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #033964fe
 class _Eigen(NamedTuple):
     values: np.ndarray  # (k,)
@@ -94,7 +155,7 @@ class _Eigen(NamedTuple):
     residual: float  # Largest norm of what is left of an eigenvalue's equation; 0 if the solver converged
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #aded6713
-def orthonormal_basis(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _orthonormal(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Orthonormal q of at most as many columns as `block`, and r on the CPU, so that q r is `block` up to rounding."""
     noise, size = 16 * torch.finfo(block.dtype).eps, block.norm(dim=0)
     scaled, size = block / size.clamp(min=noise), size.clamp(min=noise).cpu().double()
@@ -106,9 +167,9 @@ def orthonormal_basis(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _split_off(block: torch.Tensor, basis: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Orthonormal q, and r and c on the CPU, so that q r + basis c is `block` without what it has of `known`."""
     first = basis.T @ block
-    q, r = orthonormal_basis(block - basis @ first - known @ (known.T @ block))
+    q, r = _orthonormal(block - basis @ first - known @ (known.T @ block))
     again = basis.T @ q  # once is not enough: the difference of large numbers may point anywhere
-    q, r2 = orthonormal_basis(q - basis @ again - known @ (known.T @ q))
+    q, r2 = _orthonormal(q - basis @ again - known @ (known.T @ q))
     return q, r2 @ r, first.cpu().double() + again.cpu().double() @ r
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #9c5bd0af
@@ -152,8 +213,21 @@ def _largest(
     return Ritz(values[:width], basis[:, :used] @ vectors[:, :width].to(basis), residual)
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #8b24261b
-def thin_side(walk: Walk) -> list[bool] | None:
-    """For each layer, is it on the first of two sides that edges only run between? None if there are no such sides."""
+def thin_side(
+    walk: Walk,  # Its blocks say between which layers edges run
+) -> list[bool] | None:  # One per layer:
+    """For each layer, is it on the first of two sides that edges only run between? None if there are no such sides.
+
+    Parameters
+    ----------
+    walk : Walk
+        Its blocks say between which layers edges run
+
+    Returns
+    -------
+    list[bool] | None
+        One per layer:
+    """
     sides: dict[int, bool] = {}
     for first in range(len(walk.sizes)):
         waiting = [] if first in sides else [first]
@@ -179,14 +253,43 @@ def _single(walk: Walk) -> Walk:
     return Walk(sizes=walk.sizes, blocks=tuple(copies), scale=torch.ones_like(walk.scale, dtype=torch.float32))
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #bb7467cf
-def _stage(
-    walk: Walk, start: torch.Tensor, trivial: torch.Tensor, k: int, tol: float, max_iter: int, fed: list[bool] | None
-) -> Ritz:
-    """The `k` largest eigenpairs of `walk`; with `fed` of there and back again, from the side that is fed."""
+def largest_pairs(
+    walk: Walk,  # Products with a symmetric matrix
+    start: torch.Tensor,  # (n_units, m) vectors that say in what space to look, m at least `k`; 0 for dead units
+    trivial: torch.Tensor,  # (n_units, 1) eigenvector to leave out, of norm 1
+    k: int,  # Pairs that must be good, at least 1
+    tol: float,  # Residual that is small enough, above 0
+    max_iter: int,  # Most steps, at least 1
+    fed: list[bool] | None,  # For each layer, is it on the side to start from? None: no sides
+) -> Ritz:  # With `fed`, squares of eigenvalues, and vectors that are 0 on the other side
+    """The `k` largest eigenpairs of `walk`; with `fed` of there and back again, from the side that is fed.
+
+    Parameters
+    ----------
+    walk : Walk
+        Products with a symmetric matrix
+    start : torch.Tensor
+        (n_units, m) vectors that say in what space to look, m at least `k`; 0 for dead units
+    trivial : torch.Tensor
+        (n_units, 1) eigenvector to leave out, of norm 1
+    k : int
+        Pairs that must be good, at least 1
+    tol : float
+        Residual that is small enough, above 0
+    max_iter : int
+        Most steps, at least 1
+    fed : list[bool] | None
+        For each layer, is it on the side to start from? None: no sides
+
+    Returns
+    -------
+    Ritz
+        With `fed`, squares of eigenvalues, and vectors that are 0 on the other side
+    """
     start, trivial = start.to(walk.scale), trivial.to(walk.scale)
     if fed is None:
         return _largest(walk, start, trivial, k, lambda least: tol, max_iter)
-    other, here = [not one for one in fed], _units(walk, fed).to(start)
+    other, here = [not one for one in fed], side_units(walk, fed).to(start)
     known = trivial * here / (trivial * here).norm()
 
     def enough(least: float) -> float:  # the residual of sigma squared that stands for one of `tol` of sigma
@@ -194,9 +297,24 @@ def _stage(
 
     return _largest(lambda x: walk(walk(x, fed), other), start * here, known, k, enough, max_iter)
 
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #28b0550c
+def side_units(
+    walk: Walk,  # Its scale is 0 for dead units
+    fed: Sequence[bool],  # One per layer
+) -> torch.Tensor:
+    """(n_units, 1) True for live units of the layers that are `fed`.
 
-def _units(walk: Walk, fed: Sequence[bool]) -> torch.Tensor:
-    """(n_units, 1) True for live units of the layers that are `fed`."""
+    Parameters
+    ----------
+    walk : Walk
+        Its scale is 0 for dead units
+    fed : Sequence[bool]
+        One per layer
+
+    Returns
+    -------
+    torch.Tensor
+    """
     sizes = torch.tensor(walk.sizes, device=walk.scale.device)
     return torch.tensor(fed, device=walk.scale.device).repeat_interleave(sizes)[:, None] & (walk.scale > 0)
 
@@ -205,14 +323,14 @@ def _search(walk: Walk, trivial: torch.Tensor, k: int, max_iter: int | None) -> 
     """The `k` largest eigenpairs of `walk` besides the trivial one, in double precision if the device has it."""
     width, tol, most = max(16, k), 1e-8, max_iter or 1000
     fed = thin_side(walk)
-    if fed and int(_units(walk, fed).sum()) < width:
+    if fed and int(side_units(walk, fed).sum()) < width:
         fed = None
     start = torch.randn(len(trivial), width, generator=torch.Generator().manual_seed(0)).to(trivial.device)
-    start = _stage(_single(walk), start * (walk.scale > 0), trivial, k, 1e-6, most, fed).vectors
-    found = _stage(walk, start, trivial, k, tol, most, fed)
+    start = largest_pairs(_single(walk), start * (walk.scale > 0), trivial, k, 1e-6, most, fed).vectors
+    found = largest_pairs(walk, start, trivial, k, tol, most, fed)
     if fed:
         there = walk(found.vectors, fed) / found.values.clamp(min=1e-6).sqrt().to(trivial)
-        found = _stage(walk, found.vectors + there, trivial, k, tol, most, None)
+        found = largest_pairs(walk, found.vectors + there, trivial, k, tol, most, None)
     values, vectors = found.values[:k], found.vectors[:, :k]
     return Ritz(values, vectors, found.residual if found.residual > 2 * tol else 0.0)
 
@@ -222,16 +340,12 @@ _DENSE = 512  # Up to as many units, a dense solver is the faster one
 
 def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarray | None = None) -> _Eigen:
     """The `k` smallest eigenpairs of the Laplacian of a connected graph, or of its component `members`; ascending."""
-    plain = walk_of(graph)
-    root = plain(torch.ones_like(plain.scale)).sqrt()
-    if members is not None:
-        root = root * torch.from_numpy(members).to(root.device)[:, None]
-    inside = root[:, 0] > 0
-    walk = replace(plain, scale=torch.where(root > 0, 1 / root, 0))
-    n_units, trivial = int(inside.sum()), root / root.norm()
+    walk, trivial = normalized(walk_of(graph), members)
+    inside = walk.scale[:, 0] > 0
+    n_units = int(inside.sum())
     others, residual = min(k, n_units) - 1, 0.0
     if n_units <= max(_DENSE, 6 * k):
-        vectors = torch.eye(len(root), dtype=root.dtype, device=root.device)[:, inside]
+        vectors = torch.eye(len(trivial), dtype=trivial.dtype, device=trivial.device)[:, inside]
         matrix = (walk(vectors) - 2 * trivial @ trivial[inside].T)[inside].cpu().double().numpy()
         last = (n_units - others, n_units - 1)
         values, small = scipy.linalg.eigh((matrix + matrix.T) / 2, subset_by_index=last)
@@ -245,8 +359,32 @@ def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarra
     return _Eigen(np.r_[0, 1 - values.numpy()], vectors, residual)
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #600d3d53
-def embed_units(graph: UnitGraph, component: np.ndarray, degree: np.ndarray, k: int, max_iter: int | None) -> _Eigen:
-    """The `k` + 1 smallest eigenvalues of the whole graph, and (n_units, k) coordinates of its units."""
+def embed_units(
+    graph: UnitGraph,  # Of any kind
+    component: np.ndarray,  # (n_units,) connected component of each unit; -1 for dead units
+    degree: np.ndarray,  # (n_units,) at least 0
+    k: int,  # Coordinates of each unit, at least 1
+    max_iter: int | None,  # Most steps of each stage of the solver; None: 1,000
+) -> _Eigen:
+    """The `k` + 1 smallest eigenvalues of the whole graph, and (n_units, k) coordinates of its units.
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind
+    component : np.ndarray
+        (n_units,) connected component of each unit; -1 for dead units
+    degree : np.ndarray
+        (n_units,) at least 0
+    k : int
+        Coordinates of each unit, at least 1
+    max_iter : int | None
+        Most steps of each stage of the solver; None: 1,000
+
+    Returns
+    -------
+    _Eigen
+    """
     values, columns, residual = [], [], 0.0
     for one in range(component.max() + 1):
         members = component == one

@@ -31,6 +31,17 @@ def test_near(
 ) -> None:
     """Are two sets of numbers of one shape, and equal within tolerance? `nan` equals `nan`.
 
+    Parameters
+    ----------
+    a : Any
+        Numbers found: array, tensor, nested list or scalar
+    b : Any
+        Numbers expected, of the same shape
+    rtol : float, default 1e-06
+        Allowed error as a fraction of `b`
+    atol : float, default 0.0
+        Allowed error in the units of `b`, added to the relative one
+
     Raises: `AssertionError` that shows both sides.
     """
     a, b = (_numbers(side) for side in (a, b))
@@ -54,6 +65,17 @@ def raises(
     match: str | None = None,  # Regular expression that the message must contain
 ) -> Iterator[SimpleNamespace]:
     """Does the block raise `error`, with a message that matches? The message is then in `.message` of what it yields.
+
+    Parameters
+    ----------
+    error : type[BaseException] | tuple[type[BaseException], ...]
+        What the block must raise; others pass through
+    match : str | None, default None
+        Regular expression that the message must contain
+
+    Returns
+    -------
+    Iterator[SimpleNamespace]
 
     Raises: `AssertionError` if nothing is raised, or if the message does not match.
     """
@@ -80,6 +102,17 @@ def warns(
 ) -> Iterator[SimpleNamespace]:
     """Does the block warn of `category`, with a message that matches? Then it is in `.message` of what it yields.
 
+    Parameters
+    ----------
+    category : type[Warning]
+        The block must warn of this; other warnings pass through
+    match : str | None, default None
+        Regular expression that one of the messages must contain
+
+    Returns
+    -------
+    Iterator[SimpleNamespace]
+
     Raises: `AssertionError` if no such warning comes, or if none of the messages matches.
     """
     caught = SimpleNamespace(message=None)
@@ -103,6 +136,15 @@ def unchanged(
 
     Compared are parameters, buffers, gradients, `requires_grad`, training flags, modules, `forward` methods and hooks
     of the model, and the states of the generators of Python, NumPy and PyTorch; also when the block raises.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Looked at, never altered
+
+    Returns
+    -------
+    Iterator[None]
 
     Raises: `AssertionError` that names what changed.
     """
@@ -143,7 +185,12 @@ def _bits(value: Tensor) -> tuple:
 
 # %% ../../nbs/rooms/dev_testing.ipynb #fbfe4629
 def copier() -> nn.Sequential:
-    """A network of two units in which each output copies one unit; in eval mode, with frozen weights."""
+    """A network of two units in which each output copies one unit; in eval mode, with frozen weights.
+
+    Returns
+    -------
+    nn.Sequential
+    """
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
     for layer in (model[0], model[2]):
@@ -152,7 +199,19 @@ def copier() -> nn.Sequential:
 
 # %% ../../nbs/rooms/dev_testing.ipynb #a3b4632e
 class Planted(NamedTuple):
-    """A network made of modules that never touch, with data, and the module of every unit."""
+    """A network made of modules that never touch, with data, and the module of every unit.
+
+    Attributes
+    ----------
+    model : nn.Sequential
+        Linear and ReLU in turn, in eval mode, weights frozen
+    x : Tensor
+        (n, inputs * n_modules) float32
+    y : Tensor
+        (n,) int64, the class with the largest score
+    labels : dict[str, np.ndarray]
+        Layer name, 'input' included -> (n_units,) module of each unit
+    """
 
     model: nn.Sequential  # Linear and ReLU in turn, in eval mode, weights frozen
     x: Tensor  # (n, inputs * n_modules) float32
@@ -170,6 +229,25 @@ def planted_mlp(
     seed: int = 0,  # Seeds weights, order of the units and data; global generators are left alone
 ) -> Planted:
     """What does a network look like whose modules are known?
+
+    Parameters
+    ----------
+    n_modules : int, default 2
+        Modules, at least 1
+    inputs : int, default 4
+        Inputs of a module
+    hidden : tuple[int, ...], default (16, 16)
+        Hidden units of a module in each layer
+    classes : int, default 2
+        Classes of a module
+    n : int, default 512
+        Examples
+    seed : int, default 0
+        Seeds weights, order of the units and data; global generators are left alone
+
+    Returns
+    -------
+    Planted
 
     Raises: `ValueError` if a size is not at least 1.
     """

@@ -335,7 +335,9 @@ class Specimen(NamedTuple):
     x: Any  # Three examples
 
 
-def random_network(seed: int) -> Specimen:
+def random_network(
+    seed: int,  # Draws blocks, weights and inputs
+) -> Specimen:
     """A network of up to five blocks from `MAP_BLOCKS` and `TOKEN_BLOCKS`; every fourth takes words."""
     rng = np.random.default_rng(seed)
     tokens = [str(kind) for kind in rng.choice(list(TOKEN_BLOCKS), rng.integers(1, 4))]

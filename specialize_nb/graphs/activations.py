@@ -13,19 +13,31 @@ __all__ = ['correlation_graph', 'activation_graph']
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base.words import check_choice
 from .graph import UnitGraph
 from ..network.answers import AnswerStream, answer_stream
+from ..network.subject import Subject
 from ..network.units import Layer, Network
 
 # %% ../../nbs/03_activation_graph.ipynb #67b2db0b
 def checked_responses(layer: str, values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(n_examples, n_units) float64, and (n_units,) which of the units are constant but for rounding."""
+    """(n_examples, n_units) float64, and (n_units,) which of the units are constant but for rounding.
+
+    Parameters
+    ----------
+    layer : str
+    values : Any
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+    """
     values = np.asarray(values.cpu() if hasattr(values, "cpu") else values, dtype=np.float64)
     if values.ndim != 2 or len(values) < 2 or not values.shape[1]:
         raise ValueError(f"activations of {layer!r} are {values.shape}: give (n_examples, n_units), 2 examples or more")
@@ -41,6 +53,18 @@ def correlation_graph(
     normalized: bool = True,  # Correlations; or else covariances
 ) -> UnitGraph:  # Edges within layers
     """How alike do the units of each layer respond, by their absolute Pearson correlation?
+
+    Parameters
+    ----------
+    activations : Mapping[str, np.ndarray]
+        Layer -> (n_examples, n_units), as from `record`; at least 2 examples
+    normalized : bool, default True
+        Correlations; or else covariances
+
+    Returns
+    -------
+    UnitGraph
+        Edges within layers
 
     Raises: `ValueError` if activations are not finite, or are not at least two examples of units.
     """
@@ -232,26 +256,55 @@ def _measure(stream: AnswerStream, corr: str, n_reference: int, seed: int) -> tu
 
 # %% ../../nbs/03_activation_graph.ipynb #36be14ce
 def activation_graph(
-    model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; at least 3 examples
-    network: Network,  # From `trace(model, ...)`
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
+    data: Any = None,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; at least 3 examples
+    network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     *,
-    corr: str = "spearman",  # 'spearman' (of ranks) or 'pearson'
-    summary: str = "mean",  # How a unit's map becomes one number: 'mean', 'l1' or 'max'
-    at: str = "pre",  # 'pre' (before the activation) or 'site' (after it)
+    corr: Literal["spearman", "pearson"] = "spearman",  # Of ranks, or of the answers themselves
+    summary: Literal["mean", "l1", "max"] = "mean",  # How a unit's map becomes one number; 'l1': mean absolute value
+    at: Literal["pre", "site"] = "pre",  # Before the activation, or after it
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
     n_reference: int = 2048,  # Examples whose answers ranks are told by, at least 3; exact if the data are no more
-    seed: int = 0,  # Seeds the choice of the references
+    seed: int = 0,  # Seeds the choice of the references; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> UnitGraph:  # Edges from 0 to 1 between all pairs of units, float64
     """How alike do each two units respond?
 
-    Raises: `ValueError` if every unit is constant, or for other options; `KeyError` for an unknown layer; `MemoryError`
-    if there is no room for the edges.
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any, default None
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; at least 3 examples
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    corr : {'spearman', 'pearson'}, default 'spearman'
+        Of ranks, or of the answers themselves
+    summary : {'mean', 'l1', 'max'}, default 'mean'
+        How a unit's map becomes one number; 'l1': mean absolute value
+    at : {'pre', 'site'}, default 'pre'
+        Before the activation, or after it
+    layers : Sequence[str] | None, default None
+        Names; by default all hidden layers
+    n_reference : int, default 2048
+        Examples whose answers ranks are told by, at least 3; exact if the data are no more
+    seed : int, default 0
+        Seeds the choice of the references; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    UnitGraph
+        Edges from 0 to 1 between all pairs of units, float64
+
+    Raises: `ValueError` if every unit is constant, for other options, or a network of another model; `KeyError` for an
+    unknown layer; `MemoryError` if there is no room for the edges.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"; for the merging of
     moments, Chan, Golub and LeVeque (1983), "Algorithms for Computing the Sample Variance".
     """
-    stream = answer_stream(model, data, network, layers, at, summary, progress)
+    subject = Subject.of(model, data, network=network)
+    stream = answer_stream(subject, layers=layers, at=at, summary=summary, progress=progress)
     names = tuple(layer.name for layer in stream.layers)
     _check_options(corr, n_reference, names, stream.data.n)
     moments, constant = _measure(stream, corr, n_reference, seed)
@@ -263,10 +316,9 @@ def activation_graph(
     blocks = _edges(moments, names, constant)
     return UnitGraph(layers=names, sizes=stream.sizes, blocks=blocks, kind="activations", settings=settings)
 
-
+# %% ../../nbs/03_activation_graph.ipynb #535064d8
 def _check_options(corr: str, n_reference: int, names: Sequence[str], n_examples: int) -> None:
-    if corr not in ("spearman", "pearson"):
-        raise ValueError(f"corr={corr!r}: choose 'spearman' or 'pearson'")
+    check_choice("corr", corr, ("spearman", "pearson"))
     if not names:
         raise ValueError("the network has no hidden layer: name the `layers` to correlate")
     if n_examples < 3:

@@ -20,12 +20,29 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from ..base.results import Result
 from ..base.words import counted, suggest
 
-# %% ../../nbs/rooms/graphs_graph.ipynb #99242b52
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Blocks:
-    """Layers of units, and one matrix of weights for each pair of layers that meet."""
+# %% ../../nbs/rooms/graphs_graph.ipynb #093e98ff
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class UnitGraph(Result):
+    """The units of a network and how strongly they are joined, one matrix for each pair of layers that meet.
+
+    What `load` reads is on the CPU, wherever it was before; the type of the blocks is kept.
+
+    Attributes
+    ----------
+    layers : tuple[str, ...]
+        Names, in the order the network runs them
+    sizes : tuple[int, ...]
+        Units of each layer, at least 1
+    blocks : dict[tuple[str, str], Tensor]
+        (a, b) -> (n_a, n_b) >= 0, a before b; a == b: symmetric, diagonal 0
+    kind : str, default 'weights'
+        What an edge measures
+    settings : dict[str, Any]
+        How it was measured
+    """
 
     layers: tuple[str, ...]  # Names, in the order the network runs them
     sizes: tuple[int, ...]  # Units of each layer, at least 1
@@ -35,6 +52,7 @@ class _Blocks:
 
     def __post_init__(self) -> None:
         _check_graph(self)
+        super().__post_init__()
 
     @property
     def n_units(self) -> int:  # At least 1
@@ -53,9 +71,30 @@ class _Blocks:
                 raise KeyError(f"the graph has no layer {name!r}: {suggest(name, self.layers)}")
         return self.blocks[a, b] if (a, b) in self.blocks else self.blocks[b, a].T if (b, a) in self.blocks else None
 
+    def subgraph(self, layers: Sequence[str]) -> "UnitGraph":
+        """The graph of `layers` alone, in the order of this graph."""
+        for name in layers:
+            self.block(name, name)
+        kept = {(a, b): block for (a, b), block in self.blocks.items() if a in layers and b in layers}
+        pairs = [(name, size) for name, size in zip(self.layers, self.sizes, strict=True) if name in layers]
+        names, sizes = zip(*pairs, strict=True) if pairs else ((), ())
+        return UnitGraph(layers=names, sizes=sizes, blocks=kept, kind=self.kind, settings=self.settings)
+
     def matmat(self, x: np.ndarray) -> np.ndarray:
         """The symmetric adjacency matrix times `x`, (n_units, m) or (n_units,), block by block; float64."""
-        return _times(self, x)
+        x = np.asarray(x, dtype=np.float64)
+        if x.ndim not in (1, 2) or len(x) != self.n_units:
+            raise ValueError(f"got an array {x.shape}; give one row a unit, ({self.n_units},) or ({self.n_units}, m)")
+        like = next(iter(self.blocks.values()))
+        parts = torch.tensor(x, device=like.device, dtype=like.dtype).split(self.sizes)
+        out = [torch.zeros_like(part) for part in parts]
+        place = {name: i for i, name in enumerate(self.layers)}
+        for (a, b), block in self.blocks.items():
+            i, j = place[a], place[b]
+            out[i] += block.detach() @ parts[j]
+            if i != j:
+                out[j] += block.detach().T @ parts[i]
+        return torch.cat(out).cpu().double().numpy()
 
     def degree(self) -> np.ndarray:
         """(n_units,) sum of the weights of each unit's edges."""
@@ -65,24 +104,71 @@ class _Blocks:
         """(n_units,) True for units that have an edge."""
         return self.degree() > 0
 
-# %% ../../nbs/rooms/graphs_graph.ipynb #bddf8a40
-def _times(graph: _Blocks, x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    if x.ndim not in (1, 2) or len(x) != graph.n_units:
-        raise ValueError(f"got an array {x.shape}; give one row a unit, ({graph.n_units},) or ({graph.n_units}, m)")
-    like = next(iter(graph.blocks.values()))
-    parts = torch.tensor(x, device=like.device, dtype=like.dtype).split(graph.sizes)
-    out = [torch.zeros_like(part) for part in parts]
-    place = {name: i for i, name in enumerate(graph.layers)}
-    for (a, b), block in graph.blocks.items():
-        i, j = place[a], place[b]
-        out[i] += block.detach() @ parts[j]
-        if i != j:
-            out[j] += block.detach().T @ parts[i]
-    return torch.cat(out).cpu().double().numpy()
+    def to_frame(self) -> pd.DataFrame:  # Columns layer, unit, degree, alive
+        """One row a unit: the weight of its edges, and whether it has any."""
+        unit = np.concatenate([np.arange(size) for size in self.sizes])
+        degree = self.degree()
+        layer = np.repeat(self.layers, self.sizes)
+        return pd.DataFrame({"layer": layer, "unit": unit, "degree": degree, "alive": degree > 0})
+
+    def adjacency(self) -> sp.csr_array:
+        """The whole symmetric matrix, (n_units, n_units), sparse; large if the graph is."""
+        start = dict(zip(self.layers, self.offsets, strict=False))
+        rows, columns, weights = [], [], []
+        for (a, b), block in self.blocks.items():
+            index = block.nonzero(as_tuple=True)
+            weight = block.detach()[index].cpu().double().numpy()
+            i, j = (one.cpu().numpy() for one in index)
+            rows += [start[a] + i, start[b] + j][: 1 + (a != b)]
+            columns += [start[b] + j, start[a] + i][: 1 + (a != b)]
+            weights += [weight, weight][: 1 + (a != b)]
+        entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
+        return sp.coo_array(entries, shape=(self.n_units, self.n_units)).tocsr()
+
+    def to_networkx(self) -> Any:
+        """A `networkx.Graph` whose nodes are (layer, unit); needs networkx installed."""
+        try:
+            import networkx
+        except ImportError as error:
+            raise ImportError("`to_networkx` needs networkx: pip install networkx") from error
+        nodes = list(zip(np.repeat(self.layers, self.sizes).tolist(), self.to_frame()["unit"].tolist(), strict=True))
+        found = networkx.from_scipy_sparse_array(self.adjacency())
+        return networkx.relabel_nodes(found, dict(enumerate(nodes)))
+
+    def plot(self, ax: Any = None, *, order: np.ndarray | None = None) -> Any:
+        """All edges as an image, each over the root of its units' degrees; units in `order`. Returns the axes."""
+        plain = order is None or np.array_equal(order, np.arange(self.n_units))
+        image = _pooled(self, np.arange(self.n_units) if order is None else np.asarray(order))
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(3.2, 3), layout="constrained")[1]
+        top, n_units = np.quantile(image[image > 0], 0.98) if image.any() else 1, self.n_units
+        ax.imshow(image, cmap="Greys", vmin=0, vmax=top, extent=(0, n_units, n_units, 0), interpolation="nearest")
+        ax.set(title=f"{self.kind}: {n_units} units", xticks=[], yticks=[])
+        if plain:
+            middle = (self.offsets[:-1] + self.offsets[1:]) / 2
+            ax.set_yticks(middle, self.layers)
+            for edge in self.offsets[1:-1]:
+                ax.axhline(edge, color="C0", lw=0.5)
+                ax.axvline(edge, color="C0", lw=0.5)
+        return ax
+
+    @property
+    def verdict(self) -> str:
+        """How many units, layers and edges there are, in words."""
+        n_edges = sum(int((block > 0).sum()) // (1 + (a == b)) for (a, b), block in self.blocks.items())
+        units = f"{counted(self.n_units, 'unit')} of {counted(len(self.layers), 'layer')}"
+        return f"{self.kind}: {units}, {counted(n_edges, 'edge')}, {int((~self.alive()).sum())} dead"
+
+    def shown(self) -> pd.DataFrame:
+        """One row a layer: its units, how many have an edge, and the mean weight of their edges."""
+        table = self.to_frame().groupby("layer", sort=False)
+        table = table.agg(units=("unit", "size"), alive=("alive", "sum"), mean_degree=("degree", "mean"))
+        return table.reset_index()
 
 # %% ../../nbs/rooms/graphs_graph.ipynb #ce20d876
-def _check_graph(graph: _Blocks) -> None:
+def _check_graph(graph: UnitGraph) -> None:
     layers, sizes = graph.layers, graph.sizes
     if len(layers) != len(sizes) or len(set(layers)) != len(layers) or min(sizes, default=0) < 1:
         raise ValueError(f"got layers {layers} of sizes {sizes}: give distinct names, each with a size of at least 1")
@@ -108,94 +194,15 @@ def _check_block(name: str, block: Tensor, within: bool) -> None:
     if within and (not torch.equal(block, block.T) or bool(block.diagonal().any())):
         raise ValueError(f"{name} joins a layer to itself: it must be symmetric, with zeros on its diagonal")
 
-# %% ../../nbs/rooms/graphs_graph.ipynb #093e98ff
-@dataclass(frozen=True, eq=False, kw_only=True)
-class UnitGraph(_Blocks):
-    """The units of a network and how strongly they are joined, one matrix for each pair of layers that meet."""
-
-    def subgraph(self, layers: Sequence[str]) -> "UnitGraph":
-        """The graph of `layers` alone, in the order of this graph."""
-        for name in layers:
-            self.block(name, name)
-        kept = {(a, b): block for (a, b), block in self.blocks.items() if a in layers and b in layers}
-        pairs = [(name, size) for name, size in zip(self.layers, self.sizes, strict=True) if name in layers]
-        names, sizes = zip(*pairs, strict=True) if pairs else ((), ())
-        return UnitGraph(layers=names, sizes=sizes, blocks=kept, kind=self.kind, settings=self.settings)
-
-    @property
-    def units(self) -> pd.DataFrame:  # Columns layer, unit, degree, alive; one row a unit
-        """Every unit, the weight of its edges, and whether it has any."""
-        unit = np.concatenate([np.arange(size) for size in self.sizes])
-        degree = self.degree()
-        layer = np.repeat(self.layers, self.sizes)
-        return pd.DataFrame({"layer": layer, "unit": unit, "degree": degree, "alive": degree > 0})
-
-    def adjacency(self) -> sp.csr_array:
-        """The whole symmetric matrix, (n_units, n_units), sparse; large if the graph is."""
-        return _adjacency(self)
-
-    def to_networkx(self) -> Any:
-        """A `networkx.Graph` whose nodes are (layer, unit); needs networkx installed."""
-        return _networkx(self)
-
-    def plot(self, ax: Any = None, *, order: np.ndarray | None = None) -> Any:
-        """All edges as an image, each over the root of its units' degrees; units in `order`. Returns the axes."""
-        return _plot_graph(self, ax, order)
-
-    def __repr__(self) -> str:
-        n_edges = sum(int((block > 0).sum()) // (1 + (a == b)) for (a, b), block in self.blocks.items())
-        units = f"{counted(self.n_units, 'unit')} of {counted(len(self.layers), 'layer')}"
-        return f"UnitGraph({self.kind}: {units}, {counted(n_edges, 'edge')}, {int((~self.alive()).sum())} dead)"
-
-    def _repr_html_(self) -> str:
-        table = self.units.groupby("layer", sort=False)
-        return table.agg(units=("unit", "size"), alive=("alive", "sum"), mean_degree=("degree", "mean")).to_html()
-
-# %% ../../nbs/rooms/graphs_graph.ipynb #45ad9cb0
-def _adjacency(graph: UnitGraph) -> sp.csr_array:
-    start = dict(zip(graph.layers, graph.offsets, strict=False))
-    rows, columns, weights = [], [], []
-    for (a, b), block in graph.blocks.items():
-        index = block.nonzero(as_tuple=True)
-        weight = block.detach()[index].cpu().double().numpy()
-        i, j = (one.cpu().numpy() for one in index)
-        rows += [start[a] + i, start[b] + j][: 1 + (a != b)]
-        columns += [start[b] + j, start[a] + i][: 1 + (a != b)]
-        weights += [weight, weight][: 1 + (a != b)]
-    entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))
-    return sp.coo_array(entries, shape=(graph.n_units, graph.n_units)).tocsr()
-
-# %% ../../nbs/rooms/graphs_graph.ipynb #860d7461
-def _networkx(graph: UnitGraph) -> Any:
-    try:
-        import networkx
-    except ImportError as error:
-        raise ImportError("`to_networkx` needs networkx: pip install networkx") from error
-    nodes = list(zip(np.repeat(graph.layers, graph.sizes).tolist(), graph.units["unit"].tolist(), strict=True))
-    found = networkx.from_scipy_sparse_array(graph.adjacency())
-    return networkx.relabel_nodes(found, dict(enumerate(nodes)))
-
 # %% ../../nbs/rooms/graphs_graph.ipynb #cd2dc713
-def _plot_graph(graph: UnitGraph, ax: Any, order: np.ndarray | None, most: int = 300) -> Any:
-    """Pool the matrix to at most `most` rows by products with bins of units, so that it is never written down."""
-    n_units, bins = graph.n_units, min(graph.n_units, most)
-    order = np.arange(n_units) if order is None else np.asarray(order)
+_PIXELS = 300  # Rows of a picture, at most
+
+
+def _pooled(graph: UnitGraph, order: np.ndarray) -> np.ndarray:
+    """The scaled matrix by products with bins of units in `order`, so that it is never written down."""
+    n_units, bins = graph.n_units, min(graph.n_units, _PIXELS)
     pool = np.zeros((n_units, bins))
     pool[order, np.arange(n_units) * bins // n_units] = 1
     size, degree = pool.sum(0), graph.degree()
     scaled = pool / np.sqrt(np.where(degree > 0, degree, 1))[:, None]
-    image = scaled.T @ graph.matmat(scaled) / np.outer(size, size)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(3.2, 3), layout="constrained")[1]
-    top = np.quantile(image[image > 0], 0.98) if image.any() else 1
-    ax.imshow(image, cmap="Greys", vmin=0, vmax=top, extent=(0, n_units, n_units, 0), interpolation="nearest")
-    ax.set(title=f"{graph.kind}: {n_units} units", xticks=[], yticks=[])
-    if np.array_equal(order, np.arange(n_units)):
-        middle = (graph.offsets[:-1] + graph.offsets[1:]) / 2
-        ax.set_yticks(middle, graph.layers)
-        for edge in graph.offsets[1:-1]:
-            ax.axhline(edge, color="C0", lw=0.5)
-            ax.axvline(edge, color="C0", lw=0.5)
-    return ax
+    return scaled.T @ graph.matmat(scaled) / np.outer(size, size)

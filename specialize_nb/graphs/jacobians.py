@@ -1,6 +1,8 @@
-"""Means of Jacobians, covariances and second derivatives over data: what units share upstream and downstream.
+"""Means over data of what units share: covariances, Jacobians and second derivatives of the loss.
 
-A plain module, not a notebook: mechanism without a story.
+A plain module, not a notebook: mechanism without a story. The page on similarity says what the four means are for, and
+how each is computed. Here a `Measurement` says what is asked for, and each of `mean_covariance`, `mean_input_jacobian`,
+`mean_output_jacobian` and `mean_loss_hessian` reads the data and adds what it finds to the `MatrixMean` of every layer.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from specialize_nb.base.data import Batches, check_labels, to_model
-from specialize_nb.network.answers import scores_node
-from specialize_nb.network.operations import KEEPS, MOVES, PASSES, argument, op_name
+from specialize_nb.base.data import check_labels, to_model
+from specialize_nb.network.answers import scores_of
+from specialize_nb.network.operations import KEEPS, KINKED, PRODUCTS, SMOOTH, STRAIGHT, argument, op_name
 from specialize_nb.network.program import Layout, boundary_of, first_met
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import Layer, Network
 
 __all__ = [
@@ -36,6 +39,9 @@ __all__ = [
 ]
 
 _ROWS, _TILE = 4096, 64  # of one product
+
+
+# What is asked for
 
 
 class MatrixMean:
@@ -86,22 +92,25 @@ class MatrixMean:
 class Measurement(NamedTuple):
     """What is to be measured, on what."""
 
-    network: Network
-    data: Batches
-    model: nn.Module
+    subject: Subject
     layers: tuple[Layer, ...]  # In the order the network runs them
     positions: dict[str, Tensor]  # Layer -> (n_positions,) places whose matrices are averaged
     numbers: int  # Most numbers that gradients held at once may have, about
-    means: dict[str, MatrixMean]
-    errors: bool
+    means: dict[str, MatrixMean]  # Layer -> what is filled
+    errors: bool  # Keep what standard errors need?
     title: str  # Of the progress bar; '' for none
+
+    @property
+    def network(self) -> Network:
+        """The traced network."""
+        return self.subject.network
 
     def batches(self, most: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         """The tensors of the inputs, and the labels, in pieces of at most so many examples."""
         program = self.network.program
-        for x, y in tqdm(self.data, desc=self.title, disable=not self.title):
+        for x, y in tqdm(self.subject.data, desc=self.title, disable=not self.title):
             step = most if program.any_batch else len(y)
-            tensors = program.arguments(to_model(x, self.model))
+            tensors = program.arguments(to_model(x, self.subject.model))
             for start in range(0, len(y), step):
                 part = slice(start, start + step)
                 yield tuple(one[part] for one in tensors), y[part].to(tensors[0].device)
@@ -120,7 +129,15 @@ class Measurement(NamedTuple):
         self.means[layer.name].add(rows, rows.shape[2])
 
 
-def choose_layers(network: Network, layers: Sequence[str] | None) -> tuple[Layer, ...]:
+def choose_layers(
+    network: Network,
+    layers: Sequence[str] | None,  # Names; None: all hidden layers
+) -> tuple[Layer, ...]:  # In the order the network runs them
+    """Which layers are compared?
+
+    Raises: `ValueError` for none, or a layer without a floating number for each unit and example; `KeyError` for a
+    name that the network does not have.
+    """
     wanted = {network.layer(name).name for name in (network.hidden if layers is None else layers)}
     chosen = tuple(layer for layer in network.layers if layer.name in wanted)
     if not chosen:
@@ -135,7 +152,12 @@ def choose_layers(network: Network, layers: Sequence[str] | None) -> tuple[Layer
     return chosen
 
 
-def choose_places(network: Network, layer: Layer, most: int | None, seed: int) -> np.ndarray:
+def choose_places(
+    network: Network,
+    layer: Layer,
+    most: int | None,  # Places, at least 1; None: all
+    seed: int,  # Draws them, for each layer others
+) -> np.ndarray:  # (n_places,) int64, sorted
     """Which places of a layer's maps, or which tokens, are looked at."""
     n_places = math.prod(layer.shape) // layer.n_units
     if most is None or most >= n_places:
@@ -144,9 +166,18 @@ def choose_places(network: Network, layer: Layer, most: int | None, seed: int) -
     return np.sort(rng.choice(n_places, most, replace=False))
 
 
+def reference_tensor(model: nn.Module) -> Tensor:
+    """A tensor of the model's device and floating type."""
+    own = [*model.parameters(), *model.buffers()]
+    return next((one for one in own if one.is_floating_point()), torch.empty(0)).detach()
+
+
+# Pieces that fit in memory
+
+
 def _sizes(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[int, int]:
     """Numbers of one example: of the largest value of a part, and of all its values."""
-    names = program._needed(inputs, outputs) if program.any_batch else program.layouts
+    names = program.needed(inputs, outputs) if program.any_batch else program.layouts
     names = [name for name in names if name in program.layouts and program.layouts[name].axis is not None]
     sizes = [math.prod(program.shape(name)) for name in names]
     return max(sizes, default=1), sum(sizes)
@@ -159,7 +190,11 @@ def _fit(task: Measurement, sizes: tuple[int, int], n_vectors: int, each: int = 
     return n, max(1, min(n_vectors, (task.numbers - n * (total + each)) // (3 * n * most)))
 
 
+# Covariance
+
+
 def mean_covariance(task: Measurement) -> None:
+    """How far do units rise and fall together? Two passes: their means, then products of deviations from them."""
     program, sums = task.network.program, dict.fromkeys(task.means, torch.zeros(()))
     sites = [layer.site for layer in task.layers]
     part = program.extract(program.inputs, sites)
@@ -176,14 +211,14 @@ def mean_covariance(task: Measurement) -> None:
     for name, rows in answers():
         sums[name] = sums[name].to(rows) + rows.sum(0)
     for name, rows in answers():
-        rows = rows - sums[name] / task.data.n
+        rows = rows - sums[name] / task.subject.data.n
         if rows.shape[1] == 1:
             task.means[name].add_single(rows[:, 0])
         else:
             task.means[name].add(rows[None], rows.shape[1])
             task.means[name].close(len(rows))
     for layer in task.layers:
-        _still(task.means[layer.name], sums[layer.name] / task.data.n, program.value(layer.site).dtype)
+        _still(task.means[layer.name], sums[layer.name] / task.subject.data.n, program.value(layer.site).dtype)
 
 
 def _still(mean: MatrixMean, level: Tensor, dtype: torch.dtype) -> None:
@@ -193,6 +228,43 @@ def _still(mean: MatrixMean, level: Tensor, dtype: torch.dtype) -> None:
     for one in [mean.total] if mean.products is None else [mean.total, *mean.products]:
         one[constant] = 0
         one[:, constant] = 0
+
+
+# Gradients by what a layer puts out
+
+
+def mean_output_jacobian(task: Measurement) -> None:
+    """How far does moving either unit move the same outputs? One vector is pulled back for every output."""
+    node = _output(task.network)
+    _pull_all(task, node, math.prod(task.network.program.shape(node)), task.layers, _ones)
+
+
+def _output(network: Network) -> str:
+    """The node of the numbers that a network puts out."""
+    program, labels = network.program, dict(zip(network.program.outputs, network.program.labels, strict=True))
+    whole = [name for name in labels if program.layouts.get(name, Layout()).axis is not None]
+    whole = [name for name in whole if program.value(name).is_floating_point()]
+    chosen = [name for name in whole if labels[name] == "logits"] or whole
+    if len(chosen) != 1:
+        told = f"{network.model} puts out {len(labels)} values, of which {len(chosen)} are numbers for each example"
+        raise ValueError(f"{told}: gradients need one, or one that is called 'logits'")
+    return chosen[0]
+
+
+def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Layer], vectors: Callable) -> None:
+    """Add up outer products of the gradients of a node along `vectors` by what layers put out."""
+    groups = [layers] if task.network.program.any_batch else [[layer] for layer in layers]
+    for group in groups:
+        part = _Downstream(task.network, group, node)
+        n, step = _fit(task, part.sizes, n_outputs, sum(4 * layer.n_units**2 for layer in group) * task.errors)
+        for tensors, y in task.batches(n):
+            values, found = part.run(tensors)
+            for start in range(0, n_outputs, step):
+                slopes = _pull(found, values, vectors(found, slice(start, start + step)))
+                for layer, slope in zip(part.layers, slopes, strict=True):
+                    task.add(layer, slope)
+            for layer in group:
+                task.means[layer.name].close(len(y))
 
 
 class _Downstream:
@@ -236,37 +308,19 @@ def _ones(y: Tensor, rows: slice) -> Tensor:  # (n, m) -> (n_rows, n, m)
     return _unit_rows(y.shape[1], rows, y)[:, None].expand(-1, len(y), -1)
 
 
-def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Layer], vectors: Callable) -> None:
-    """Add up outer products of the gradients of a node along `vectors` by what layers put out."""
-    groups = [layers] if task.network.program.any_batch else [[layer] for layer in layers]
-    for group in groups:
-        part = _Downstream(task.network, group, node)
-        n, step = _fit(task, part.sizes, n_outputs, sum(4 * layer.n_units**2 for layer in group) * task.errors)
-        for tensors, y in task.batches(n):
-            values, found = part.run(tensors)
-            for start in range(0, n_outputs, step):
-                slopes = _pull(found, values, vectors(found, slice(start, start + step)))
-                for layer, slope in zip(part.layers, slopes, strict=True):
-                    task.add(layer, slope)
-            for layer in group:
-                task.means[layer.name].close(len(y))
+# Second derivatives of the loss
 
 
-def mean_output_jacobian(task: Measurement) -> None:
-    node = _output(task.network)
-    _pull_all(task, node, math.prod(task.network.program.shape(node)), task.layers, _ones)
-
-
-def _output(network: Network) -> str:
-    """The node of the numbers that a network puts out."""
-    program, labels = network.program, dict(zip(network.program.outputs, network.program.labels, strict=True))
-    whole = [name for name in labels if program.layouts.get(name, Layout()).axis is not None]
-    whole = [name for name in whole if program.value(name).is_floating_point()]
-    chosen = [name for name in whole if labels[name] == "logits"] or whole
-    if len(chosen) != 1:
-        told = f"{network.model} puts out {len(labels)} values, of which {len(chosen)} are numbers for each example"
-        raise ValueError(f"{told}: gradients need one, or one that is called 'logits'")
-    return chosen[0]
+def mean_loss_hessian(task: Measurement) -> None:
+    """How far does moving one unit change what moving the other costs? Differentiated twice only where it curves."""
+    node, n_classes = scores_of(task.subject)
+    check_labels(task.subject.data, n_classes)
+    flat = [layer for layer in task.layers if _in_pieces(task.network.program, layer.site, node)]
+    if flat:
+        _pull_all(task, node, n_classes, flat, _roots)
+    for layer in task.layers:
+        if layer not in flat:
+            _differentiate_twice(task, node, layer)
 
 
 def _roots(y: Tensor, rows: slice) -> Tensor:  # (n, m) -> (n_rows, n, m)
@@ -276,54 +330,29 @@ def _roots(y: Tensor, rows: slice) -> Tensor:  # (n, m) -> (n_rows, n, m)
     return vectors * p[:, rows].sqrt().T.unsqueeze(2)
 
 
-_STRAIGHT = MOVES | PASSES | set("add sub rsub neg mean sum avg_pool1d avg_pool2d avg_pool3d".split())
-
-
-_STRAIGHT |= {f"{kind}adaptive_avg_pool{n}d" for kind in ("", "_") for n in (1, 2, 3)}
-
-
-_PRODUCTS = set("linear conv1d conv2d conv3d mul div matmul mm bmm addmm batch_norm".split())
-
-
-_KINKS = set(
-    "relu relu6 leaky_relu prelu _prelu_kernel hardtanh clamp clamp_min clamp_max threshold abs maximum minimum amax "
-    "amin max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool2d dropout".split()
-)
-
-
-def _is_linear(node: fx.Node, varying: set[str], kinks: bool) -> bool:
-    """Is an operation linear in the values that vary, or, with `kinks`, linear in pieces?"""
-    name, inputs = op_name(node), {one for one in node.all_input_nodes if one.name in varying}
-    if name in _STRAIGHT or (kinks and name in _KINKS):
-        return True
-    if name == "batch_norm" and (argument(node, "training", 5) or argument(node, "running_mean", 3) is None):
-        return False
-    places = [place for place, one in enumerate(node.args) if isinstance(one, fx.Node) and one in inputs]
-    alone = len(inputs) == len(places) == 1  # a product of a value with itself has it at two places
-    return name in _PRODUCTS and alone and (name not in ("div", "batch_norm") or places == [0])
-
-
 def _in_pieces(program: Any, site: str, node: str) -> bool:
     """Is a node linear in pieces as a function of a site?"""
     if not program.any_batch:
         return False
     varying = program.dependents(site)
-    between = (varying & program._needed([site], [node])) - {site}
+    between = (varying & program.needed([site], [node])) - {site}
     return all(_is_linear(program.nodes[name], varying, kinks=True) for name in between)
 
 
-def mean_loss_hessian(task: Measurement) -> None:
-    node, n_classes = scores_node(task.network)
-    check_labels(task.data, n_classes)
-    flat = [layer for layer in task.layers if _in_pieces(task.network.program, layer.site, node)]
-    if flat:
-        _pull_all(task, node, n_classes, flat, _roots)
-    for layer in task.layers:
-        if layer not in flat:
-            _differentiate_twice(task, node, layer)
+def _is_linear(node: fx.Node, varying: set[str], kinks: bool) -> bool:
+    """Is an operation linear in the values that vary, or, with `kinks`, linear in pieces?"""
+    name, inputs = op_name(node), {one for one in node.all_input_nodes if one.name in varying}
+    if name in STRAIGHT or (kinks and name in KINKED):
+        return True
+    if name == "batch_norm" and (argument(node, "training", 5) or argument(node, "running_mean", 3) is None):
+        return False
+    places = [place for place, one in enumerate(node.args) if isinstance(one, fx.Node) and one in inputs]
+    alone = len(inputs) == len(places) == 1  # a product of a value with itself has it at two places
+    return name in PRODUCTS and alone and (name not in ("div", "batch_norm") or places == [0])
 
 
 def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
+    """Add up the second derivatives of one layer, at one place at a time."""
     part, mean, n_units = _Downstream(task.network, [layer], node), task.means[layer.name], layer.n_units
     n, step = _fit(task, (2 * part.sizes[0], 3 * part.sizes[1]), n_units, 4 * n_units**2)
     n_places = len(task.positions[layer.name])
@@ -343,7 +372,11 @@ def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
         mean.close(len(y))
 
 
+# Gradients by the inputs: back from every unit, or ahead from every input
+
+
 def mean_input_jacobian(task: Measurement) -> None:
+    """How far do the same changes of the input move both units? Ahead where that is less work, else back."""
     program = task.network.program
     whole = [program.value(name).is_floating_point() for name in program.inputs]
     others = {name: program.value(name).dtype for name, one in zip(program.inputs, whole, strict=True) if not one}
@@ -359,6 +392,7 @@ def mean_input_jacobian(task: Measurement) -> None:
 
 
 def _pull_back(task: Measurement, layer: Layer) -> None:
+    """Pull every unit of a layer, at every place, to the inputs; works with any model."""
     program, mean, n_units = task.network.program, task.means[layer.name], layer.n_units
     part, n_places = program.extract(program.inputs, [layer.site]), len(task.positions[layer.name])
     n_inputs = sum(math.prod(program.shape(name)) for name in program.inputs)
@@ -376,19 +410,45 @@ def _pull_back(task: Measurement, layer: Layer) -> None:
         mean.close(len(y))
 
 
-def _find_front(program: Any, sites: Sequence[str]) -> str:
-    """The inputs, or a value of no more numbers that is linear in them and that all else comes from."""
-    start, needed = program.inputs[0], program._needed(program.inputs, sites)
-    varying, linear = program.dependents(start), {start}
-    for name in (name for name in program.nodes if name in (varying & needed) - {start}):
-        before = {one.name for one in program.nodes[name].all_input_nodes} & varying
-        if before <= linear and _is_linear(program.nodes[name], varying, kinks=False):
-            linear.add(name)
-    ends = {name for name in linear if {one.name for one in program.nodes[name].users} & (needed - linear)}
-    ends |= linear & set(sites)
-    name = ends.pop() if len(ends) == 1 else start
-    small = math.prod(program.shape(name)) <= math.prod(program.shape(start))
-    return name if small and program.layouts[name] == Layout(0) else start
+def _push_all(task: Measurement) -> list[Layer]:
+    """Serve those layers that have more units than there are directions of the inputs; returns them."""
+    program, found = task.network.program, []
+    start = program.inputs[0]
+    varying = program.dependents(start)
+    for layer in task.layers:
+        names = (varying & program.needed([start], [layer.site])) - {start}
+        nodes = [program.nodes[name] for name in names]
+        if all(op_name(node) in SMOOTH or _is_linear(node, varying, kinks=True) for node in nodes):
+            found.append(layer)
+    front = _find_front(program, [layer.site for layer in found])
+    n_rows = min(math.prod(program.shape(name)) for name in (start, front))
+    found = [layer for layer in found if layer.n_units * len(task.positions[layer.name]) >= n_rows]
+    if found:
+        single = [layer for layer in found if _is_pointwise(program, front, layer)]
+        rows = _directions(program, front, reference_tensor(task.subject.model))
+        _push_ahead(task, single, [layer for layer in found if layer not in single], front, rows)
+        for layer in single:
+            _weigh(task.means[layer.name], rows.double().T @ rows.double())
+    return found
+
+
+def _push_ahead(task: Measurement, single: list[Layer], others: list[Layer], front: str, rows: Tensor) -> None:
+    """Push directions of the front to the layers; one push of ones serves those whose units each see one number."""
+    program, sites = task.network.program, [layer.site for layer in single + others]
+    before, part = program.extract(program.inputs, [front]), _pushable(program.extract([front], sites))
+    squares = sum(4 * layer.n_units**2 for layer in others) * task.errors
+    n, step = _fit(task, _sizes(program, [front], sites), len(rows), squares)
+    for tensors, y in task.batches(n):
+        with torch.no_grad():
+            (value,) = before(*tensors)
+        for layer, slope in zip(single, _push(part, value, torch.ones_like(value)[None]), strict=False):
+            task.means[layer.name].add_single(task.rows(layer, slope[0])[:, 0])
+        for start in range(0, len(rows) if others else 0, step):
+            directions = rows[start : start + step].view(-1, 1, *value.shape[1:]).expand(-1, *value.shape)
+            for layer, slope in zip(others, _push(part, value, directions)[len(single) :], strict=True):
+                task.add(layer, slope)
+        for layer in others:
+            task.means[layer.name].close(len(y))
 
 
 def _push(part: Callable, value: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
@@ -413,6 +473,21 @@ def _product_and_bias(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return found if bias is None else found + bias
 
 
+def _find_front(program: Any, sites: Sequence[str]) -> str:
+    """The inputs, or a value of no more numbers that is linear in them and that all else comes from."""
+    start, needed = program.inputs[0], program.needed(program.inputs, sites)
+    varying, linear = program.dependents(start), {start}
+    for name in (name for name in program.nodes if name in (varying & needed) - {start}):
+        before = {one.name for one in program.nodes[name].all_input_nodes} & varying
+        if before <= linear and _is_linear(program.nodes[name], varying, kinks=False):
+            linear.add(name)
+    ends = {name for name in linear if {one.name for one in program.nodes[name].users} & (needed - linear)}
+    ends |= linear & set(sites)
+    name = ends.pop() if len(ends) == 1 else start
+    small = math.prod(program.shape(name)) <= math.prod(program.shape(start))
+    return name if small and program.layouts[name] == Layout(0) else start
+
+
 def _directions(program: Any, front: str, like: Tensor) -> Tensor:  # (n_directions, n_numbers)
     """Directions at the front whose outer products add up to those of its derivatives by the inputs."""
     start = program.inputs[0]
@@ -424,54 +499,9 @@ def _directions(program: Any, front: str, like: Tensor) -> Tensor:  # (n_directi
     return torch.linalg.qr(columns.flatten(1).double(), mode="r").R.to(like)
 
 
-_SMOOTH = set(
-    "gelu tanh sigmoid silu elu celu selu softplus mish exp log sqrt rsqrt pow square softmax layer_norm".split()
-)
-
-
-def _push_all(task: Measurement) -> list[Layer]:
-    """Serve those layers that have more units than there are directions of the inputs; returns them."""
-    program, found = task.network.program, []
-    start = program.inputs[0]
-    varying = program.dependents(start)
-    for layer in task.layers:
-        names = (varying & program._needed([start], [layer.site])) - {start}
-        nodes = [program.nodes[name] for name in names]
-        if all(op_name(node) in _SMOOTH or _is_linear(node, varying, kinks=True) for node in nodes):
-            found.append(layer)
-    front = _find_front(program, [layer.site for layer in found])
-    n_rows = min(math.prod(program.shape(name)) for name in (start, front))
-    found = [layer for layer in found if layer.n_units * len(task.positions[layer.name]) >= n_rows]
-    if found:
-        single = [layer for layer in found if _is_pointwise(program, front, layer)]
-        rows = _directions(program, front, reference_tensor(task.model))
-        _push_ahead(task, single, [layer for layer in found if layer not in single], front, rows)
-        for layer in single:
-            _weigh(task.means[layer.name], rows.double().T @ rows.double())
-    return found
-
-
-def _push_ahead(task: Measurement, single: list[Layer], others: list[Layer], front: str, rows: Tensor) -> None:
-    program, sites = task.network.program, [layer.site for layer in single + others]
-    before, part = program.extract(program.inputs, [front]), _pushable(program.extract([front], sites))
-    squares = sum(4 * layer.n_units**2 for layer in others) * task.errors
-    n, step = _fit(task, _sizes(program, [front], sites), len(rows), squares)
-    for tensors, y in task.batches(n):
-        with torch.no_grad():
-            (value,) = before(*tensors)
-        for layer, slope in zip(single, _push(part, value, torch.ones_like(value)[None]), strict=False):
-            task.means[layer.name].add_single(task.rows(layer, slope[0])[:, 0])
-        for start in range(0, len(rows) if others else 0, step):
-            directions = rows[start : start + step].view(-1, 1, *value.shape[1:]).expand(-1, *value.shape)
-            for layer, slope in zip(others, _push(part, value, directions)[len(single) :], strict=True):
-                task.add(layer, slope)
-        for layer in others:
-            task.means[layer.name].close(len(y))
-
-
 def _is_pointwise(program: Any, front: str, layer: Layer) -> bool:
     """Does each unit of a layer depend on one number of the front alone?"""
-    names = program._needed([front], [layer.site]) & program.dependents(front)
+    names = program.needed([front], [layer.site]) & program.dependents(front)
     same = all(program.value(name).shape == program.value(front).shape for name in names)
     kept = all(op_name(program.nodes[name]) in KEEPS for name in names - {front})
     return same and kept and layer.shape == (layer.n_units,) and program.layouts[layer.site] == Layout(0)
@@ -484,9 +514,3 @@ def _weigh(mean: MatrixMean, weight: Tensor) -> None:  # (n_units, n_units), sym
     if mean.products is not None:
         own = weight.diagonal()
         mean.products *= torch.stack([weight.square(), weight * own[:, None], own[:, None] * own])
-
-
-def reference_tensor(model: nn.Module) -> Tensor:
-    """A tensor of the model's device and floating type."""
-    own = [*model.parameters(), *model.buffers()]
-    return next((one for one in own if one.is_floating_point()), torch.empty(0)).detach()

@@ -10,11 +10,9 @@ of the output or second derivatives of the loss. `measure_similarity` keeps the 
 __all__ = ['Similarity', 'measure_similarity', 'unit_similarity']
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #3c5ce050
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..base.data import batches
 from ..base.results import Result
+from ..base.words import check_choice, counted, suggest
 from .graph import UnitGraph
 from specialize_nb.graphs.jacobians import (
     MatrixMean,
@@ -36,6 +34,7 @@ from specialize_nb.graphs.jacobians import (
     mean_output_jacobian,
     reference_tensor,
 )
+from ..network.subject import Subject
 from ..network.units import Layer, Network
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #8b8907cc
@@ -54,21 +53,40 @@ def _scale(mean: np.ndarray) -> np.ndarray:
     root = np.maximum(np.sqrt(abs(mean.diagonal())), _FLOOR)
     return root[:, None] * root
 
-# %% ../../nbs/rooms/graphs_similarity.ipynb #eac69393
+# %% ../../nbs/rooms/graphs_similarity.ipynb #13c3b719
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class _Likeness(Result):
-    """What was measured, and its errors."""
+class Similarity(Result):
+    """How alike units are, in what drives them or in what they drive; made by `measure_similarity`.
+
+    Attributes
+    ----------
+    measure : str
+        'covariance', 'input_jacobian', 'output_jacobian' or 'loss_hessian'
+    mean : Mapping[str, np.ndarray]
+        Layer -> (n_units, n_units) float64, the signed mean over examples, symmetric
+    products : Mapping[str, np.ndarray]
+        Layer -> (3, n_units, n_units) for standard errors; empty if not asked for
+    positions : Mapping[str, np.ndarray]
+        Layer -> (n_positions,) places or tokens averaged over
+    n_examples : int
+        At least 1
+    seed : int
+        Drew the positions
+    """
 
     measure: str  # 'covariance', 'input_jacobian', 'output_jacobian' or 'loss_hessian'
-    mean: Mapping[str, np.ndarray]  # Layer -> (n_units, n_units), the signed mean over examples, symmetric
+    mean: Mapping[str, np.ndarray]  # Layer -> (n_units, n_units) float64, the signed mean over examples, symmetric
     products: Mapping[str, np.ndarray]  # Layer -> (3, n_units, n_units) for standard errors; empty if not asked for
     positions: Mapping[str, np.ndarray]  # Layer -> (n_positions,) places or tokens averaged over
-    n_examples: int
+    n_examples: int  # At least 1
     seed: int  # Drew the positions
 
     def __post_init__(self) -> None:
-        for array in chain(self.mean.values(), self.products.values(), self.positions.values()):
-            array.setflags(write=False)
+        check_choice("measure", self.measure, _MEASURES)
+        for layer, mean in self.mean.items():
+            if mean.ndim != 2 or mean.shape[0] != mean.shape[1]:
+                raise ValueError(f"the mean of layer {layer!r} is {mean.shape}: give (n_units, n_units)")
+        super().__post_init__()
 
     @property
     def layers(self) -> tuple[str, ...]:  # In the order the network runs them
@@ -82,129 +100,146 @@ class _Likeness(Result):
 
     def matrix(self, layer: str, *, normalized: bool = True) -> np.ndarray:  # (n_units, n_units), at least 0
         """How alike are each two units? Normalised: over the roots of the units' own entries."""
-        mean = self.mean[_known(self, layer)]
+        mean = self._mean_of(layer)
         return abs(mean) / (_scale(mean) if normalized else 1)
+
+    def _mean_of(self, layer: str) -> np.ndarray:
+        if layer not in self.mean:
+            raise KeyError(f"no layer {layer!r} was measured: {suggest(layer, self.layers)}")
+        return self.mean[layer]
 
     def standard_error(self, layer: str, *, normalized: bool = True) -> np.ndarray:  # (n_units, n_units), at least 0
         """How far off may entries be because the examples are a sample? Raises: `ValueError` if not measured."""
-        return _standard_error(self, _known(self, layer), normalized)
-
-
-def _known(found: _Likeness, layer: str) -> str:
-    if layer not in found.mean:
-        near = difflib.get_close_matches(layer, found.layers, cutoff=0.4) or found.layers[:3]
-        raise KeyError(f"no layer {layer!r} was measured: did you mean {' or '.join(map(repr, near))}?")
-    return layer
-
-# %% ../../nbs/rooms/graphs_similarity.ipynb #2dc7f156
-def _standard_error(found: _Likeness, layer: str, normalized: bool) -> np.ndarray:
-    if not found.products:
-        raise ValueError("what standard errors need was not kept: measure with errors=True")
-    mean, own, n = found.mean[layer], found.mean[layer].diagonal(), found.n_examples
-    squares, with_own, own_with_own = found.products[layer]
-    variance = squares - mean**2
-    if normalized:
-        scale, inverse = _scale(mean), np.divide(1, own, out=np.zeros_like(own), where=own != 0)
-        entry, side = mean / scale, (with_own - mean * own[:, None]) * inverse[:, None] / scale
-        ends = (own_with_own - np.outer(own, own)) * np.outer(inverse, inverse)
-        single = ends.diagonal()
-        variance = variance / scale**2 + entry**2 * (single[:, None] + single + 2 * ends) / 4
-        variance -= entry * (side + side.T)
-        np.fill_diagonal(variance, 0)
-    return np.sqrt(np.maximum(variance, 0) / max(n - 1, 1))
-
-
-def _graph(found: _Likeness, normalized: bool) -> UnitGraph:
-    matrices = {name: found.matrix(name, normalized=normalized) for name in found.layers}
-    for one in matrices.values():
-        np.fill_diagonal(one, 0)
-    blocks = {(name, name): torch.from_numpy(one) for name, one in matrices.items()}
-    settings = {"normalized": normalized, "side": found.side, "n_examples": found.n_examples, "seed": found.seed}
-    sizes = tuple(len(one) for one in matrices.values())
-    return UnitGraph(layers=found.layers, sizes=sizes, blocks=blocks, kind=found.measure, settings=settings)
-
-# %% ../../nbs/rooms/graphs_similarity.ipynb #13c3b719
-class Similarity(_Likeness):
-    """How alike units are, in what drives them or in what they drive; made by `measure_similarity`."""
+        mean = self._mean_of(layer)
+        if not self.products:
+            raise ValueError("what standard errors need was not kept: measure with errors=True")
+        variance = _variance(mean, *self.products[layer], normalized=normalized)
+        return np.sqrt(np.maximum(variance, 0) / max(self.n_examples - 1, 1))
 
     def graph(self, *, normalized: bool = True) -> UnitGraph:
         """The likeness of each two units of a layer as the edge between them."""
-        return _graph(self, normalized)
+        matrices = {name: self.matrix(name, normalized=normalized) for name in self.layers}
+        for one in matrices.values():
+            np.fill_diagonal(one, 0)
+        blocks = {(name, name): torch.from_numpy(one) for name, one in matrices.items()}
+        settings = {"normalized": normalized, "side": self.side, "n_examples": self.n_examples, "seed": self.seed}
+        sizes = tuple(len(one) for one in matrices.values())
+        return UnitGraph(layers=self.layers, sizes=sizes, blocks=blocks, kind=self.measure, settings=settings)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each two units of a layer, and for each with itself; errors are NaN if not measured."""
-        return pd.concat([_pairs(self, layer) for layer in self.layers], ignore_index=True)
+        return pd.concat([self._pairs(layer) for layer in self.layers], ignore_index=True)
+
+    def _pairs(self, layer: str) -> pd.DataFrame:
+        a, b = np.triu_indices(len(self.mean[layer]))
+        columns = {"layer": layer, "unit_a": a, "unit_b": b, "mean": self.mean[layer][a, b]}
+        columns["normalized"] = self.matrix(layer)[a, b]
+        for name, normalized in (("mean_error", False), ("normalized_error", True)):
+            error = self.standard_error(layer, normalized=normalized) if self.products else None
+            columns[name] = np.nan if error is None else error[a, b]
+        return pd.DataFrame(columns)
 
     def plot(self, ax: Any = None, *, layer: str | None = None, order: Any = None) -> Any:
         """The normalised matrix of one layer, by default the first, its units in `order`. Returns the axes."""
-        return _plot(self, ax, self.layers[0] if layer is None else layer, order)
+        layer = self.layers[0] if layer is None else layer
+        matrix = self.matrix(layer)
+        order = np.arange(len(matrix)) if order is None else np.asarray(order)
+        if ax is None:
+            import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
+            ax = plt.subplots(figsize=(3, 2.8), layout="constrained")[1]
+        ax.imshow(matrix[np.ix_(order, order)], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(title=f"{self.measure}, layer {layer}", xlabel="unit", ylabel="unit")
+        return ax
+
+    @property
+    def verdict(self) -> str:
+        """What was measured, on how many units, in words."""
         own = np.concatenate([one.diagonal() for one in self.mean.values()])
-        units = f"{len(own)} units of {len(self.mean)} layer" + "s" * (len(self.mean) != 1)
+        units = f"{counted(len(own), 'unit')} of {counted(len(self.mean), 'layer')}"
         dead = f"{int((own == 0).sum())} dead"
-        return f"Similarity({self.measure}, {self.side}: {units}, {dead}, {self.n_examples} examples)"
+        return f"{self.measure}, {self.side}: {units}, {dead}, {counted(self.n_examples, 'example')}"
 
-    def _repr_html_(self) -> str:
-        rows = {}
-        for layer in self.layers:
-            found = self.matrix(layer)[np.triu_indices(len(self.mean[layer]), 1)]
-            dead = int((self.mean[layer].diagonal() == 0).sum())
-            rows[layer] = {"units": len(self.mean[layer]), "dead": dead, "places": len(self.positions[layer])}
-            rows[layer] |= {"mean edge": found.mean() if len(found) else np.nan}
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
-        return f"<p>{self.measure}, {self.side}</p>{table.to_html()}"
+    def shown(self) -> pd.DataFrame:
+        """One row a layer: its units, how many have no edge, the places averaged over, and the mean edge."""
+        rows = []
+        for layer, mean in self.mean.items():
+            found, dead = self.matrix(layer)[np.triu_indices(len(mean), 1)], int((mean.diagonal() == 0).sum())
+            edge = found.mean() if len(found) else np.nan
+            rows.append((layer, len(mean), dead, len(self.positions[layer]), edge))
+        return pd.DataFrame(rows, columns=["layer", "units", "dead", "places", "mean_edge"])
 
-# %% ../../nbs/rooms/graphs_similarity.ipynb #5f9ac766
-def _pairs(found: Similarity, layer: str) -> pd.DataFrame:
-    a, b = np.triu_indices(len(found.mean[layer]))
-    columns = {"layer": layer, "unit_a": a, "unit_b": b, "mean": found.mean[layer][a, b]}
-    columns["normalized"] = found.matrix(layer)[a, b]
-    for name, normalized in (("mean_error", False), ("normalized_error", True)):
-        error = found.standard_error(layer, normalized=normalized) if found.products else None
-        columns[name] = np.nan if error is None else error[a, b]
-    return pd.DataFrame(columns)
-
-
-def _plot(found: Similarity, ax: Any, layer: str, order: Any) -> Any:
-    matrix = found.matrix(layer)
-    order = np.arange(len(matrix)) if order is None else np.asarray(order)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(3, 2.8), layout="constrained")[1]
-    ax.imshow(matrix[np.ix_(order, order)], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-    ax.set(title=f"{found.measure}, layer {layer}", xlabel="unit", ylabel="unit")
-    return ax
+# %% ../../nbs/rooms/graphs_similarity.ipynb #2dc7f156
+def _variance(
+    mean: np.ndarray, squares: np.ndarray, with_own: np.ndarray, own_with_own: np.ndarray, *, normalized: bool
+) -> np.ndarray:
+    """Of the examples' own entries: from their mean, and the means of their products."""
+    variance = squares - mean**2
+    if not normalized:
+        return variance
+    own = mean.diagonal()
+    scale, inverse = _scale(mean), np.divide(1, own, out=np.zeros_like(own), where=own != 0)
+    entry, side = mean / scale, (with_own - mean * own[:, None]) * inverse[:, None] / scale
+    ends = (own_with_own - np.outer(own, own)) * np.outer(inverse, inverse)
+    single = ends.diagonal()
+    variance = variance / scale**2 + entry**2 * (single[:, None] + single + 2 * ends) / 4
+    variance -= entry * (side + side.T)
+    np.fill_diagonal(variance, 0)
+    return variance
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #e4da6de1
 def measure_similarity(
-    model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs class labels
-    network: Network,  # From `trace(model, ...)`
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
+    data: Any = None,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs classes
+    network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     *,
-    measure: str = "covariance",  # 'covariance', 'input_jacobian', 'output_jacobian' or 'loss_hessian'
+    measure: Literal["covariance", "input_jacobian", "output_jacobian", "loss_hessian"] = "covariance",  # See the table
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
-    positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer and averaged over; None is all
+    positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer, at least 1; None is all
     errors: bool = False,  # Keep what standard errors need? Three more matrices a layer, and slower
     memory: float | None = None,  # GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
-    seed: int = 0,  # Draws the positions
+    seed: int = 0,  # Draws the positions; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Similarity:
     """How alike are the units of each layer, in what drives them or in what they drive?
 
-    Raises: `ValueError` if the measure is not defined for this network, or for bad options or data; `KeyError` for an
-    unknown layer.
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any, default None
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs classes
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    measure : {'covariance', 'input_jacobian', 'output_jacobian', 'loss_hessian'}, default 'covariance'
+        See the table
+    layers : Sequence[str] | None, default None
+        Names; by default all hidden layers
+    positions : int | None, default 32
+        Places of a map, or tokens, drawn in each layer, at least 1; None is all
+    errors : bool, default False
+        Keep what standard errors need? Three more matrices a layer, and slower
+    memory : float | None, default None
+        GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+    seed : int, default 0
+        Draws the positions; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Similarity
+
+    Raises: `ValueError` if the measure is not defined for this network, for bad options or data, or if the network is
+    another model's; `KeyError` for an unknown layer.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
-    chosen, like = _checked(network, measure, layers, positions, memory), reference_tensor(model)
-    data = batches(data, targets="classes" if measure == "loss_hessian" else "any")
-    places = {layer.name: choose_places(network, layer, positions, seed) for layer in chosen}
+    subject = Subject.of(model, data, network=network, targets=_targets(measure))
+    chosen, like = _checked(subject.network, positions, layers, memory), reference_tensor(subject.model)
+    places = {layer.name: choose_places(subject.network, layer, positions, seed) for layer in chosen}
     device = torch.device("cpu") if like.device.type == "mps" else like.device
     task = Measurement(
-        network=network,
-        data=data,
-        model=model,
+        subject=subject,
         layers=chosen,
         positions={name: torch.as_tensor(one, device=like.device) for name, one in places.items()},
         numbers=int((memory or _MEMORY.get(like.device.type, 1)) * 1e9 / max(4, like.element_size())),
@@ -220,11 +255,15 @@ def measure_similarity(
 _MEMORY = {"cpu": 0.03}  # GB: more did not fit the cache, and was slower
 
 
+def _targets(measure: str) -> Literal["classes", "any"]:
+    """What the labels have to be."""
+    check_choice("measure", measure, _MEASURES)
+    return "classes" if measure == "loss_hessian" else "any"
+
+
 def _checked(
-    network: Network, measure: str, layers: Sequence[str] | None, positions: int | None, memory: float | None
+    network: Network, positions: int | None, layers: Sequence[str] | None, memory: float | None
 ) -> tuple[Layer, ...]:
-    if measure not in _MEASURES:
-        raise ValueError(f"measure={measure!r}: choose one of {list(_MEASURES)}")
     if positions is not None and positions < 1:
         raise ValueError(f"got positions={positions}: at least 1, or None for all")
     if memory is not None and not memory > 0:
@@ -241,28 +280,57 @@ def _result(task: Measurement, measure: str, places: dict[str, np.ndarray], seed
         mean[name] = np.triu(found) + np.triu(found, 1).T
         if one.products is not None:
             products[name] = (one.products / one.n).cpu().numpy()
-    fields = dict(positions=places, n_examples=task.data.n, seed=seed)
+    fields = dict(positions=places, n_examples=task.subject.data.n, seed=seed)
     return Similarity(measure=measure, mean=mean, products=products, **fields)
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #f4572bfe
 def unit_similarity(
-    model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs class labels
-    network: Network,  # From `trace(model, ...)`
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
+    data: Any = None,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs classes
+    network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     *,
-    measure: str = "covariance",  # 'covariance', 'input_jacobian', 'output_jacobian' or 'loss_hessian'
+    measure: Literal["covariance", "input_jacobian", "output_jacobian", "loss_hessian"] = "covariance",  # See the table
     normalized: bool = True,  # Divide each likeness by the roots of its two units' own, as in a correlation?
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
-    positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer and averaged over; None is all
+    positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer, at least 1; None is all
     memory: float | None = None,  # GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
-    seed: int = 0,  # Draws the positions
+    seed: int = 0,  # Draws the positions; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> UnitGraph:  # Edges between the units of one layer, at least 0, float64
     """Which units of a layer share what drives them, or what they drive?
 
-    Raises: `ValueError` if the measure is not defined for this network, or for bad options or data; `KeyError` for an
-    unknown layer.
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any, default None
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; the Hessian needs classes
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    measure : {'covariance', 'input_jacobian', 'output_jacobian', 'loss_hessian'}, default 'covariance'
+        See the table
+    normalized : bool, default True
+        Divide each likeness by the roots of its two units' own, as in a correlation?
+    layers : Sequence[str] | None, default None
+        Names; by default all hidden layers
+    positions : int | None, default 32
+        Places of a map, or tokens, drawn in each layer, at least 1; None is all
+    memory : float | None, default None
+        GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+    seed : int, default 0
+        Draws the positions; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    UnitGraph
+        Edges between the units of one layer, at least 0, float64
+
+    Raises: `ValueError` if the measure is not defined for this network, for bad options or data, or if the network is
+    another model's; `KeyError` for an unknown layer.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
     options = dict(layers=layers, positions=positions, memory=memory, seed=seed, progress=progress)
-    return measure_similarity(model, data, network, measure=measure, **options).graph(normalized=normalized)
+    subject = Subject.of(model, data, network=network, targets=_targets(measure))
+    return measure_similarity(subject, measure=measure, **options).graph(normalized=normalized)

@@ -10,11 +10,13 @@ __all__ = ['weight_graph']
 # %% ../../nbs/02_weight_graph.ipynb #faf2f461
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.words import check_choice
 from .graph import UnitGraph
 from ..network.units import Network, Wire
 
@@ -61,7 +63,20 @@ def _row_norms(wire: Wire, gain_in: Tensor, norm: str) -> Tensor:
 
 
 def kernel_norms(wire: Wire, sizes: dict[str, int], entries: Tensor, gain_out: Tensor, norm: str) -> Tensor:
-    """(n_source, n_target) norm of the weights between each two units, from the `entries` of `_row_norms`."""
+    """(n_source, n_target) norm of the weights between each two units, from the `entries` of `_row_norms`.
+
+    Parameters
+    ----------
+    wire : Wire
+    sizes : dict[str, int]
+    entries : Tensor
+    gain_out : Tensor
+    norm : str
+
+    Returns
+    -------
+    Tensor
+    """
     gain_out = gain_out ** (2 if norm == "l2" else 1)
     by_source = _gather(entries, wire.columns, sizes[wire.source], norm, gain_out).transpose(0, 1)
     one = torch.ones(wire.rows.shape[1], dtype=torch.float64, device=entries.device)
@@ -99,17 +114,32 @@ def _normalize(network: Network, sizes: dict[str, int], gains: list[list[Tensor]
 def weight_graph(
     network: Network,  # From `trace`
     *,
-    norm: str = "l1",  # Of a kernel: 'l1' and 'l2' of its entries, 'max', or 'matrix1', the authors' largest column sum
+    norm: Literal["l1", "l2", "max", "matrix1"] = "l1",  # Of a kernel's entries; 'matrix1': its largest column sum
     fold_bn: bool = True,  # Multiply by |gamma| / sqrt(var + eps) of batch norms?
     normalize: bool = False,  # Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
 ) -> UnitGraph:  # Over all layers, input and output included; biases play no part
     """How strongly do the weights join each two units?
 
+    Parameters
+    ----------
+    network : Network
+        From `trace`
+    norm : {'l1', 'l2', 'max', 'matrix1'}, default 'l1'
+        Of a kernel's entries; 'matrix1': its largest column sum
+    fold_bn : bool, default True
+        Multiply by |gamma| / sqrt(var + eps) of batch norms?
+    normalize : bool, default False
+        Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
+
+    Returns
+    -------
+    UnitGraph
+        Over all layers, input and output included; biases play no part
+
     Raises: `ValueError` for another norm, a network whose layers never meet, or one that could not be exported.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r}: choose one of {list(NORMS)}")
+    check_choice("norm", norm, NORMS)
     if network.refused:
         raise ValueError(f"which weights join the units of {network.model} is not known, as {network.refused}")
     sizes = {layer.name: layer.n_units for layer in network.layers}

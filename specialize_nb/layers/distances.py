@@ -15,8 +15,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import ot
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import batches, to_model
+from ..base.data import Batches, batches, to_model
 from ..base.results import Result
+from ..base.words import counted
 from specialize_nb.layers.gromov import (
     FIXED_STARTS,
     GromovWasserstein,
@@ -39,7 +40,8 @@ from specialize_nb.layers.gromov import (
     solver_doubts,
     start_names,
 )
-from .measures import Measure, Subspace, find_measure
+from .measures import Measure, MeasureName, Subspace, find_measure
+from ..network.subject import Subject
 from ..network.units import Layer, Network, trace
 
 # %% ../../nbs/rooms/layers_distances.ipynb #019b57e5
@@ -86,7 +88,7 @@ class _Draw(NamedTuple):
     positions: np.ndarray  # (n,) its position, if tokens are points
 
 
-def _draw(data: Any, n: int, n_positions: int, rng: np.random.Generator) -> _Draw:
+def _draw(data: Batches, n: int, n_positions: int, rng: np.random.Generator) -> _Draw:
     """n points drawn without repetition from all inputs, or from all positions of all inputs."""
     if n > data.n * n_positions or n < 4:
         raise ValueError(f"got n={n}, and the data hold {data.n * n_positions} points: from 4 to as many")
@@ -115,7 +117,7 @@ def _packs(layers: Sequence[Layer], n: int) -> Iterator[list[Layer]]:
 # %% ../../nbs/rooms/layers_distances.ipynb #dc298f80
 @torch.no_grad()
 def _tables(
-    model: nn.Module, network: Network, layers: Sequence[Layer], draw: _Draw, points: str | int
+    subject: Subject, layers: Sequence[Layer], draw: _Draw, points: str | int
 ) -> Iterator[tuple[Layer, np.ndarray]]:
     """Of each layer, the coordinates (n, d) of all points."""
     n_inputs = len(pytree.tree_leaves(draw.inputs)[0])
@@ -123,7 +125,8 @@ def _tables(
         names, parts = [layer.name for layer in pack], {layer.name: [] for layer in pack}
         for start in range(0, n_inputs, _BATCH):
             x = pytree.tree_map(lambda one, start=start: one[start : start + _BATCH], draw.inputs)
-            for layer, value in zip(pack, network.activations(to_model(x, model), names).values(), strict=True):
+            answered = subject.network.activations(to_model(x, subject.model), names)
+            for layer, value in zip(pack, answered.values(), strict=True):
                 if len(value) != min(_BATCH, n_inputs - start):
                     found = f"layer {layer.name!r} puts out {tuple(value.shape)}, whose first axis is not the batch"
                     raise ValueError(f"{found}: name other `layers`")
@@ -135,15 +138,41 @@ def _tables(
                 raise ValueError(f"activations of {layer.name!r} hold NaN or infinite numbers: check model and data")
             yield layer, table.double().numpy()
 
-# %% ../../nbs/rooms/layers_distances.ipynb #32ad664d
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Matrices(Result):
-    """What was measured of all pairs of layers."""
+# %% ../../nbs/rooms/layers_distances.ipynb #60723497
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LayerDistances(Result):
+    """How far apart any two layers are, and how far the numbers can be trusted.
+
+    Attributes
+    ----------
+    layers : tuple[str, ...]
+        Names, in the order they run
+    sizes : tuple[int, ...]
+        Coordinates of a point in each
+    measure : str
+        Its name
+    draws : np.ndarray
+        (repeats, L, L) distances in each sample of inputs, at least 0 or NaN; read-only
+    identity : np.ndarray
+        (repeats, L, L) roots of the identity distortion, read-only
+    starts : tuple[str, ...]
+        Of Gromov-Wasserstein; else ()
+    losses : np.ndarray
+        (repeats, L, L, starts) squared loss where each start ended, NaN if not trusted; read-only
+    converged : np.ndarray
+        (repeats, L, L) did all starts end by themselves? read-only
+    misfit : np.ndarray
+        (repeats, L, L) largest error of a marginal, as a share; read-only
+    doubts : tuple[str, ...]
+        What was warned of
+    settings : dict[str, Any]
+        n, points, repeats, seed and the rest
+    """
 
     layers: tuple[str, ...]  # Names, in the order they run
     sizes: tuple[int, ...]  # Coordinates of a point in each
     measure: str  # Its name
-    draws: np.ndarray  # (repeats, L, L) distances in each sample of inputs, read-only
+    draws: np.ndarray  # (repeats, L, L) distances in each sample of inputs, at least 0 or NaN; read-only
     identity: np.ndarray  # (repeats, L, L) roots of the identity distortion, read-only
     starts: tuple[str, ...]  # Of Gromov-Wasserstein; else ()
     losses: np.ndarray  # (repeats, L, L, starts) squared loss where each start ended, NaN if not trusted; read-only
@@ -153,15 +182,10 @@ class _Matrices(Result):
     settings: dict[str, Any]  # n, points, repeats, seed and the rest
 
     def __post_init__(self) -> None:
-        for name in ("layers", "sizes", "starts", "doubts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("draws", "identity", "losses", "converged", "misfit"):
-            getattr(self, name).setflags(write=False)
-
-# %% ../../nbs/rooms/layers_distances.ipynb #60723497
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class LayerDistances(_Matrices):
-    """How far apart any two layers are, and how far the numbers can be trusted."""
+        n_layers = len(self.layers)
+        if self.draws.ndim != 3 or self.draws.shape[1:] != (n_layers, n_layers):
+            raise ValueError(f"got draws of shape {self.draws.shape} of {n_layers} layers: give (repeats, L, L)")
+        super().__post_init__()
 
     @property
     def matrix(self) -> np.ndarray:  # (L, L) symmetric, zero diagonal
@@ -174,73 +198,88 @@ class LayerDistances(_Matrices):
         return self.draws.std(0, ddof=1) if len(self.draws) > 1 else np.full(self.draws.shape[1:], np.nan)
 
     @property
-    def agreement(self) -> float:  # From -1 to 1
+    def agreement(self) -> float:  # From -1 to 1; NaN for fewer than three pairs
         """Spearman's rho with the identity distortion over all pairs of layers; 1: the measure adds no order to it."""
-        return _agreement(self.matrix, self.identity.mean(0))
+        upper = np.triu_indices(len(self.layers), 1)
+        own, identity = self.matrix[upper], self.identity.mean(0)[upper]
+        known = np.isfinite(own) & np.isfinite(identity)
+        return float(spearmanr(own[known], identity[known])[0]) if known.sum() > 2 else np.nan
 
     @property
     def start_spread(self) -> np.ndarray:  # (L, L), NaN without starts
         """How far above the best start the worst one ended, as a share of the best squared loss, mean over samples."""
-        return _start_spread(self.losses)
+        if not self.starts:
+            return np.full(self.losses.shape[1:3], np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a layer and itself
+            least, most = np.nanmin(self.losses, -1), np.nanmax(self.losses, -1)
+        return ((most - least) / np.where(least > 0, least, np.nan)).mean(0)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a pair of layers; `loss` is the squared loss of 'gw' and 'identity'."""
-        return _frame(self)
+        i, j = np.array(_pairs(len(self.layers))).reshape(-1, 2).T
+        names = np.array(self.layers)
+        columns = dict(measure=self.measure, layer=names[i], other=names[j], distance=self.matrix[i, j])
+        squared = self.measure in ("gw", "identity")
+        columns |= dict(sd=self.sd[i, j], loss=(self.draws**2).mean(0)[i, j] if squared else np.nan)
+        columns |= dict(identity=self.identity.mean(0)[i, j], start_spread=self.start_spread[i, j])
+        if self.starts:
+            best = np.nanargmin(np.where(np.isnan(self.losses[0]), np.inf, self.losses[0]), -1)
+            columns |= dict(best_start=np.array(self.starts)[best[i, j]], converged=self.converged.all(0)[i, j])
+        return pd.DataFrame(columns)
 
     def plot(self, ax: Any = None, *, boundaries: Sequence[int] = ()) -> Any:
         """The matrix as a picture, with lines before the layers numbered in `boundaries`; returns the axes."""
-        return plot_distances(self.matrix, self.layers, f"{self.measure}, n = {self.settings['n']}", ax, boundaries)
+        title = f"{self.measure}, n = {self.settings['n']}"
+        return plot_distances(self.matrix, self.layers, ax, title=title, boundaries=boundaries)
 
-    def __repr__(self) -> str:
-        return f"LayerDistances({_told(self)})"
+    @property
+    def verdict(self) -> str:
+        """The measure, the span of the distances, and how many doubts there are, in words."""
+        upper = self.matrix[np.triu_indices(len(self.layers), 1)]
+        known = upper[np.isfinite(upper)]
+        span = f"{known.min():.3g} to {known.max():.3g}" if len(known) else "none known"
+        told = f"{self.measure}, {counted(len(self.layers), 'layer')}, n = {self.settings['n']}: {span}"
+        if self.measure != "identity" and not np.isnan(self.agreement):
+            told += f", Spearman {self.agreement:.3f} with the identity distortion"
+        return told + (f"; {counted(len(self.doubts), 'doubt')}" if self.doubts else "")
 
-    def _repr_html_(self) -> str:
-        return pd.DataFrame(self.matrix, self.layers, self.layers).round(3).to_html()
+    def shown(self) -> pd.DataFrame:
+        """The matrix, a row and a column a layer."""
+        table = pd.DataFrame(self.matrix, columns=self.layers)
+        table.insert(0, "layer", self.layers, allow_duplicates=True)
+        return table
 
 # %% ../../nbs/rooms/layers_distances.ipynb #2bb26c12
 def _pairs(n: int) -> list[tuple[int, int]]:
     return list(itertools.combinations(range(n), 2))
 
-
-def _agreement(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (one[np.triu_indices(len(one), 1)] for one in (a, b))
-    known = np.isfinite(a) & np.isfinite(b)
-    return float(spearmanr(a[known], b[known])[0]) if known.sum() > 2 else np.nan
-
-
-def _start_spread(losses: np.ndarray) -> np.ndarray:
-    if not losses.shape[-1]:
-        return np.full(losses.shape[1:3], np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a layer and itself
-        least, most = np.nanmin(losses, -1), np.nanmax(losses, -1)
-    return ((most - least) / np.where(least > 0, least, np.nan)).mean(0)
-
-
-def _frame(found: LayerDistances) -> pd.DataFrame:
-    i, j = np.array(_pairs(len(found.layers))).reshape(-1, 2).T
-    names = np.array(found.layers)
-    columns = dict(measure=found.measure, layer=names[i], other=names[j], distance=found.matrix[i, j])
-    squared = found.measure in ("gw", "identity")
-    columns |= dict(sd=found.sd[i, j], loss=(found.draws**2).mean(0)[i, j] if squared else np.nan)
-    columns |= dict(identity=found.identity.mean(0)[i, j], start_spread=found.start_spread[i, j])
-    if found.starts:
-        best = np.nanargmin(np.where(np.isnan(found.losses[0]), np.inf, found.losses[0]), -1)
-        columns |= dict(best_start=np.array(found.starts)[best[i, j]], converged=found.converged.all(0)[i, j])
-    return pd.DataFrame(columns)
-
 # %% ../../nbs/rooms/layers_distances.ipynb #8211b2ac
-def _told(found: LayerDistances) -> str:
-    upper = found.matrix[np.triu_indices(len(found.layers), 1)]
-    known = upper[np.isfinite(upper)]
-    span = f"{known.min():.3g} to {known.max():.3g}" if len(known) else "none known"
-    told = f"{found.measure}, {len(found.layers)} layers, n = {found.settings['n']}: {span}"
-    if found.measure != "identity" and not np.isnan(found.agreement):
-        told += f", Spearman {found.agreement:.3f} with the identity distortion"
-    return told + (f"; {len(found.doubts)} doubts" if found.doubts else "")
+def plot_distances(
+    matrix: np.ndarray,  # (L, L) distances; NaN stays white
+    names: Sequence[str],  # Of the layers
+    ax: Any = None,
+    *,
+    title: str,
+    boundaries: Sequence[int] = (),  # Numbers of the layers that a line is drawn before
+) -> Any:
+    """A matrix of distances between layers as a picture. Returns the axes.
 
+    Parameters
+    ----------
+    matrix : np.ndarray
+        (L, L) distances; NaN stays white
+    names : Sequence[str]
+        Of the layers
+    ax : Any, default None
+    title : str
+    boundaries : Sequence[int], default ()
+        Numbers of the layers that a line is drawn before
 
-def plot_distances(matrix: np.ndarray, names: Sequence[str], title: str, ax: Any, boundaries: Sequence[int]) -> Any:
+    Returns
+    -------
+    Any
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -284,7 +323,7 @@ def _solve_batch(a: Tensor, b: Tensor) -> list[GromovWasserstein | None]:  # (pa
     a, b, found = a.cpu().numpy(), b.cpu().numpy(), []
     for k, off in enumerate(rough.tolist()):
         solved = best_start(a[k], b[k], {name: plan[k] for name, plan in ends.items()}, True) if off <= _ROUGH else None
-        found.append(solved and solved._replace(misfit=off))
+        found.append(solved and replace(solved, misfit=off))
     return found
 
 # %% ../../nbs/rooms/layers_distances.ipynb #aa0d501c
@@ -292,76 +331,123 @@ _AT_ONCE = 64  # Pairs on a graphics processor
 
 
 class _Job(NamedTuple):
-    """What all pairs share."""
+    """How the pairs of one sample of inputs are solved."""
 
-    n_random: int
-    max_iter: int
+    n_random: int  # Random starts
+    max_iter: int  # Steps a start
     seed: int
-    sample: int
+    sample: int  # Its number
+    device: torch.device | None = None  # Where many pairs are solved at once; None: one by one
+    n_jobs: int | None = None  # Processes for those that are solved one by one
 
 
 def _pair(stack: np.ndarray, i: int, j: int, job: _Job) -> tuple[int, int, GromovWasserstein]:
     found = solve_gw(stack[i], stack[j], job.n_random, job.max_iter, [job.seed, job.sample, i, j])
-    return i, j, found._replace(plan=np.zeros((0, 0)))
+    return i, j, replace(found, plan=np.zeros((0, 0)))
 
 
-def _solved(
-    stack: np.ndarray, pairs: list[tuple[int, int]], job: _Job, device: torch.device | None, n_jobs: int | None
-) -> Iterator[tuple[int, int, GromovWasserstein]]:
-    """Every pair: on `device` many at once, and what that leaves over, or all, each by itself."""
+def _solved(stack: np.ndarray, pairs: list[tuple[int, int]], job: _Job) -> Iterator[tuple[int, int, GromovWasserstein]]:
+    """Every pair: on a device many at once, and what that leaves over, or all, each by itself."""
     left = []
-    for start in range(0, len(pairs) if device else 0, _AT_ONCE):
+    for start in range(0, len(pairs) if job.device else 0, _AT_ONCE):
         part = pairs[start : start + _AT_ONCE]
-        a, b = (torch.from_numpy(stack[list(side)]).to(device) for side in zip(*part, strict=True))
+        a, b = (torch.from_numpy(stack[list(side)]).to(job.device) for side in zip(*part, strict=True))
         for (i, j), found in zip(part, _solve_batch(a, b), strict=True):
             if found is None:
                 left.append((i, j))
             else:
                 yield i, j, found
-    left = left if device else pairs
+    left = left if job.device else pairs
     tasks = (delayed(_pair)(stack, i, j, job) for i, j in left)
-    yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks)
+    yield from Parallel(n_jobs=job.n_jobs, return_as="generator_unordered")(tasks)
 
 # %% ../../nbs/rooms/layers_distances.ipynb #e2750f43
 def layer_distances(
-    model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Pair of tensors, `DataLoader`, batches of (x, y), or inputs alone; labels are not looked at
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
+    data: Any = None,  # Pair of tensors, `DataLoader`, batches of (x, y), or inputs alone; labels are not looked at
     *,
-    measure: str | Callable[[np.ndarray, np.ndarray], float] = "gw",  # A name from the table, or a function
+    measure: MeasureName | Callable[[np.ndarray, np.ndarray], float] = "gw",  # A name from the table, or a function
     n: int = 300,  # Points, at least 4: inputs drawn by the seed, the same for every layer
-    points: str | int = "flatten",  # 'flatten', 'mean', 'tokens', or the index of a position
+    points: Literal["flatten", "mean", "tokens"] | int = "flatten",  # Its coordinates; a number: at that position
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers and outputs
-    network: Network | None = None,  # From `trace`; by default with the sums of a residual stream as layers
+    network: Network | None = None,  # From `trace`; traced here if None, with the sums of a residual stream as layers
     repeats: int = 1,  # Samples of inputs, at least 1
-    n_random: int = 2,  # Of 'gw': random starts besides the three fixed ones
-    max_iter: int = 1_000,  # Of 'gw': steps a start
-    batched: bool | None = None,  # Of 'gw': many pairs at once; None: where the model is on a graphics processor
+    n_random: int = 2,  # Of 'gw' alone: random starts besides the three fixed ones, at least 0
+    max_iter: int = 1_000,  # Of 'gw' alone: steps a start, at least 1
+    batched: bool | None = None,  # Of 'gw' alone: many pairs at once; None: where the model is on a graphics processor
+    n_jobs: int | None = None,  # Of 'gw' alone: processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the inputs, the random starts and directions; global generators are left alone
-    n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     progress: bool = False,  # Show a progress bar?
 ) -> LayerDistances:
     """How far apart are the layers of a model in what they tell apart?
 
-    Raises: `ValueError` for options out of range, fewer than two layers, or NaN activations; `KeyError` for a layer.
+    Without a `network` the model is traced with `residual="stream"`, unlike elsewhere: the states of a residual stream
+    are the layers that matter here. `n_random`, `max_iter`, `batched` and `n_jobs` say how Gromov-Wasserstein is
+    solved; no other measure looks at them.
+
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any, default None
+        Pair of tensors, `DataLoader`, batches of (x, y), or inputs alone; labels are not looked at
+    measure : MeasureName | Callable[[np.ndarray, np.ndarray], float], default 'gw'
+        A name from the table, or a function
+    n : int, default 300
+        Points, at least 4: inputs drawn by the seed, the same for every layer
+    points : {'flatten', 'mean', 'tokens'} | int, default 'flatten'
+        Its coordinates; a number: at that position
+    layers : Sequence[str] | None, default None
+        Names; by default all hidden layers and outputs
+    network : Network | None, default None
+        From `trace`; traced here if None, with the sums of a residual stream as layers
+    repeats : int, default 1
+        Samples of inputs, at least 1
+    n_random : int, default 2
+        Of 'gw' alone: random starts besides the three fixed ones, at least 0
+    max_iter : int, default 1000
+        Of 'gw' alone: steps a start, at least 1
+    batched : bool | None, default None
+        Of 'gw' alone: many pairs at once; None: where the model is on a graphics processor
+    n_jobs : int | None, default None
+        Of 'gw' alone: processes; None leaves it to `joblib.parallel_config`, else one
+    seed : int, default 0
+        Seeds the inputs, the random starts and directions; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    LayerDistances
+
+    Raises: `ValueError` for options out of range, fewer than two layers, NaN activations, another model's network;
+    `KeyError` for a layer.
     Warns: `RuntimeWarning` where values are missing or doubtful; `doubts` keeps it.
     Source: Gao et al. (2024), "Identifying Sub-networks in Neural Networks via Functionally Similar Representations".
     """
+    subject = _bound(model, data, network)
     _check_counts(repeats=(repeats, 1), n_random=(n_random, 0), max_iter=(max_iter, 1))
-    data = batches((data, torch.zeros(len(data)).long()) if isinstance(data, Tensor) else data, targets="any")
-    network = network or trace(model, data.example, residual="stream")
-    chosen, (name, how), samples = _chosen(network, layers, points), find_measure(measure), []
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    chosen, (name, how), samples = _chosen(subject.network, layers, points), find_measure(measure), []
+    device = next((one.device for one in subject.model.parameters()), torch.device("cpu"))
     batched = device.type == "cuda" if batched is None else batched
     with tqdm(total=repeats * len(_pairs(len(chosen))), desc=name, unit="pair", disable=not progress) as bar:
         for sample in range(repeats):
             rng, spots = np.random.default_rng([seed, sample]), _n_positions(chosen[0]) if points == "tokens" else 1
-            tables = _tables(model, network, chosen, _draw(data, n, spots, rng), points)
-            job = _Job(n_random, max_iter, seed, sample)
-            samples.append(_sample(tables, name, how, job, device if batched else None, n_jobs, bar))
+            tables = _tables(subject, chosen, _draw(subject.data, n, spots, rng), points)
+            job = _Job(n_random, max_iter, seed, sample, device if batched else None, n_jobs)
+            samples.append(_sample(_prepared(tables, name, how, seed), name, how, job, bar))
     told = dict(n=n, points=points, repeats=repeats, batched=batched, n_random=n_random, max_iter=max_iter, seed=seed)
     return _gathered(name, chosen, samples, told)
 
 # %% ../../nbs/rooms/layers_distances.ipynb #1d726132
+def _bound(model: Any, data: Any, network: Network | None) -> Subject:
+    """The three joined; inputs alone get labels that nobody looks at."""
+    if not isinstance(model, Subject):
+        data = batches((data, torch.zeros(len(data)).long()) if isinstance(data, Tensor) else data, targets="any")
+        network = trace(model, data.example, residual="stream") if network is None else network
+    return Subject.of(model, data, network=network)
+
+
 def _check_counts(**counts: tuple[int, int]) -> None:
     for name, (given, least) in counts.items():
         if given < least:
@@ -378,15 +464,28 @@ def _chosen(network: Network, layers: Sequence[str] | None, points: str | int) -
     return found
 
 # %% ../../nbs/rooms/layers_distances.ipynb #ae0951de
-def _prepared(tables: Iterator, name: str, how: Measure, seed: int) -> tuple[list[int], list[np.ndarray], list[Any]]:
-    """Of every layer its coordinates, its distances, and what the measure wants if that is something else."""
+class _Prepared(NamedTuple):
+    """The layers of one sample of inputs, ready to be compared."""
+
+    sizes: tuple[int, ...]  # Coordinates of a point
+    apart: list[np.ndarray]  # (n, n) distances between the points; NaN if they are all the same
+    ready: list[Any]  # What the measure wants, if that is something else
+
+    @property
+    def constant(self) -> np.ndarray:  # (L,)
+        """Which layers answer the same to all inputs?"""
+        return np.array([np.isnan(one).any() for one in self.apart])
+
+
+def _prepared(tables: Iterator, name: str, how: Measure, seed: int) -> _Prepared:
+    """One layer after another, so that no two tables are held."""
     sizes, apart, ready = [], [], []
     for _, table in tables:
         sizes.append(table.shape[1])
         apart.append(point_distances(table))
         known = name in ("gw", "identity") or np.isnan(apart[-1]).any()
         ready.append(None if known else how.prepare(table, seed))
-    return sizes, apart, ready
+    return _Prepared(tuple(sizes), apart, ready)
 
 # %% ../../nbs/rooms/layers_distances.ipynb #5dd8e58a
 class _Sample(NamedTuple):
@@ -399,35 +498,50 @@ class _Sample(NamedTuple):
     converged: np.ndarray
     misfit: np.ndarray
     constant: np.ndarray  # (L,) the same for all inputs?
-    ranks: np.ndarray
+    ranks: np.ndarray  # (L,) directions of 'svcca' and 'pwcca'; else 0
 
 
-def _sample(
-    tables: Iterator, name: str, how: Measure, job: _Job, device: torch.device | None, n_jobs: int | None, bar: Any
-) -> _Sample:
-    """Prepare the layers one by one, then compare."""
-    sizes, apart, ready = _prepared(tables, name, how, job.seed)
-    constant, n_starts = np.array([np.isnan(one).any() for one in apart]), len(start_names(job.n_random))
-    losses = np.full((len(sizes), len(sizes), n_starts if name == "gw" else 0), np.nan)
-    fills = dict(distance=0.0, identity=0.0, converged=True, misfit=0.0)
-    found = {field: np.full((len(sizes), len(sizes)), fill) for field, fill in fills.items()}
-    for i, j in _pairs(len(sizes)):  # NaN for constant layers
-        found["distance"][i, j] = found["identity"][i, j] = math.sqrt(((apart[i] - apart[j]) ** 2).mean())
-    pairs = [pair for pair in _pairs(len(sizes)) if not constant[list(pair)].any()]
+def _sample(layers: _Prepared, name: str, how: Measure, job: _Job, bar: Any) -> _Sample:
+    """Compare all pairs of layers that are not constant."""
+    found = _identities(layers.apart)
+    losses = np.full((*found["distance"].shape, len(start_names(job.n_random)) if name == "gw" else 0), np.nan)
+    pairs = [pair for pair in _pairs(len(layers.sizes)) if not layers.constant[list(pair)].any()]
     if name == "gw":
-        for i, j, one in _solved(np.stack(apart), pairs, job, device, n_jobs):
-            losses[i, j] = losses[j, i] = [one.starts.get(start, np.nan) for start in start_names(job.n_random)]
-            for field in ("distance", "converged", "misfit"):
-                found[field][i, j] = getattr(one, field)
-            bar.update()
-    for i, j in pairs if name != "gw" else ():
+        _transport(found, losses, np.stack(layers.apart), pairs, job, bar)
+    else:
+        _compare(found, layers.ready, pairs, how, bar)
+    for one in found.values():
+        one[np.tril_indices(len(one), -1)] = one.T[np.tril_indices(len(one), -1)]
+    ranks = np.array([one.basis.shape[1] if isinstance(one, Subspace) else 0 for one in layers.ready])
+    return _Sample(layers.sizes, **found, losses=losses, constant=layers.constant, ranks=ranks)
+
+
+def _identities(apart: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The identity distortion of every pair, NaN for constant layers, as its distance until another is known."""
+    fills = dict(distance=0.0, identity=0.0, converged=True, misfit=0.0)
+    found = {field: np.full((len(apart), len(apart)), fill) for field, fill in fills.items()}
+    for i, j in _pairs(len(apart)):
+        found["distance"][i, j] = found["identity"][i, j] = math.sqrt(((apart[i] - apart[j]) ** 2).mean())
+    return found
+
+# %% ../../nbs/rooms/layers_distances.ipynb #c39afbda
+def _transport(
+    found: dict[str, np.ndarray], losses: np.ndarray, stack: np.ndarray, pairs: list, job: _Job, bar: Any
+) -> None:
+    """Fill in what Gromov-Wasserstein says of the pairs."""
+    for i, j, one in _solved(stack, pairs, job):
+        losses[i, j] = losses[j, i] = [one.starts.get(start, np.nan) for start in start_names(job.n_random)]
+        for field in ("distance", "converged", "misfit"):
+            found[field][i, j] = getattr(one, field)
+        bar.update()
+
+
+def _compare(found: dict[str, np.ndarray], ready: list[Any], pairs: list, how: Measure, bar: Any) -> None:
+    """Fill in what another measure says of them; the identity distortion is there already."""
+    for i, j in pairs:
         if ready[i] is not None:
             found["distance"][i, j] = how.between(ready[i], ready[j])
         bar.update()
-    for one in found.values():
-        one[np.tril_indices(len(sizes), -1)] = one.T[np.tril_indices(len(sizes), -1)]
-    ranks = np.array([one.basis.shape[1] if isinstance(one, Subspace) else 0 for one in ready])
-    return _Sample(tuple(sizes), **found, losses=losses, constant=constant, ranks=ranks)
 
 # %% ../../nbs/rooms/layers_distances.ipynb #58671c37
 def _gathered(name: str, layers: Sequence[Layer], samples: list[_Sample], settings: dict[str, Any]) -> LayerDistances:
@@ -452,8 +566,8 @@ def _gathered(name: str, layers: Sequence[Layer], samples: list[_Sample], settin
         warnings.warn(doubt, RuntimeWarning, stacklevel=3)
     starts = start_names(settings["n_random"]) if name == "gw" else ()
     same = {field: arrays[field] for field in ("identity", "losses", "converged", "misfit")}
-    fields = dict(layers=names, sizes=first.sizes, measure=name, starts=starts, doubts=doubts, settings=settings)
-    return LayerDistances(draws=arrays["distance"], **same, **fields)
+    fields = dict(layers=names, sizes=first.sizes, measure=name, starts=starts, settings=settings)
+    return LayerDistances(draws=arrays["distance"], doubts=tuple(doubts), **same, **fields)
 
 
 def _of_starts(losses: np.ndarray) -> list[str]:  # (repeats, pairs, starts)

@@ -11,15 +11,29 @@ __all__ = ['GromovWasserstein', 'gromov_wasserstein']
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ot
+import pandas as pd
 import torch
+
+from ..base.results import Result
+from ..base.words import counted
 
 # %% ../../nbs/rooms/layers_gromov.ipynb #1b7bdbc1
 def point_distances(x: np.ndarray) -> np.ndarray:  # (n, d) -> (n, n)
-    """Euclidean distances between rows over their mean; NaN if all rows are the same."""
+    """Euclidean distances between rows over their mean; NaN if all rows are the same.
+
+    Parameters
+    ----------
+    x : np.ndarray
+
+    Returns
+    -------
+    np.ndarray
+    """
     x = torch.from_numpy(x - x.mean(0))
     if x.shape[1] > _WIDE:
         square = x.square().sum(1)
@@ -49,20 +63,59 @@ def _misfit(plan: np.ndarray) -> float:
     return float(max(abs(n * plan.sum(axis) - 1).max() for axis in (0, 1)))
 
 # %% ../../nbs/rooms/layers_gromov.ipynb #ac9a455d
-class GromovWasserstein(NamedTuple):
-    """How two spaces of n points differ when each is laid on the other as well as was found."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class GromovWasserstein(Result):
+    """How two spaces of n points differ when each is laid on the other as well as was found.
+
+    Attributes
+    ----------
+    loss : float
+        Least squared loss found, at least 0; its root is the distance
+    identity : float
+        The loss of the known pairing, at least 0, which bounds it from above
+    starts : dict[str, float]
+        Start -> the loss where it ended; NaN if not trusted
+    plan : np.ndarray
+        (n, n) the coupling that was kept; read-only
+    misfit : float
+        Largest error of a marginal over the starts, as a share of 1/n, at least 0
+    converged : bool
+        Did all starts stop before `max_iter`?
+    """
 
     loss: float  # Least squared loss found, at least 0; its root is the distance
-    identity: float  # The loss of the known pairing, which bounds it from above
+    identity: float  # The loss of the known pairing, at least 0, which bounds it from above
     starts: dict[str, float]  # Start -> the loss where it ended; NaN if not trusted
-    plan: np.ndarray  # (n, n) the coupling that was kept
-    misfit: float  # Largest error of a marginal over the starts, as a share of 1/n
+    plan: np.ndarray  # (n, n) the coupling that was kept; read-only
+    misfit: float  # Largest error of a marginal over the starts, as a share of 1/n, at least 0
     converged: bool  # Did all starts stop before `max_iter`?
 
     @property
-    def distance(self) -> float:
+    def distance(self) -> float:  # At least 0
         """The root of the loss."""
         return math.sqrt(self.loss)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a start: the loss where it ended, and how far that is above the loss that is kept."""
+        losses = np.array(list(self.starts.values()))
+        return pd.DataFrame({"start": list(self.starts), "loss": losses, "above": losses - self.loss})
+
+    def plot(self, ax: Any = None) -> Any:
+        """The coupling: which points of one space lie on which of the other. Returns the axes."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(3, 2.8), layout="constrained")[1]
+        ax.imshow(self.plan, cmap="Greys", vmin=0, interpolation="nearest")
+        ax.set(title=f"distance {self.distance:.3g}", xlabel="point of the other", ylabel="point of one")
+        return ax
+
+    @property
+    def verdict(self) -> str:
+        """The distance, and what there is to say of it."""
+        told = f"distance {self.distance:.3g}, known pairing {math.sqrt(self.identity):.3g}"
+        told += f", {counted(len(self.starts), 'start')}"
+        return told + ("" if self.converged else ", not all of which ended by themselves")
 
 # %% ../../nbs/rooms/layers_gromov.ipynb #cc60da42
 FIXED_STARTS = "identity", "halfway", "product"
@@ -86,7 +139,20 @@ def _starts(n: int, n_random: int, rng: np.random.Generator) -> dict[str, np.nda
 def best_start(
     a: np.ndarray, b: np.ndarray, ends: Mapping[str, np.ndarray], converged: bool, trusted: float = _MISFIT
 ) -> GromovWasserstein:
-    """The best of the couplings that can be trusted; the known pairing always can."""
+    """The best of the couplings that can be trusted; the known pairing always can.
+
+    Parameters
+    ----------
+    a : np.ndarray
+    b : np.ndarray
+    ends : Mapping[str, np.ndarray]
+    converged : bool
+    trusted : float, default _MISFIT
+
+    Returns
+    -------
+    GromovWasserstein
+    """
     pairing = np.eye(len(a)) / len(a)
     misfits = {name: _misfit(plan) for name, plan in ends.items()}
     losses = {name: _loss(a, b, plan) if misfits[name] <= trusted else np.nan for name, plan in ends.items()}
@@ -94,7 +160,8 @@ def best_start(
     name = min(losses, key=lambda one: np.inf if np.isnan(losses[one]) else losses[one])
     better = losses[name] < known
     loss, plan = (losses[name], ends[name]) if better else (known, pairing)
-    return GromovWasserstein(loss, known, losses, plan, max(misfits.values()), converged)
+    fields = dict(loss=loss, identity=known, starts=losses, plan=plan, misfit=max(misfits.values()))
+    return GromovWasserstein(**fields, converged=converged)
 
 # %% ../../nbs/rooms/layers_gromov.ipynb #873081b7
 def gromov_wasserstein(
@@ -106,6 +173,23 @@ def gromov_wasserstein(
     seed: int | Sequence[int] = 0,  # Seeds the random starts; global generators are left alone
 ) -> GromovWasserstein:
     """How well can one space of points be laid on another?
+
+    Parameters
+    ----------
+    a : np.ndarray
+        (n, n) distances, symmetric with a zero diagonal
+    b : np.ndarray
+        (n, n) distances between the same n things elsewhere
+    n_random : int, default 2
+        Random starts besides the three fixed ones, at least 0
+    max_iter : int, default 1000
+        Steps a start
+    seed : int | Sequence[int], default 0
+        Seeds the random starts; global generators are left alone
+
+    Returns
+    -------
+    GromovWasserstein
 
     Raises: `ValueError` for matrices of other shapes, or with NaN.
     Warns: `RuntimeWarning` if a start does not end before `max_iter`, or a coupling has wrong marginals.
@@ -130,7 +214,20 @@ def _square(given: Any) -> np.ndarray:
 
 
 def solve_gw(a: np.ndarray, b: np.ndarray, n_random: int, max_iter: int, seed: Any) -> GromovWasserstein:
-    """Walk down from every start."""
+    """Walk down from every start.
+
+    Parameters
+    ----------
+    a : np.ndarray
+    b : np.ndarray
+    n_random : int
+    max_iter : int
+    seed : Any
+
+    Returns
+    -------
+    GromovWasserstein
+    """
     ends, converged = {}, True
     options = dict(loss_fun="square_loss", symmetric=True, max_iter=max_iter, log=True)
     for name, start in _starts(len(a), n_random, np.random.default_rng(seed)).items():
@@ -140,7 +237,18 @@ def solve_gw(a: np.ndarray, b: np.ndarray, n_random: int, max_iter: int, seed: A
 
 
 def solver_doubts(late: np.ndarray, misfit: np.ndarray, max_iter: int) -> list[str]:
-    """What there is to say against the pairs solved."""
+    """What there is to say against the pairs solved.
+
+    Parameters
+    ----------
+    late : np.ndarray
+    misfit : np.ndarray
+    max_iter : int
+
+    Returns
+    -------
+    list[str]
+    """
     doubts = []
     if late.any():
         doubts.append(f"Gromov-Wasserstein took all {max_iter} steps in {late.sum()} of {late.size}: raise max_iter")

@@ -10,7 +10,7 @@ __all__ = ['representation_distance']
 # %% ../../nbs/rooms/layers_measures.ipynb #c88d19e7
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -120,7 +120,10 @@ class Measure(NamedTuple):
     between: Callable[[Any, Any], float]  # Of two prepared layers
 
 
-MEASURES = {
+MeasureName = Literal["gw", "identity", "rsa", "cka", "cka_rbf", "procrustes", "svcca", "pwcca", "sliced_wasserstein"]
+
+
+MEASURES: dict[MeasureName, Measure] = {
     "gw": Measure(lambda x, seed: point_distances(x), lambda a, b: solve_gw(a, b, 2, 1_000, 0).distance),
     "identity": Measure(lambda x, seed: point_distances(x), lambda a, b: math.sqrt(((a - b) ** 2).mean())),
     "rsa": Measure(_ranks, _unlike),
@@ -133,8 +136,17 @@ MEASURES = {
 }
 
 
-def find_measure(measure: str | Callable[[np.ndarray, np.ndarray], float]) -> tuple[str, Measure]:
-    """Its name, and how it is computed."""
+def find_measure(measure: MeasureName | Callable[[np.ndarray, np.ndarray], float]) -> tuple[str, Measure]:
+    """Its name, and how it is computed.
+
+    Parameters
+    ----------
+    measure : MeasureName | Callable[[np.ndarray, np.ndarray], float]
+
+    Returns
+    -------
+    tuple[str, Measure]
+    """
     if callable(measure):
         return getattr(measure, "__name__", type(measure).__name__), Measure(lambda x, seed: x, measure)
     if measure not in MEASURES:
@@ -145,11 +157,27 @@ def find_measure(measure: str | Callable[[np.ndarray, np.ndarray], float]) -> tu
 def representation_distance(
     x: np.ndarray,  # (n, d) what a layer answers to n inputs
     y: np.ndarray,  # (n, e) what another answers to the same inputs
-    measure: str | Callable[[np.ndarray, np.ndarray], float] = "gw",  # A name from the table, or a function of x and y
+    measure: MeasureName | Callable[[np.ndarray, np.ndarray], float] = "gw",  # As in the table, or a function of x, y
     *,
     seed: int = 0,  # Of the directions of 'sliced_wasserstein'
 ) -> float:  # 0 if alike; NaN where the measure says nothing
     """How far apart are two layers in what they tell apart?
+
+    Parameters
+    ----------
+    x : np.ndarray
+        (n, d) what a layer answers to n inputs
+    y : np.ndarray
+        (n, e) what another answers to the same inputs
+    measure : MeasureName | Callable[[np.ndarray, np.ndarray], float], default 'gw'
+        As in the table, or a function of x, y
+    seed : int, default 0
+        Of the directions of 'sliced_wasserstein'
+
+    Returns
+    -------
+    float
+        0 if alike; NaN where the measure says nothing
 
     Raises: `ValueError` for another measure, or tables of other shapes, too small, constant, or with NaN.
     """

@@ -22,7 +22,9 @@ from scipy.cluster.hierarchy import dendrogram, fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from ..base.results import Result
+from ..base.words import counted
 from .distances import LayerDistances, plot_distances
+from ..stats.tests import tie_threshold
 
 # %% ../../nbs/rooms/layers_segments.ipynb #a6ac3d7f
 def _run_costs(stack: np.ndarray) -> np.ndarray:  # (B, L, L) -> (B, L + 1, L + 1)
@@ -108,12 +110,34 @@ def _standing(costs: np.ndarray, nulls: np.ndarray) -> np.ndarray:  # (K,), (n, 
 def _p_value(standing: np.ndarray) -> float:
     """Of the largest over k, ties against the network."""
     best = standing.max(1)
-    return float((best >= best[0] - 1e-9).mean())
+    return float((best >= tie_threshold(best[0], 1.0)).mean())
 
-# %% ../../nbs/rooms/layers_segments.ipynb #ce678bb8
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Cuts(Result):
-    """The best cuts of a network, and those of its nulls."""
+# %% ../../nbs/rooms/layers_segments.ipynb #7a02e234
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LayerGroups(Result):
+    """Runs of layers that tell the same things apart, and whether there is more to it than order and drift.
+
+    Attributes
+    ----------
+    layers : tuple[str, ...]
+        Names, in the order they run
+    matrix : np.ndarray
+        (L, L) distances, read-only
+    boundaries : tuple[int, ...]
+        Number of the first layer of each group but the first
+    support : tuple[float, ...]
+        Of each boundary, the share of samples of inputs whose own best cut has it, 0 to 1
+    costs : np.ndarray
+        (K,) of the best cuts into 1, 2, ... K groups, read-only
+    order_costs : np.ndarray
+        (n_null, K) of the layers in random orders, read-only
+    drift_costs : np.ndarray
+        (n_null, K) of smooth paths, read-only
+    tree : np.ndarray
+        (L - 1, 4) merges of average linkage, as SciPy has them, read-only
+    settings : dict[str, Any]
+        alpha, seed and what was asked for
+    """
 
     layers: tuple[str, ...]  # Names, in the order they run
     matrix: np.ndarray  # (L, L) distances, read-only
@@ -126,10 +150,12 @@ class _Cuts(Result):
     settings: dict[str, Any]  # alpha, seed and what was asked for
 
     def __post_init__(self) -> None:
-        for name in ("layers", "boundaries", "support"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("matrix", "costs", "order_costs", "drift_costs", "tree"):
-            getattr(self, name).setflags(write=False)
+        n_layers, begins = len(self.layers), list(self.boundaries)
+        if self.matrix.shape != (n_layers, n_layers):
+            raise ValueError(f"got distances of shape {self.matrix.shape} of {n_layers} layers: give (L, L)")
+        if begins != sorted({*begins} & {*range(1, n_layers)}):
+            raise ValueError(f"got boundaries {begins} of {n_layers} layers: give numbers from 1, in order")
+        super().__post_init__()
 
     @property
     def labels(self) -> np.ndarray:  # (L,) int64 from 0
@@ -156,11 +182,6 @@ class _Cuts(Result):
         """How often does a smooth path with the same mean distances cut as well?"""
         return _p_value(_standing(self.costs, self.drift_costs))
 
-# %% ../../nbs/rooms/layers_segments.ipynb #7a02e234
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class LayerGroups(_Cuts):
-    """Runs of layers that tell the same things apart, and whether there is more to it than order and drift."""
-
     @property
     def abruptness(self) -> float:  # At least 0; NaN without boundaries, or without other steps
         """How many times as large as the median step within groups is the mean step between them?"""
@@ -171,7 +192,14 @@ class LayerGroups(_Cuts):
     @property
     def verdict(self) -> str:
         """What the two p-values say, in words."""
-        return _verdict(self)
+        alpha = self.settings["alpha"]
+        numbers = f"p = {self.p_order:.3g} against random order, {self.p_drift:.3g} against drift"
+        runs = "one group" if self.n_groups == 1 else f"{self.n_groups} groups of {len(self.layers)} layers"
+        if self.n_groups == 1 or self.p_order > alpha:
+            return f"{runs}: neighbours are no more alike than layers in random order; {numbers}"
+        if self.p_drift > alpha:
+            return f"{runs}, which may be cuts through a smooth drift; {numbers}"
+        return f"{runs}, with steps {self.abruptness:.2g} times as large between as within; {numbers}"
 
     def tree_labels(self, k: int | None = None) -> np.ndarray:  # (L,) int64 from 0, in order of appearance
         """Groups by average linkage, `k` of them or as many as there are runs; they need not be runs."""
@@ -179,59 +207,48 @@ class LayerGroups(_Cuts):
 
     def by_k(self) -> pd.DataFrame:
         """One row a number of groups: the share of the cost left, how it stands to both nulls, where the cuts are."""
-        return _by_k(self)
+        rows = []
+        order, drift = (_standing(self.costs, nulls) for nulls in (self.order_costs, self.drift_costs))
+        for k in range(2, len(self.costs) + 1):
+            share = self.costs[k - 1] / self.costs[0]
+            below = [float((one[:, k - 2] >= tie_threshold(one[0, k - 2], 1.0)).mean()) for one in (order, drift)]
+            rows.append((k, share, order[0, k - 2], below[0], drift[0, k - 2], below[1], _cut(self.matrix, k)))
+        columns = ["k", "cost_share", "z_order", "p_order", "z_drift", "p_drift", "boundaries"]
+        return pd.DataFrame(rows, columns=columns)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer: its group, its distance from the layer before, and whether a group begins with it."""
-        return _frame(self)
+        begins = np.isin(np.arange(len(self.layers)), self.boundaries)
+        support = np.full(len(self.layers), np.nan)
+        support[list(self.boundaries)] = self.support
+        steps = np.r_[np.nan, np.diagonal(self.matrix, 1)]
+        return pd.DataFrame(dict(layer=self.layers, group=self.labels, step=steps, boundary=begins, support=support))
 
     def plot(self, ax: Any = None) -> Any:
         """The distances, with lines between the groups; returns the axes."""
-        return plot_distances(self.matrix, self.layers, f"{self.n_groups} groups", ax, self.boundaries)
+        title = counted(self.n_groups, "group")
+        return plot_distances(self.matrix, self.layers, ax, title=title, boundaries=self.boundaries)
 
     def plot_costs(self, ax: Any = None) -> Any:
         """The share of the cost left by k groups, beside 95% of the nulls; returns the axes."""
-        return _plot_costs(self, ax)
+        ax, k = _axes(ax), np.arange(1, len(self.costs) + 1)
+        for costs, name, color in ((self.order_costs, "random order", "0.6"), (self.drift_costs, "drift", "C0")):
+            low, high = np.quantile(costs / costs[:, :1], [0.025, 0.975], axis=0)
+            ax.fill_between(k, low, high, color=color, alpha=0.4, label=name, lw=0)
+        ax.plot(k, self.costs / self.costs[0], "o-", color="C3", ms=4, label="network")
+        ax.axvline(self.n_groups, color="C3", lw=1, ls=":")
+        ax.set(xlabel="groups", ylabel="share of the cost left", title=f"{self.n_groups} groups")
+        ax.legend(frameon=False, fontsize=8)
+        return ax
 
     def plot_tree(self, ax: Any = None) -> Any:
         """The merges of average linkage, layers named by their group; returns the axes."""
-        return _plot_tree(self, ax)
-
-    def __repr__(self) -> str:
-        return f"LayerGroups({self.verdict})"
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, float_format="{:.3g}".format)
-
-# %% ../../nbs/rooms/layers_segments.ipynb #4e38e3bf
-def _verdict(found: LayerGroups) -> str:
-    alpha = found.settings["alpha"]
-    numbers = f"p = {found.p_order:.3g} against random order, {found.p_drift:.3g} against drift"
-    runs = "one group" if found.n_groups == 1 else f"{found.n_groups} groups of {len(found.layers)} layers"
-    if found.n_groups == 1 or found.p_order > alpha:
-        return f"{runs}: neighbours are no more alike than layers in random order; {numbers}"
-    if found.p_drift > alpha:
-        return f"{runs}, which may be cuts through a smooth drift; {numbers}"
-    return f"{runs}, with steps {found.abruptness:.2g} times as large between as within; {numbers}"
-
-
-def _by_k(found: LayerGroups) -> pd.DataFrame:
-    rows = []
-    order, drift = (_standing(found.costs, nulls) for nulls in (found.order_costs, found.drift_costs))
-    for k in range(2, len(found.costs) + 1):
-        share = found.costs[k - 1] / found.costs[0]
-        below = [float((one[:, k - 2] >= one[0, k - 2] - 1e-9).mean()) for one in (order, drift)]
-        rows.append((k, share, order[0, k - 2], below[0], drift[0, k - 2], below[1], _cut(found.matrix, k)))
-    columns = ["k", "cost_share", "z_order", "p_order", "z_drift", "p_drift", "boundaries"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _frame(found: LayerGroups) -> pd.DataFrame:
-    begins = np.isin(np.arange(len(found.layers)), found.boundaries)
-    support = np.full(len(found.layers), np.nan)
-    support[list(found.boundaries)] = found.support
-    steps = np.r_[np.nan, np.diagonal(found.matrix, 1)]
-    return pd.DataFrame(dict(layer=found.layers, group=found.labels, step=steps, boundary=begins, support=support))
+        ax = _axes(ax, 5.0)
+        names = [f"{name[-14:]} [{group}]" for name, group in zip(self.layers, self.labels, strict=True)]
+        dendrogram(self.tree, labels=names, leaf_rotation=90, ax=ax, color_threshold=0, above_threshold_color="0.4")
+        ax.tick_params(axis="x", labelsize=7)
+        ax.set(ylabel="mean distance", title="average linkage, runs in brackets")
+        return ax
 
 # %% ../../nbs/rooms/layers_segments.ipynb #c7f56076
 def _axes(ax: Any, width: float = 4.0) -> Any:
@@ -241,39 +258,39 @@ def _axes(ax: Any, width: float = 4.0) -> Any:
         ax = plt.subplots(figsize=(width, 2.8), layout="constrained")[1]
     return ax
 
-
-def _plot_costs(found: LayerGroups, ax: Any) -> Any:
-    ax, k = _axes(ax), np.arange(1, len(found.costs) + 1)
-    for costs, name, color in ((found.order_costs, "random order", "0.6"), (found.drift_costs, "drift", "C0")):
-        low, high = np.quantile(costs / costs[:, :1], [0.025, 0.975], axis=0)
-        ax.fill_between(k, low, high, color=color, alpha=0.4, label=name, lw=0)
-    ax.plot(k, found.costs / found.costs[0], "o-", color="C3", ms=4, label="network")
-    ax.axvline(found.n_groups, color="C3", lw=1, ls=":")
-    ax.set(xlabel="groups", ylabel="share of the cost left", title=f"{found.n_groups} groups")
-    ax.legend(frameon=False, fontsize=8)
-    return ax
-
-
-def _plot_tree(found: LayerGroups, ax: Any) -> Any:
-    ax = _axes(ax, 5.0)
-    names = [f"{name[-14:]} [{group}]" for name, group in zip(found.layers, found.labels, strict=True)]
-    dendrogram(found.tree, labels=names, leaf_rotation=90, ax=ax, color_threshold=0, above_threshold_color="0.4")
-    ax.tick_params(axis="x", labelsize=7)
-    ax.set(ylabel="mean distance", title="average linkage, runs in brackets")
-    return ax
-
 # %% ../../nbs/rooms/layers_segments.ipynb #b443cfad
 def layer_groups(
     distances: LayerDistances | np.ndarray,  # From `layer_distances`; or (L, L), symmetric, zero diagonal; L at least 4
     *,
-    n_groups: int | None = None,  # From 1 to L; None: chosen
+    n_groups: int | None = None,  # From 1 to L; None: the number that stands out most from drift, or one
     max_groups: int | None = None,  # Most to choose from, at least 2; None: half the layers
     n_null: int = 999,  # Matrices of each null; p-values are at least 1 / (1 + n_null)
-    alpha: float = 0.05,  # Without a smaller p-value against random order there is one group
+    alpha: float = 0.05,  # From 0 to 1; without a p-value against random order as small as this there is one group
     layers: Sequence[str] | None = None,  # Names, if a matrix is given
     seed: int = 0,  # Seeds the nulls; global generators are left alone
 ) -> LayerGroups:
     """Which runs of layers do the same, how many are there, and is it more than order and drift?
+
+    Parameters
+    ----------
+    distances : LayerDistances | np.ndarray
+        From `layer_distances`; or (L, L), symmetric, zero diagonal; L at least 4
+    n_groups : int | None, default None
+        From 1 to L; None: the number that stands out most from drift, or one
+    max_groups : int | None, default None
+        Most to choose from, at least 2; None: half the layers
+    n_null : int, default 999
+        Matrices of each null; p-values are at least 1 / (1 + n_null)
+    alpha : float, default 0.05
+        From 0 to 1; without a p-value against random order as small as this there is one group
+    layers : Sequence[str] | None, default None
+        Names, if a matrix is given
+    seed : int, default 0
+        Seeds the nulls; global generators are left alone
+
+    Returns
+    -------
+    LayerGroups
 
     Raises: `ValueError` for a matrix that holds no distances, NaN included, fewer than 4 layers, or k out of range.
     """
@@ -287,7 +304,7 @@ def layer_groups(
         grouped = _p_value(_standing(costs, nulls[0])) <= alpha
         chosen = 2 + int(_standing(costs, nulls[1])[0].argmax()) if grouped else 1
     cut = _cut(matrix, chosen)
-    support = np.mean([np.isin(cut, _cut(one, chosen)) for one in draws], axis=0).tolist()
+    support = tuple(np.mean([np.isin(cut, _cut(one, chosen)) for one in draws], axis=0).tolist())
     settings = dict(alpha=alpha, n_groups=n_groups, max_groups=max_groups, n_null=n_null, seed=seed)
     arrays = dict(matrix=matrix, costs=costs, order_costs=nulls[0], drift_costs=nulls[1])
     tree = linkage(squareform(matrix, checks=False), "average")

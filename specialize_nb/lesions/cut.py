@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from specialize_nb.lesions.fuse import FusedProgram, peak
 from specialize_nb.network.hooked import HookedProgram
-from specialize_nb.network.operations import op_name
+from specialize_nb.network.operations import op_name, size_at
 from specialize_nb.network.program import (
     Layout,
     Program,
@@ -22,7 +22,6 @@ from specialize_nb.network.program import (
     examples_back,
     examples_first,
     first_met,
-    size_at,
 )
 from specialize_nb.network.units import Layer, Network
 
@@ -33,11 +32,30 @@ def ablate(
     value: Tensor,  # (n or n_groups * n, ...) what a layer puts out, examples first
     mask: Tensor,  # (n_groups, n_units) bool, True for silenced units
     fill: Tensor,  # What those put out instead: as many axes as `value`, of its size or 1
-    unit_dim: int,
+    unit_dim: int,  # Axis of `value` that its units lie along, the examples' is 0
     *,
     stacked: bool,  # Does `value` hold the batch once for each lesion already?
 ) -> Tensor:  # (n_groups * n, ...)
-    """Replace what groups of units put out; the batch comes once for each lesion."""
+    """Replace what groups of units put out; the batch comes once for each lesion.
+
+    Parameters
+    ----------
+    value : Tensor
+        (n or n_groups * n, ...) what a layer puts out, examples first
+    mask : Tensor
+        (n_groups, n_units) bool, True for silenced units
+    fill : Tensor
+        What those put out instead: as many axes as `value`, of its size or 1
+    unit_dim : int
+        Axis of `value` that its units lie along, the examples' is 0
+    stacked : bool
+        Does `value` hold the batch once for each lesion already?
+
+    Returns
+    -------
+    Tensor
+        (n_groups * n, ...)
+    """
     value = value.unflatten(0, (len(mask), -1)) if stacked else value.unsqueeze(0)
     shape = [len(mask)] + [1] * (value.ndim - 1)
     shape[unit_dim + 1] = mask.shape[1]
@@ -59,6 +77,19 @@ class _AblateInside(nn.Module):
 class Cut:
     """The two parts of a program around some layers; it can be sent to other processes.
 
+    Parameters
+    ----------
+    network : Network
+        Whose layers they are
+    program : FusedProgram | HookedProgram
+        The network's own, or its fused twin
+    layers : Sequence[str]
+        All to be lesioned at once
+    scores : str
+        Node that holds what the network says
+    reader : str | None, default None
+        Layer that alone gets the lesioned values; None is all
+
     Raises: `ValueError` if a layer cannot be lesioned there, or what one reader gets cannot be told from what others
     do.
     """
@@ -67,7 +98,7 @@ class Cut:
 
     def __init__(
         self,
-        network: Network,
+        network: Network,  # Whose layers they are
         program: FusedProgram | HookedProgram,  # The network's own, or its fused twin
         layers: Sequence[str],  # All to be lesioned at once
         scores: str,  # Node that holds what the network says
@@ -105,8 +136,26 @@ class Cut:
             what = "groups across layers" if reader is None else "a lesion for one reader"
             raise ValueError(f"{what} cannot be lesioned: the model is read through hooks, so its wiring is not known")
 
-    def keep(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The values to keep of one batch's `arguments`: what layers put out, and what else is needed after them."""
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """What computes the kept values, and what goes on from them."""
+        return self._before, self._after
+
+    def keep(
+        self,
+        tensors: Sequence[Tensor],  # The `arguments` of one batch
+    ) -> tuple[Any, ...]:
+        """The values to keep of one batch: what layers put out, and what else is needed after them.
+
+        Parameters
+        ----------
+        tensors : Sequence[Tensor]
+            The `arguments` of one batch
+
+        Returns
+        -------
+        tuple[Any, ...]
+        """
         return tuple(self._laid_out(value) for value in self._before(*tensors))
 
     def _laid_out(self, value: Any) -> Any:
@@ -115,14 +164,53 @@ class Cut:
             return value
         return value.contiguous(memory_format=torch.channels_last)
 
-    def scores(self, kept: Sequence[Any], masks: Mapping[str, Tensor], fills: Mapping[str, Tensor]) -> Tensor:
-        """(n_groups, n, n_scores): what the network says under each lesion; masks (n_groups, n_units) by layer."""
+    def scores(
+        self,
+        kept: Sequence[Any],  # From `keep`
+        masks: Mapping[str, Tensor],  # Layer -> (n_groups, n_units) bool, True for silenced units
+        fills: Mapping[str, Tensor],  # Layer -> what those put out instead, as in `ablate`
+    ) -> Tensor:  # (n_groups, n, n_scores)
+        """What does the network say under each lesion?
+
+        Parameters
+        ----------
+        kept : Sequence[Any]
+            From `keep`
+        masks : Mapping[str, Tensor]
+            Layer -> (n_groups, n_units) bool, True for silenced units
+        fills : Mapping[str, Tensor]
+            Layer -> what those put out instead, as in `ablate`
+
+        Returns
+        -------
+        Tensor
+            (n_groups, n, n_scores)
+        """
         extra = [part[name] for name in self.inside for part in (masks, fills)]
         n_groups = len(next(iter(masks.values())))
         return self._after(*self.stacked(kept, masks, fills), *extra)[0].unflatten(0, (n_groups, -1))
 
-    def stacked(self, kept: Sequence[Any], masks: Mapping[str, Tensor], fills: Mapping[str, Tensor]) -> list[Any]:
-        """The kept values once for each lesion, the first layers' lesioned."""
+    def stacked(
+        self,
+        kept: Sequence[Any],  # From `keep`
+        masks: Mapping[str, Tensor],  # Layer -> (n_groups, n_units) bool, True for silenced units
+        fills: Mapping[str, Tensor],  # Layer -> what those put out instead, as in `ablate`
+    ) -> list[Any]:
+        """The kept values once for each lesion, the first layers' lesioned.
+
+        Parameters
+        ----------
+        kept : Sequence[Any]
+            From `keep`
+        masks : Mapping[str, Tensor]
+            Layer -> (n_groups, n_units) bool, True for silenced units
+        fills : Mapping[str, Tensor]
+            Layer -> what those put out instead, as in `ablate`
+
+        Returns
+        -------
+        list[Any]
+        """
         n_groups = len(next(iter(masks.values())))
         values = [self._stacked(name, value, n_groups) for name, value in zip(self.kept, kept, strict=True)]
         for i, name in enumerate(self.first):

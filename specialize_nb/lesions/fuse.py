@@ -11,31 +11,61 @@ from collections.abc import Container, Iterable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from specialize_nb.network.operations import argument, op_name
-from specialize_nb.network.program import Program, owns_its_memory, shape_at
+from specialize_nb.network.operations import NEW_VALUES, WEIGHTED, argument, batch_norm_factor, op_name, shape_at
+from specialize_nb.network.program import Program, owns_its_memory
 
-__all__ = ["FusedProgram", "fuse"]
+__all__ = ["FusedProgram", "fuse", "peak"]
 
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "linear")
 _FEW, _MANY = 16, 256  # places of a map, and channels of a convolution
-# Made of other operations, and yet a value of their own: others so made may hand back a view of what they are given.
-_NEW = {*_CONVOLUTIONS, "batch_norm", "layer_norm", "group_norm", "matmul"}
 
 
 class FusedProgram(Program):
     """A program whose parts write into memory that is read no more."""
 
-    def _extract(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> fx.GraphModule:
-        return _in_place(super()._extract(inputs, outputs))
+    def cut_out(
+        self,
+        inputs: tuple[str, ...],  # Nodes whose values are given
+        outputs: tuple[str, ...],  # Nodes whose values are wanted
+    ) -> fx.GraphModule:
+        """The part that computes some values from others, as of any program, but writing over what is read no more.
+
+        Parameters
+        ----------
+        inputs : tuple[str, ...]
+            Nodes whose values are given
+        outputs : tuple[str, ...]
+            Nodes whose values are wanted
+
+        Returns
+        -------
+        fx.GraphModule
+        """
+        return _in_place(super().cut_out(inputs, outputs))
 
 
 def fuse(
-    program: Program,
+    program: Program,  # Traced; it stays as it is
     keep: Iterable[str],  # Nodes that stay: where the program will be cut, or read
     *,
     dtype: torch.dtype | None = None,  # Of the weights of convolutions and products; None leaves them as they are
 ) -> FusedProgram:
-    """The same program with fixed values computed once, and batch norms folded into the convolutions before them."""
+    """The same program with fixed values computed once, and batch norms folded into the convolutions before them.
+
+    Parameters
+    ----------
+    program : Program
+        Traced; it stays as it is
+    keep : Iterable[str]
+        Nodes that stay: where the program will be cut, or read
+    dtype : torch.dtype | None, default None
+        Of the weights of convolutions and products; None leaves them as they are
+
+    Returns
+    -------
+    FusedProgram
+
+    Raises: `ValueError` if a batch norm goes by the statistics of the batch.
+    """
     _refuse_batch_statistics(program)
     keep, root, graph = {*keep, *program.outputs}, nn.Module(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -75,7 +105,7 @@ def _constant(root: nn.Module, graph: fx.Graph, name: str, value: Tensor) -> fx.
 
 def _batch_norm_of(node: fx.Node, program: Program, keep: set[str]) -> fx.Node | None:
     """The batch norm that alone reads a convolution, if both can become one."""
-    if op_name(node) not in _CONVOLUTIONS or len(node.users) != 1 or node.name in keep:
+    if op_name(node) not in WEIGHTED or len(node.users) != 1 or node.name in keep:
         return None
     norm = next(iter(node.users))
     rows = op_name(node) != "linear" or node.meta["val"].ndim == 2
@@ -102,7 +132,7 @@ def _folded(program: Program, node: fx.Node, keep: set[str]) -> tuple[fx.Node, T
 
     weight = program.constant(source.args[1].name)
     mean, var = (program.constant(one.name).double() for one in node.args[3:5])
-    scale = known(node.args[1], 1.0, var) * (var + node.args[7]).rsqrt()
+    scale = batch_norm_factor(var, node.args[7], known(node.args[1], 1.0, var))
     bias = argument(source, "bias", 2)
     shift = known(node.args[2], 0.0, var) + (known(bias, 0.0, var) - mean) * scale
     new = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
@@ -129,11 +159,11 @@ def _cast_weights(root: nn.Module, graph: fx.Graph, dtype: torch.dtype) -> None:
     """Store the weights of convolutions and products in `dtype`; under autocast they are then used as they are."""
     weights = set()
     for node in graph.nodes:
-        if op_name(node) in _CONVOLUTIONS:
+        if op_name(node) in WEIGHTED:
             weights |= {one for one in node.args[1:3] if isinstance(one, fx.Node) and one.op == "get_attr"}
     for one in weights:
         value = getattr(root, one.target)
-        if value.is_floating_point() and all(op_name(user) in _CONVOLUTIONS for user in one.users):
+        if value.is_floating_point() and all(op_name(user) in WEIGHTED for user in one.users):
             setattr(root, one.target, value.to(dtype))
 
 
@@ -173,7 +203,7 @@ def _twin(node: fx.Node) -> torch._ops.OpOverload | None:
         return None
     if node.all_input_nodes.count(source) != 1 or not owns_its_memory(source) or not _same(source, node):
         return None
-    return twin if op_name(source) in _NEW or not _is_made_of_others(source.target) else None
+    return twin if op_name(source) in NEW_VALUES or not _is_made_of_others(source.target) else None
 
 
 def _is_made_of_others(operation: torch._ops.OpOverload) -> bool:
@@ -188,8 +218,26 @@ def _same(a: fx.Node, b: fx.Node) -> bool:
     return one.is_floating_point() and all(shape_at(one, n) == shape_at(other, n) for n in (2, 3))
 
 
-def peak(program: Program, inputs: Sequence[str], outputs: Sequence[str]) -> int:
-    """How many numbers does the largest value of a part have for one example?"""
-    names = program._needed(inputs, outputs)
+def peak(
+    program: Program,  # Traced, or fused
+    inputs: Sequence[str],  # Nodes whose values are given
+    outputs: Sequence[str],  # Nodes whose values are wanted
+) -> int:
+    """How many numbers does the largest value of a part have for one example?
+
+    Parameters
+    ----------
+    program : Program
+        Traced, or fused
+    inputs : Sequence[str]
+        Nodes whose values are given
+    outputs : Sequence[str]
+        Nodes whose values are wanted
+
+    Returns
+    -------
+    int
+    """
+    names = program.needed(inputs, outputs)
     values = [program.nodes[name].meta.get("val") for name in names if not program.is_fixed(name)]
     return max((math.prod(shape_at(value, 1)) for value in values if isinstance(value, Tensor)), default=1)

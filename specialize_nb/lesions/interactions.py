@@ -24,16 +24,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from torch import nn
 
-from ..base.data import batches
-from ..base.results import Result, read_only
+from ..base.results import Result
 from ..clusters.partition import Partition, SubCluster
-from ..controls.controls import draw_controls
+from ..controls.controls import ONE_LIVE_UNIT, TOO_SMALL, WHOLE_LAYER, draw_controls, judged_layers
 from .damage import DamageRun, damage_run
-from .importance import Importance, _check_fits
-from .outcomes import resolved
-from ..network.units import Network, trace
+from .importance import Importance
+from .lesion import Ablation, Precision
+from .outcomes import OUTCOMES, resolved
+from ..network.subject import Subject
+from ..network.units import Network
 from ..stats.effects import effect_size, percentile_interval
-from ..stats.evidence import Evidence, chosen_outcome, keyed_frame
+from ..stats.evidence import Evidence, chosen_outcome
 from ..stats.many import benjamini_hochberg
 from ..stats.sequential import look_p_values
 from ..stats.tests import p_values, passes_level
@@ -75,21 +76,45 @@ def _joint_lesions(pair: _Pair, partition: Partition, n: int, seed: int) -> tupl
     return ({a: first | second} if a == b else {a: first, b: second}), counts
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #aaebc387
-def _measured(run: DamageRun, pairs: Sequence[_Pair], partition: Partition, n: int, seed: int, progress: bool) -> dict:
-    """The numbers of an `Interactions`, from all lesions."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Pairs:
+    """The lesions of some pairs, prepared: of each sub-cluster alone, and of both with one of them replaced in turn."""
+
+    run: DamageRun
+    pairs: Sequence[_Pair]
+    alone: dict[str, list[SubCluster]]  # By layer
+    joint: list[tuple[dict[str, np.ndarray], list[int]]]  # Groups, and how many of each kind
+    sizes: dict[str, int]  # Units of each layer
+    n_controls: int
+
+    @property
+    def requests(self) -> list[tuple[dict[str, np.ndarray], bool]]:
+        alone = [{a: np.vstack([_mask(sub, self.sizes[a]) for sub in subs])} for a, subs in self.alone.items()]
+        return [(groups, True) for groups in [*alone, *(groups for groups, _ in self.joint)]]
+
+
+def _prepared(run: DamageRun, pairs: Sequence[_Pair], partition: Partition, n: int, seed: int) -> _Pairs:
     singles: dict[str, dict[int, SubCluster]] = {}
     for sub in (sub for pair in pairs for sub in pair):
         singles.setdefault(sub.layer, {})[sub.cluster] = sub
     sizes = {layer: len(partition.labels[layer]) for layer in singles}
-    alone = [{a: np.vstack([_mask(sub, sizes[a]) for sub in subs.values()])} for a, subs in singles.items()]
     joint = [_joint_lesions(pair, partition, n, seed) for pair in pairs]
-    requests = [(groups, True) for groups in [*alone, *(groups for groups, _ in joint)]]
-    name = run.work.outcomes[0].name
-    found = [one[name] for one in run.damages(requests, progress=progress)]
-    places = [(a, cluster) for a, subs in singles.items() for cluster in subs]
-    damage = dict(zip(places, np.concatenate(found[: len(alone)]), strict=True))
-    rows = []
-    for pair, table, (_, counts) in zip(pairs, found[len(alone) :], joint, strict=True):
+    alone = {layer: list(subs.values()) for layer, subs in singles.items()}
+    return _Pairs(run=run, pairs=pairs, alone=alone, joint=joint, sizes=sizes, n_controls=n)
+
+
+def _measured(work: _Pairs, progress: bool) -> list[np.ndarray]:
+    """What each lesion costs, request by request."""
+    name = work.run.work.outcomes[0].name
+    return [one[name] for one in work.run.damages(work.requests, progress=progress)]
+
+
+def _judged(work: _Pairs, found: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The numbers of an `Interactions`, from all lesions."""
+    places = [(layer, sub.cluster) for layer, subs in work.alone.items() for sub in subs]
+    damage = dict(zip(places, np.concatenate(found[: len(work.alone)]), strict=True))
+    rows, n = [], work.n_controls
+    for pair, table, (_, counts) in zip(work.pairs, found[len(work.alone) :], work.joint, strict=True):
         both, *controls = np.split(table, np.cumsum(counts)[:-1])
         own = [damage[sub.layer, sub.cluster] for sub in pair]
         rows += [_row(own[0], own[1], both[0], controls[0], n), _row(own[1], own[0], both[0], controls[1], n)]
@@ -124,7 +149,31 @@ def _labelled(content: Any, columns: Sequence[str]) -> pd.DataFrame:
 # %% ../../nbs/rooms/lesions_interactions.ipynb #afc8a17d
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Interactions(Result):
-    """What do pairs of sub-clusters cost together, and each once the other is gone? Larger is worse for the network."""
+    """What do pairs of sub-clusters cost together, and each once the other is gone? Larger is worse for the network.
+
+    Attributes
+    ----------
+    keys : pd.DataFrame
+        Columns layer, cluster, given_layer, given_cluster; r rows, two a pair
+    outcome : str
+        What was measured
+    layers : tuple[str, ...]
+        Hidden layers in the order they run
+    damage : np.ndarray
+        (r,) of the sub-cluster alone
+    given : np.ndarray
+        (r,) of the other one alone
+    joint : np.ndarray
+        (r,) of both together
+    draws : np.ndarray
+        (n, r) conditional damage of random groups in its place; NaN where there is no other group
+    replicates : Mapping[str, np.ndarray]
+        'damage', 'damage_given', 'control_mean' -> (B, r) on draws of the images
+    settings : Mapping[str, Any]
+        How it was computed, as JSON has it
+    level : float, default 0.95
+        Confidence of the intervals
+    """
 
     keys: pd.DataFrame  # Columns layer, cluster, given_layer, given_cluster; r rows, two a pair
     outcome: str  # What was measured
@@ -140,9 +189,7 @@ class Interactions(Result):
     def __post_init__(self):
         object.__setattr__(self, "keys", _labelled(self.keys, _PAIR))
         object.__setattr__(self, "layers", tuple(self.layers))
-        for name in ("damage", "given", "joint", "draws"):
-            object.__setattr__(self, name, read_only(getattr(self, name)))
-        object.__setattr__(self, "replicates", {name: read_only(rows) for name, rows in self.replicates.items()})
+        super().__post_init__()
 
     @property
     def damage_given(self) -> np.ndarray:  # (r,)
@@ -156,72 +203,64 @@ class Interactions(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row for each direction of each pair; the columns are explained in the notebook."""
-        return _table(self)
+        tested = ~np.isnan(self.draws).all(0)
+        mean, sd, effect = effect_size(self.damage_given, self.draws)
+        again = self.replicates["damage_given"] - self.replicates["damage"]
+        excess = self.replicates["damage_given"] - self.replicates["control_mean"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ends = percentile_interval(excess / np.where(sd > 0, sd, np.nan), self.level)
+        low, high = (np.where(sd > 0, end, np.where(effect == 0, 0.0, np.nan)) for end in ends)
+        p = np.where(tested, p_values(self.damage_given, self.draws), np.nan)
+        columns = dict(damage=resolved(self.damage), damage_given=self.damage_given, interaction=self.interaction)
+        columns |= dict(
+            zip(("interaction_low", "interaction_high"), percentile_interval(again, self.level), strict=True)
+        )
+        columns |= dict(
+            control_mean=mean, control_sd=sd, n_controls=np.where(tested, len(self.draws), 0), effect=effect
+        )
+        return self.keys.assign(**columns, ci_low=low, ci_high=high, p_value=p, q_value=benjamini_hochberg(p))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The interaction of every pair as a matrix, a dot where its interval leaves 0 out. Returns the axes."""
-        return _matrix(self, ax)
+        import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
-        return f"Interactions({_verdict(self)})"
+        frame = self.to_frame()
+        order = {layer: i for i, layer in enumerate(self.layers)}
+        names = sorted(
+            {(a, c) for a, c in zip(frame["layer"], frame["cluster"], strict=True)}, key=lambda k: (order[k[0]], k[1])
+        )
+        place = {name: i for i, name in enumerate(names)}
+        rows = [place[key] for key in zip(frame["layer"], frame["cluster"], strict=True)]
+        columns = [place[key] for key in zip(frame["given_layer"], frame["given_cluster"], strict=True)]
+        table = np.full((len(names), len(names)), np.nan)
+        table[rows, columns] = frame["interaction"]
+        if ax is None:
+            side = float(np.clip(0.28 * len(names) + 1.5, 3, 9))
+            ax = plt.subplots(figsize=(side + 0.8, side), layout="constrained")[1]
+        most = np.nanmax(np.abs(table)) or 1.0
+        image = ax.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most)
+        sure = ((frame["interaction_low"] > 0) | (frame["interaction_high"] < 0)).to_numpy()
+        ax.scatter(np.array(columns)[sure], np.array(rows)[sure], s=8, color="black")
+        labels = [f"{layer}/{cluster}" for layer, cluster in names]
+        ax.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=labels, yticklabels=labels)
+        ax.tick_params(axis="x", rotation=90)
+        ax.figure.colorbar(image, ax=ax, label=f"interaction, {self.outcome}", shrink=0.8)
+        return ax
 
-    def _repr_html_(self) -> str:
-        shown = self.to_frame().sort_values("interaction", key=abs, ascending=False, kind="stable")
-        table = shown.head(8).to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format)
-        return f"<p><b>Interactions</b>: {_verdict(self)}</p>{table}"
+    @property
+    def verdict(self) -> str:
+        """How many pairs interact, and how many sub-clusters still matter once the other is gone."""
+        frame, alpha = self.to_frame(), 1 - self.level
+        pairs = frame.iloc[::2]
+        above, below = (pairs["interaction_low"] > 0).sum(), (pairs["interaction_high"] < 0).sum()
+        matters = passes_level(frame["q_value"], alpha) & (frame["damage_given"] > 0)
+        after = f"{matters.sum()} of {len(frame)} sub-clusters matter once the other is gone"
+        pair = "pair" if len(pairs) == 1 else "pairs"
+        return f"{len(pairs)} {pair} in {self.outcome}: {above} interact above 0, {below} below; {after}"
 
-# %% ../../nbs/rooms/lesions_interactions.ipynb #1bb35190
-def _table(found: Interactions) -> pd.DataFrame:
-    tested = ~np.isnan(found.draws).all(0)
-    mean, sd, effect = effect_size(found.damage_given, found.draws)
-    again = found.replicates["damage_given"] - found.replicates["damage"]
-    excess = found.replicates["damage_given"] - found.replicates["control_mean"]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ends = percentile_interval(excess / np.where(sd > 0, sd, np.nan), found.level)
-    low, high = (np.where(sd > 0, end, np.where(effect == 0, 0.0, np.nan)) for end in ends)
-    p = np.where(tested, p_values(found.damage_given, found.draws), np.nan)
-    columns = dict(damage=resolved(found.damage), damage_given=found.damage_given, interaction=found.interaction)
-    columns |= dict(zip(("interaction_low", "interaction_high"), percentile_interval(again, found.level), strict=True))
-    columns |= dict(control_mean=mean, control_sd=sd, n_controls=np.where(tested, len(found.draws), 0), effect=effect)
-    return found.keys.assign(**columns, ci_low=low, ci_high=high, p_value=p, q_value=benjamini_hochberg(p))
-
-# %% ../../nbs/rooms/lesions_interactions.ipynb #210a36f9
-def _verdict(found: Interactions) -> str:
-    """How many stand out, in one line."""
-    frame, alpha = found.to_frame(), 1 - found.level
-    pairs = frame.iloc[::2]
-    above, below = (pairs["interaction_low"] > 0).sum(), (pairs["interaction_high"] < 0).sum()
-    matters = passes_level(frame["q_value"], alpha) & (frame["damage_given"] > 0)
-    after = f"{matters.sum()} of {len(frame)} sub-clusters matter once the other is gone"
-    pair = "pair" if len(pairs) == 1 else "pairs"
-    return f"{len(pairs)} {pair} in {found.outcome}: {above} interact above 0, {below} below; {after}"
-
-
-def _matrix(found: Interactions, ax: Axes | None) -> Axes:
-    import matplotlib.pyplot as plt
-
-    frame = found.to_frame()
-    order = {layer: i for i, layer in enumerate(found.layers)}
-    names = sorted(
-        {(a, c) for a, c in zip(frame["layer"], frame["cluster"], strict=True)}, key=lambda k: (order[k[0]], k[1])
-    )
-    place = {name: i for i, name in enumerate(names)}
-    rows = [place[key] for key in zip(frame["layer"], frame["cluster"], strict=True)]
-    columns = [place[key] for key in zip(frame["given_layer"], frame["given_cluster"], strict=True)]
-    table = np.full((len(names), len(names)), np.nan)
-    table[rows, columns] = frame["interaction"]
-    if ax is None:
-        side = float(np.clip(0.28 * len(names) + 1.5, 3, 9))
-        ax = plt.subplots(figsize=(side + 0.8, side), layout="constrained")[1]
-    most = np.nanmax(np.abs(table)) or 1.0
-    image = ax.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most)
-    sure = ((frame["interaction_low"] > 0) | (frame["interaction_high"] < 0)).to_numpy()
-    ax.scatter(np.array(columns)[sure], np.array(rows)[sure], s=8, color="black")
-    labels = [f"{layer}/{cluster}" for layer, cluster in names]
-    ax.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=labels, yticklabels=labels)
-    ax.tick_params(axis="x", rotation=90)
-    ax.figure.colorbar(image, ax=ax, label=f"interaction, {found.outcome}", shrink=0.8)
-    return ax
+    def shown(self) -> pd.DataFrame:
+        """The strongest interactions first."""
+        return self.to_frame().sort_values("interaction", key=abs, ascending=False, kind="stable")
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #732ed589
 _MOST = 200  # pairs that are measured without being asked for by name
@@ -276,7 +315,7 @@ def _found_pairs(partition: Partition, layers: Sequence[str], pairs: Sequence) -
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #611e25cd
 def interactions(
-    model: nn.Module,  # In eval mode; returned as it was found
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
     partition: Partition,  # Which cluster each unit is in
     *,
@@ -285,10 +324,10 @@ def interactions(
     alpha: float = 0.05,  # Largest q-value of an important one
     n_controls: int = 199,  # Random groups for each direction of a pair; p-values are at least 1 / (1 + n_controls)
     outcome: str | Callable = "cross_entropy",  # One outcome: a name or a function of (outputs, labels)
-    ablation: str = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
@@ -296,25 +335,64 @@ def interactions(
 ) -> Interactions:
     """What does each sub-cluster cost once another is gone, and is that more than random units would?
 
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+    partition : Partition
+        Which cluster each unit is in
+    pairs : Sequence | None, default None
+        Of ((layer, cluster), (layer, cluster)); None: all pairs, 200 at most
+    among : Importance | None, default None
+        Pairs its important sub-clusters only; None: all that can be tested
+    alpha : float, default 0.05
+        Largest q-value of an important one
+    n_controls : int, default 199
+        Random groups for each direction of a pair; p-values are at least 1 / (1 + n_controls)
+    outcome : str | Callable, default 'cross_entropy'
+        One outcome: a name or a function of (outputs, labels)
+    ablation : Ablation, default 'zero'
+        What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
+    n_boot : int, default 200
+        Bootstrap draws of the images
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+    precision : Precision | None, default None
+        'bfloat16' for convolutions and products in bf16; None is the model's own
+    store : str | Path | None, default None
+        Folder to keep finished work in; a run that was broken off goes on from there
+    n_jobs : int | None, default None
+        Processes; None leaves it to `joblib.parallel_config`, else one
+    seed : int, default 0
+        Seeds the controls and the bootstrap; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Interactions
+
     Raises: `KeyError` for a sub-cluster that is not there; `ValueError` if pairs are too many, or none, or do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
-    data = batches(data, targets="any")
-    network = trace(model, data.example) if network is None else network
-    layers, name = _check_fits(partition, network), _checked(outcome, n_controls)
+    subject = Subject.of(model, data, network=network)
+    layers, name = judged_layers(partition, subject.network), _checked(outcome, n_controls)
     wanted = _all_pairs(partition, layers, among, name, alpha) if pairs is None else pairs
     found = _found_pairs(partition, layers, wanted)
     options = dict(ablation=ablation, precision=precision, n_boot=n_boot, seed=seed)
     kept = dict(outcomes=outcome, store=store, n_jobs=n_jobs)
-    run = damage_run(model, data, network, _lesioned(found), **kept, **options)
-    settings = options | dict(n_controls=n_controls, n_examples=data.n, model=network.model)
+    run = damage_run(subject, None, None, _lesioned(found), **kept, **options)
+    settings = options | dict(n_controls=n_controls, n_examples=subject.data.n, model=subject.network.model)
     keys = [(x.layer, x.cluster, y.layer, y.cluster) for pair in found for x, y in (pair, pair[::-1])]
+    work = _prepared(run, found, partition, n_controls, seed)
     return Interactions(
         keys=pd.DataFrame(keys, columns=list(_PAIR)),
         outcome=_only(run),
-        layers=tuple(network.hidden),
+        layers=subject.network.hidden,
         settings=settings | {"precision": precision or "model"},
-        **_measured(run, found, partition, n_controls, seed, progress),
+        **_judged(work, _measured(work, progress)),
     )
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #e9327951
@@ -335,7 +413,7 @@ def _checked(outcome: str | Callable, n_controls: int) -> str:
     """The name of an outcome that is an amount of damage."""
     if n_controls < 1:
         raise ValueError(f"got n_controls={n_controls}: give at least 1")
-    if outcome in ("selectivity", "selectivity_residual", "class_range"):
+    if isinstance(outcome, str) and outcome in OUTCOMES and not OUTCOMES[outcome].amount:
         raise ValueError(
             f"{outcome!r} is no amount of damage, which could be added up: take 'cross_entropy' or 'margin'"
         )
@@ -353,7 +431,23 @@ _NODE_COLUMNS = ["layer", "cluster", "n_units", "effect"]
 # %% ../../nbs/rooms/lesions_interactions.ipynb #5121ca13
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DependencyGraph(Result):
-    """Which important sub-clusters vanish once another is gone? Edges lead from early layers to late ones."""
+    """Which important sub-clusters vanish once another is gone? Edges lead from early layers to late ones.
+
+    Attributes
+    ----------
+    nodes : pd.DataFrame
+        Columns layer, cluster, n_units, effect: the important sub-clusters
+    edges : pd.DataFrame
+        Columns source_layer, source_cluster, target_layer, target_cluster, vanishes, kept, ...
+    layers : tuple[str, ...]
+        Hidden layers in the order they run
+    n_pairs : int
+        Pairs of important sub-clusters in different layers that were measured
+    alpha : float
+        Largest q-value of an important one, and largest p-value that still says 'important given'
+    margin : float
+        Share of importance below which the interval of what is kept has to lie
+    """
 
     nodes: pd.DataFrame  # Columns layer, cluster, n_units, effect: the important sub-clusters
     edges: pd.DataFrame  # Columns source_layer, source_cluster, target_layer, target_cluster, vanishes, kept, ...
@@ -370,6 +464,7 @@ class DependencyGraph(Result):
             frame = frame.astype({column: kinds.get(column, str) for column in columns}).reset_index(drop=True)
             object.__setattr__(self, name, frame)
         object.__setattr__(self, "layers", tuple(self.layers))
+        super().__post_init__()
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row for each sub-cluster that vanishes; two for a pair of which both do."""
@@ -377,15 +472,37 @@ class DependencyGraph(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Layers as columns, sub-clusters as dots of the size of their effect, edges as arrows. Returns the axes."""
-        return _drawn(self, ax)
+        import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
+        layers = [layer for layer in self.layers if layer in set(self.nodes["layer"])]
+        if ax is None:
+            ax = plt.subplots(figsize=(1.6 + 1.5 * max(len(layers), 2), 3.2), layout="constrained")[1]
+        at = {}
+        for x, layer in enumerate(layers):
+            here = self.nodes[self.nodes["layer"] == layer]
+            for y, row in enumerate(here.sort_values("cluster").itertuples()):
+                at[layer, row.cluster] = (x, (y + 0.5) / len(here))
+                ax.scatter(*at[layer, row.cluster], s=20 + 12 * np.clip(row.effect, 0, 20), color="C0", zorder=3)
+                ax.annotate(row.cluster, at[layer, row.cluster], (7, 5), textcoords="offset points", fontsize=8)
+        for row in self.edges.itertuples():
+            ends = at[row.source_layer, row.source_cluster], at[row.target_layer, row.target_cluster]
+            back = row.vanishes == "target"
+            style = dict(
+                arrowstyle="->", color="C3" if back else "0.3", linestyle="--" if back else "-", shrinkA=6, shrinkB=6
+            )
+            ax.annotate("", ends[1], ends[0], arrowprops=style | {"connectionstyle": f"arc3,rad={0.12 if back else 0}"})
+        ax.plot([], [], color="0.3", label="source vanishes")
+        ax.plot([], [], color="C3", linestyle="--", label="target vanishes")
+        ax.set(xticks=range(len(layers)), xticklabels=layers, yticks=[], ylim=(-0.02, 1.05), xlabel="layer")
+        ax.set_xlim(-0.4, max(len(layers), 2) - 0.6)
+        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2)
+        return ax
+
+    @property
+    def verdict(self) -> str:
+        """How many important sub-clusters there are, and how many pairs depend."""
         n = len(self.edges.drop_duplicates(list(_EDGE)))
-        return f"DependencyGraph({len(self.nodes)} important sub-clusters, {n} of {self.n_pairs} pairs depend)"
-
-    def _repr_html_(self) -> str:
-        table = self.edges.to_html(index=False, border=0, float_format="{:.3g}".format, max_rows=12)
-        return f"<p><b>{self!r}</b></p>{table}"
+        return f"{len(self.nodes)} important sub-clusters, {n} of {self.n_pairs} pairs depend"
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #4b8b2d44
 _ALIKE = ("model", "n_examples", "ablation", "precision", "n_boot", "seed")
@@ -435,6 +552,21 @@ def dependency_graph(
 
     Pairs within a layer have no direction, and no edge.
 
+    Parameters
+    ----------
+    importance : Importance
+        Of single sub-clusters
+    interactions : Interactions
+        Of pairs of them, made with the same model, data, ablation, n_boot and seed
+    alpha : float, default 0.05
+        Largest q-value of an important sub-cluster, and largest p-value of one still important
+    margin : float, default 0.5
+        The interval of the share of importance that is left has to lie below this, above 0 to 1
+
+    Returns
+    -------
+    DependencyGraph
+
     Raises: `ValueError` if the two were made with different settings; `KeyError` if the outcome was not judged.
     """
     _check_alike(importance, interactions)
@@ -467,34 +599,6 @@ def _edge(gone: tuple, given: tuple, layers: Sequence[str]) -> tuple:
     first = layers.index(gone[0]) < layers.index(given[0])
     return (*gone, *given, "source") if first else (*given, *gone, "target")
 
-# %% ../../nbs/rooms/lesions_interactions.ipynb #9c971e99
-def _drawn(graph: DependencyGraph, ax: Axes | None) -> Axes:
-    import matplotlib.pyplot as plt
-
-    layers = [layer for layer in graph.layers if layer in set(graph.nodes["layer"])]
-    if ax is None:
-        ax = plt.subplots(figsize=(1.6 + 1.5 * max(len(layers), 2), 3.2), layout="constrained")[1]
-    at = {}
-    for x, layer in enumerate(layers):
-        here = graph.nodes[graph.nodes["layer"] == layer]
-        for y, row in enumerate(here.sort_values("cluster").itertuples()):
-            at[layer, row.cluster] = (x, (y + 0.5) / len(here))
-            ax.scatter(*at[layer, row.cluster], s=20 + 12 * np.clip(row.effect, 0, 20), color="C0", zorder=3)
-            ax.annotate(row.cluster, at[layer, row.cluster], (7, 5), textcoords="offset points", fontsize=8)
-    for row in graph.edges.itertuples():
-        ends = at[row.source_layer, row.source_cluster], at[row.target_layer, row.target_cluster]
-        back = row.vanishes == "target"
-        style = dict(
-            arrowstyle="->", color="C3" if back else "0.3", linestyle="--" if back else "-", shrinkA=6, shrinkB=6
-        )
-        ax.annotate("", ends[1], ends[0], arrowprops=style | {"connectionstyle": f"arc3,rad={0.12 if back else 0}"})
-    ax.plot([], [], color="0.3", label="source vanishes")
-    ax.plot([], [], color="C3", linestyle="--", label="target vanishes")
-    ax.set(xticks=range(len(layers)), xticklabels=layers, yticks=[], ylim=(-0.02, 1.05), xlabel="layer")
-    ax.set_xlim(-0.4, max(len(layers), 2) - 0.6)
-    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2)
-    return ax
-
 # %% ../../nbs/rooms/lesions_interactions.ipynb #fc7b4f4c
 def _less(found: Evidence, outcome: str) -> np.ndarray:
     """(m,) q-values of damage that is less than random units'."""
@@ -505,9 +609,9 @@ def _less(found: Evidence, outcome: str) -> np.ndarray:
 
 
 def _kind_of_untested(row: Any, small: int) -> tuple[str, str]:
-    if row.reason.startswith("it is all") or "one live unit" in row.reason:
+    if row.code in (WHOLE_LAYER, ONE_LIVE_UNIT):
         return "complete", row.reason
-    return ("small" if row.n_units < small or "has fewer than" in row.reason else "other"), row.reason
+    return ("small" if row.n_units < small or row.code == TOO_SMALL else "other"), row.reason
 
 
 def _kind(row: Any, less: float, alpha: float, small: int, harmless: float) -> tuple[str, str]:
@@ -534,6 +638,24 @@ def taxonomy(
 ) -> pd.DataFrame:  # Columns layer, cluster, n_units, kind, reason
     """Which sub-clusters are important, which can be pruned, and which cannot be told?
 
+    Parameters
+    ----------
+    importance : Evidence
+        Of the sub-clusters of a partition
+    alpha : float, default 0.05
+        Largest q-value
+    small : int, default 2
+        Fewer units than this are small
+    harmless : float, default 0.001
+        Largest damage that counts as none, in the outcome's units, nats
+    outcome : str | None, default None
+        Which; None is the first
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns layer, cluster, n_units, kind, reason
+
     Raises: `KeyError` if there is no such outcome.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
@@ -544,8 +666,10 @@ def taxonomy(
         (row.layer, row.cluster, row.n_units, *_kind(row, q, alpha, small, harmless))
         for row, q in zip(frame.itertuples(), less, strict=True)
     ]
-    untested = keyed_frame(importance.untested, ("layer", "cluster", "n_units", "reason"), "untested")
-    rows += [(row.layer, row.cluster, row.n_units, *_kind_of_untested(row, small)) for row in untested.itertuples()]
+    rows += [
+        (row.layer, row.cluster, row.n_units, *_kind_of_untested(row, small))
+        for row in importance.untested.itertuples()
+    ]
     order = {layer: i for i, layer in enumerate(dict.fromkeys(row[0] for row in rows))}
     rows.sort(key=lambda row: (order[row[0]], row[1]))
     return pd.DataFrame(rows, columns=["layer", "cluster", "n_units", "kind", "reason"])

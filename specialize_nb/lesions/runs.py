@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import operator
 import os
 import pickle
 import re
@@ -58,6 +57,16 @@ def content_hash(
     """One name for what these things hold: the same in every process, on every machine and device.
 
     Equal numbers of Python and NumPy have one name, tuples and lists too; the order of a mapping does not count.
+
+    Parameters
+    ----------
+    *things : Any
+        Strings, bytes, numbers, None; arrays, tensors, data frames; sequences and mappings of these
+
+    Returns
+    -------
+    str
+        64 hex digits
 
     Raises: `TypeError` for anything else, whose content cannot be known.
     """
@@ -124,11 +133,24 @@ def _of_column(column: pd.Series) -> bytes:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a run that is computed, and kept, as a whole."""
+    """A piece of a run that is computed, and kept, as a whole.
+
+    Attributes
+    ----------
+    key : str
+        Content hash of all that makes its numbers and is not in the identity of the run
+    arguments : tuple
+        What the function is given after `shared`; small
+    cost : float
+        In passes, for the bar of progress and for sharing passes
+    group : str
+        Blocks of one group can be computed together; '' is alone
+    """
 
     key: str  # Content hash of all that makes its numbers and is not in the identity of the run
     arguments: tuple = field(compare=False, repr=False)  # What the function is given after `shared`; small
-    cost: float = field(default=1.0, compare=False)  # In passes, for the bar of progress
+    cost: float = field(default=1.0, compare=False)  # In passes, for the bar of progress and for sharing passes
+    group: str = field(default="", compare=False)  # Blocks of one group can be computed together; '' is alone
 
 
 class Store:
@@ -136,6 +158,13 @@ class Store:
 
     A run is known by its identity: names of what makes its numbers, with a content hash each. Blocks of one identity
     are never read by another.
+
+    Parameters
+    ----------
+    path : str | Path
+        Made when the first block is kept
+    identity : Mapping[str, str]
+        As {'model': content_hash(...), 'data': ..., 'settings': ...}
 
     Warns: `RuntimeWarning` if there are runs here, but none of this identity.
     """
@@ -206,8 +235,20 @@ class Store:
                 pass  # another process was quicker
         self._prepared = True
 
-    def get(self, key: str) -> Arrays | None:
+    def get(
+        self,
+        key: str,  # Of the block
+    ) -> Arrays | None:
         """The arrays of a block, or None if it is not kept.
+
+        Parameters
+        ----------
+        key : str
+            Of the block
+
+        Returns
+        -------
+        Arrays | None
 
         Warns: `RuntimeWarning` if its file is damaged: it counts as not kept.
         """
@@ -223,8 +264,20 @@ class Store:
             return None
         return arrays
 
-    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep a block: whole, or not at all."""
+    def put(
+        self,
+        key: str,  # Of the block: letters, digits, '_', '-', '.', 128 at most
+        arrays: Mapping[str, np.ndarray],  # What it gave, by name
+    ) -> None:
+        """Keep a block: whole, or not at all.
+
+        Parameters
+        ----------
+        key : str
+            Of the block: letters, digits, '_', '-', '.', 128 at most
+        arrays : Mapping[str, np.ndarray]
+            What it gave, by name
+        """
         path = self._file(key)
         if not self._prepared:
             self.prepare()
@@ -321,20 +374,20 @@ def _open(digest: str, parcel: np.ndarray) -> tuple[Callable, Any]:
 
 
 def _work(place: int, arguments: bytes, digest: str, parcel: np.ndarray, settings: _Settings) -> tuple[int, Any]:
-    """One block in a worker: its place, and what it gave or why it failed."""
+    """One bundle of blocks in a worker: its place, and what each gave or why it failed."""
     try:
         function, shared = _open(digest, parcel)
         with _alike(settings):
-            return place, _checked(function(shared, *pickle.loads(arguments)))
+            return place, [_checked(one) for one in function(shared, pickle.loads(arguments))]
     except Exception as error:
         return place, _failure(error)
 
 
-def _work_here(place: int, arguments: tuple, function: Callable, shared: Any) -> tuple[int, Any]:
-    """One block in a thread of this process."""
+def _work_here(place: int, arguments: list[tuple], function: Callable, shared: Any) -> tuple[int, Any]:
+    """One bundle of blocks in a thread of this process."""
     try:
         with _alike(_settings()):
-            return place, _checked(function(shared, *arguments))
+            return place, [_checked(one) for one in function(shared, arguments)]
     except Exception as error:
         return place, _Failure(error, "")
 
@@ -385,11 +438,25 @@ class _Run:
     blocks: dict[str, Block]  # by key, each once
     store: Store | None
     bar: Any
+    most: float = 0.0  # cost of the blocks of one bundle, but for a block that costs more alone
     found: dict[str, Arrays] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Block]:
         return [block for key, block in self.blocks.items() if key not in self.found]
+
+    @property
+    def bundles(self) -> list[list[Block]]:
+        """What is left, in pieces that are computed by one call: neighbours of one group, as many as cost little."""
+        found: list[list[Block]] = []
+        for block in self.left:
+            last = found[-1] if found else []
+            alike = block.group and last and last[0].group == block.group
+            if alike and sum(one.cost for one in last) + block.cost <= self.most:
+                last.append(block)
+            else:
+                found.append([block])
+        return found
 
     @property
     def so_far(self) -> str:
@@ -415,6 +482,9 @@ def run_blocks(
     shared: Any,  # What all blocks need: a model, data; sent to each worker once
     blocks: Sequence[Block],  # Blocks of one key are computed once
     *,
+    together: Callable[..., Sequence[Mapping[str, np.ndarray]]]
+    | None = None,  # `together(shared, [block.arguments, ...])`
+    most: float = 0.0,  # Blocks of one group that cost no more are computed by one call of `together`
     store: Store | None = None,  # Where finished blocks are kept, and taken from
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else this one
     progress: bool = False,  # Show a progress bar?
@@ -425,13 +495,39 @@ def run_blocks(
     Each block runs with one torch thread. What is not in the memory of the CPU stays in this process, unless Dask has
     workers with devices of their own.
 
+    Parameters
+    ----------
+    function : Callable[..., Mapping[str, np.ndarray]]
+        Called as `function(shared, *block.arguments)`
+    shared : Any
+        What all blocks need: a model, data; sent to each worker once
+    blocks : Sequence[Block]
+        Blocks of one key are computed once
+    together : Callable[..., Sequence[Mapping[str, np.ndarray]]] | None, default None
+        `together(shared, [block.arguments, ...])`
+    most : float, default 0.0
+        Blocks of one group that cost no more are computed by one call of `together`
+    store : Store | None, default None
+        Where finished blocks are kept, and taken from
+    n_jobs : int | None, default None
+        Processes; None leaves it to `joblib.parallel_config`, else this one
+    progress : bool, default False
+        Show a progress bar?
+    description : str, default ''
+        Title of the bar
+
+    Returns
+    -------
+    list[Arrays]
+        What each block gave, in their order
+
     Raises: what `function` raises; `OSError` if a block cannot be kept; `RuntimeError` if workers go on dying.
     Warns: `RuntimeWarning` if workers died and their blocks are tried again, or a block on disk is damaged.
     """
     blocks = list(blocks)
     costs = sum({block.key: block.cost for block in blocks}.values())
     with tqdm(total=costs, desc=description, unit="pass", disable=not progress) as bar:
-        run = _Run({block.key: block for block in blocks}, store, bar)
+        run = _Run({block.key: block for block in blocks}, store, bar, most if together else 0.0)
         if store is not None:
             for block in run.blocks.values():
                 if (kept := store.get(block.key)) is not None:
@@ -441,18 +537,28 @@ def run_blocks(
         if run.left:
             if store is not None:
                 store.prepare()
-            _compute(run, function, shared, n_jobs)
+            _compute(run, together or _One(function), shared, n_jobs)
     return [run.found[block.key] for block in blocks]
+
+
+@dataclass(frozen=True)
+class _One:
+    """A function of one block as one of several."""
+
+    function: Callable
+
+    def __call__(self, shared: Any, several: Sequence[tuple]) -> list[Any]:
+        return [self.function(shared, *arguments) for arguments in several]
 
 
 def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> None:
     backend, _ = get_active_backend()
     client = getattr(backend, "client", None)  # of Dask
-    if client is None and (joblib.effective_n_jobs(n_jobs) == 1 or len(run.left) == 1):
+    if client is None and (joblib.effective_n_jobs(n_jobs) == 1 or len(run.bundles) == 1):
         return _in_order(run, function, shared)
     if client is None and getattr(backend, "supports_sharedmem", False):
         with _alike(_settings()):
-            return _rounds(run, n_jobs, _work_here, operator.attrgetter("arguments"), (function, shared))
+            return _rounds(run, n_jobs, _work_here, _arguments, (function, shared))
     if client is None:
         _end_workers_with(os.getpid())
     try:
@@ -463,7 +569,7 @@ def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> 
     sent = parcel if client is None else _on_cluster(client, digest, parcel)
     # Arguments as bytes: joblib would scatter arrays, and lose them with the worker that has them. And a cluster is
     # told of all blocks at once: it may have few workers yet, and grow with what waits.
-    packed = lambda block: cloudpickle.dumps(block.arguments)  # noqa: E731
+    packed = lambda bundle: cloudpickle.dumps(_arguments(bundle))  # noqa: E731
     _rounds(run, n_jobs, _work, packed, (digest, sent, _settings()), ahead="2*n_jobs" if client is None else "all")
 
 
@@ -479,15 +585,20 @@ def _end_workers() -> None:
 
 def _in_order(run: _Run, function: Callable, shared: Any) -> None:
     with _alike(_settings()):
-        for block in run.left:
-            run.keep(block, _checked(function(shared, *block.arguments)))
+        for bundle in run.bundles:
+            for block, found in zip(bundle, function(shared, _arguments(bundle)), strict=True):
+                run.keep(block, _checked(found))
+
+
+def _arguments(bundle: Sequence[Block]) -> list[tuple]:
+    return [block.arguments for block in bundle]
 
 
 def _rounds(
     run: _Run,
     n_jobs: int | None,
-    work: Callable,  # Called as `work(place, own(block), *same)`
-    own: Callable[[Block], Any],
+    work: Callable,  # Called as `work(place, own(bundle), *same)`
+    own: Callable[[Sequence[Block]], Any],
     same: tuple,
     ahead: str = "2*n_jobs",  # Blocks handed out before they are asked for
 ) -> None:
@@ -517,17 +628,18 @@ def _dead_workers() -> tuple[type[BaseException], ...]:
 
 
 def _one_round(
-    run: _Run, n_jobs: int | None, work: Callable, own: Callable[[Block], Any], same: tuple, ahead: str
+    run: _Run, n_jobs: int | None, work: Callable, own: Callable[[Sequence[Block]], Any], same: tuple, ahead: str
 ) -> _Failure | None:
     """Keep every block the moment it arrives; stop at the first that failed."""
-    left = run.left
+    bundles = run.bundles
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=ahead)
-    tasks = (joblib.delayed(work)(place, own(block), *same) for place, block in enumerate(left))
+    tasks = (joblib.delayed(work)(place, own(bundle), *same) for place, bundle in enumerate(bundles))
     with _ended(parallel(tasks)) as answers:
         for place, answer in answers:
             if isinstance(answer, _Failure):
                 return answer
-            run.keep(left[place], answer)
+            for block, found in zip(bundles[place], answer, strict=True):
+                run.keep(block, found)
     return None
 
 

@@ -21,10 +21,10 @@ __all__ = ["Flow", "RawLayer", "RawWire", "Weight"]
 class RawLayer:
     """A layer as found: names of its nodes in the program."""
 
-    name: str
-    op: str
+    name: str  # Dotted name of the module that owns the weight
+    op: str  # Its operation, in torch's own word
     unit: str  # What one unit is: 'neuron', 'channel', ...
-    n_units: int
+    n_units: int  # Units; 0 for an input of words
     axis: int  # That counts units in the value of `site` (and of `pre`)
     node: str  # The operation itself
     pre: str  # The last node before the unit's activation
@@ -36,9 +36,9 @@ class RawLayer:
 class RawWire:
     """Weights that join the units of two layers."""
 
-    source: int
-    target: int
-    weight: Weight
+    source: int  # Index of the layer that feeds; inputs count down from -1
+    target: int  # Index of the layer that is fed
+    weight: Weight  # Where the numbers lie
     rows: np.ndarray  # (2, n) int64: row of the weight; unit of the target
     columns: Links  # Column of the weight; unit of the source
     scale_in: Tensor | None = None  # (n_rows,) factor of a normalisation, where the rows are another layer's units
@@ -50,8 +50,8 @@ class Weight:
 
     node: str  # Fixed node that holds it; '' for the identity
     kind: str  # 'linear', 'conv', 'transposed', 'matmul', 'left' (the weight multiplies from the left) or 'identity'
-    n_rows: int
-    n_columns: int
+    n_rows: int  # What the weight puts out
+    n_columns: int  # What it takes in, all groups together
 
     def read(self, program: Program) -> tuple[Tensor, tuple[int, ...], int]:
         """(n_rows, n_columns // groups, n_taps) values, the shape of the taps, and the groups."""
@@ -74,10 +74,10 @@ class Weight:
 class Flow:
     """What following the units of one program has found."""
 
-    layers: list[RawLayer] = field(default_factory=list)
-    wires: list[RawWire] = field(default_factory=list)
+    layers: list[RawLayer] = field(default_factory=list)  # In the order they run
+    wires: list[RawWire] = field(default_factory=list)  # In the order they were met
     unknown: dict[str, set[int]] = field(default_factory=dict)  # Operation -> layers it cuts off
     held: dict[str, set[str]] = field(default_factory=dict)  # Operation -> nodes whose statistic is taken as fixed
-    strands: dict[str, tuple[Strand, ...]] = field(default_factory=dict)
-    outputs: set[int] = field(default_factory=set)
+    strands: dict[str, tuple[Strand, ...]] = field(default_factory=dict)  # Node -> the units in its value
+    outputs: set[int] = field(default_factory=set)  # Layers whose units the model puts out
     inputs: list[RawLayer] = field(default_factory=list)  # Floating inputs; their index as a layer is -1 - place

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,15 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
 class HookedLayer(NamedTuple):
     """The units of one call of a module, in the words of `Layer`; `pre` and `site` are calls."""
 
-    name: str
-    kind: str
-    op: str
-    unit: str
-    n_units: int
-    unit_dim: int
-    shape: tuple[int, ...]
-    pre: str
-    site: str
+    name: str  # Dotted name of the module, and from its second call on 'name#2'
+    kind: Literal["hidden", "output"]
+    op: str  # 'linear', 'conv2d', 'embedding', 'attention', or the module's class in small letters
+    unit: str  # 'neuron', 'channel' or 'dimension'
+    n_units: int  # Units, at least 1
+    unit_dim: int  # Axis of the activations that counts units; examples are axis 0
+    shape: tuple[int, ...]  # Shape of the activations of one example
+    pre: str  # Call whose value comes just before the activation
+    site: str  # Call whose value is what the units put out
 
 
 @dataclass(eq=False)
@@ -187,13 +187,6 @@ class HookedProgram:
     def boundary(self, site: str, outputs: Sequence[str]) -> tuple[str, ...]:
         """The values to keep so that `outputs` can be computed again after `site` has changed: `site` first."""
         return (site, *self.inputs)
-
-    def repeat(self, name: str, value: Tensor, times: int) -> Tensor:
-        """A value for a batch repeated `times` over."""
-        if self.layouts[name].axis is None:
-            return value
-        value = self.examples_first(name, value)
-        return self.examples_back(name, value.repeat(times, *[1] * (value.ndim - 1)))
 
     def extract(self, inputs: Sequence[str], outputs: Sequence[str]) -> Callable[..., tuple[Tensor, ...]]:
         """A function from values of `inputs` to values of `outputs`: a pass in which given calls put out what is given.

@@ -1,7 +1,9 @@
 """What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 
-A plain module, not a notebook: tables that `wiring` looks things up in. An operation in none of them, and not marked as
-pointwise by torch itself, is unknown, and is reported.
+A plain module, not a notebook: one place for every table of operations, and for what a node tells of itself. An
+operation that is new to torch is written into the tables that it belongs to, here and nowhere else. If none of the
+tables of the first part has it, and torch itself does not mark it as pointwise, it is unknown to `wiring`, and is
+reported.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from specialize_nb.network.program import Program, shape_at
-
+# First part: what becomes of the numbers, for those who follow units.
 # Numbers are moved about, none is changed.
 MOVES = set(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t numpy_T slice select narrow "
@@ -60,45 +62,113 @@ RELAYS = set("view reshape _unsafe_view flatten unflatten squeeze unsqueeze tran
 PASSES = set("dropout feature_dropout contiguous clone to _to_copy alias detach getitem".split())
 NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "group_norm", "rms_norm", "instance_norm"}
 
+# Second part: what they do with memory, for those who cut, fuse and rewrite a program.
+# Numbers of one value laid out anew, or some of them.
+RELAYS_AND_PARTS = RELAYS | set("t expand select slice narrow split split_with_sizes chunk tensor_split unbind".split())
+# May hand back their input, or a view of it, without saying so in their schema.
+MAY_ALIAS = set(
+    "reshape flatten contiguous dropout to type_as expand_as view_as feature_dropout einsum alpha_dropout "
+    "feature_alpha_dropout atleast_1d atleast_2d atleast_3d conj_physical tile".split()
+)
+# A whole sequence, or a step of it, in one operation.
+RECURRENT = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+# One weight and one bias, at the second and third place: dense layers and convolutions.
+WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d"}
+# Made of other operations, and yet a value of their own: others so made may hand back a view of what they are given.
+NEW_VALUES = WEIGHTED | {"batch_norm", "layer_norm", "group_norm", "matmul"}
 
-def op_name(node: fx.Node) -> str:
+# Third part: which kind of function they are, for those who differentiate or rescale.
+# Straight lines in everything they are given.
+STRAIGHT = (
+    MOVES
+    | PASSES
+    | set("add sub rsub neg mean sum avg_pool1d avg_pool2d avg_pool3d".split())
+    | {f"{kind}adaptive_avg_pool{n}d" for kind in ("", "_") for n in (1, 2, 3)}
+)
+# Straight lines in each factor, the others held.
+PRODUCTS = WEIGHTED | set("mul div matmul mm bmm addmm batch_norm".split())
+# Straight lines in pieces.
+KINKED = set(
+    "relu relu6 leaky_relu prelu _prelu_kernel hardtanh clamp clamp_min clamp_max threshold abs maximum minimum amax "
+    "amin max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool2d dropout".split()
+)
+# Smooth, and known to forward differentiation.
+SMOOTH = set(
+    "gelu tanh sigmoid silu elu celu selu softplus mish exp log sqrt rsqrt pow square softmax layer_norm".split()
+)
+# Twice the input gives twice the output.
+HOMOGENEOUS = set(
+    "relu relu_ leaky_relu leaky_relu_ prelu abs dropout dropout_ feature_dropout identity max_pool1d max_pool2d "
+    "max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d flatten view reshape _unsafe_view contiguous clone alias".split()
+)
+
+
+def op_name(
+    node: fx.Node,  # Of a traced program
+) -> str:
+    """The name of a node's operation, as the tables have it."""
     if node.op != "call_function":
         return node.op
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[-1] if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def argument(node: fx.Node, key: str, place: int, default: Any = None) -> Any:
+def argument(
+    node: fx.Node,  # A call
+    key: str,  # The argument's name
+    place: int,  # Its place, from 0
+    default: Any = None,  # What it is if it was not given
+) -> Any:
     """An argument of a node, given by place or by name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(key, default)
 
 
-def is_tensor(node: fx.Node) -> bool:
+def is_tensor(
+    node: fx.Node,  # Of a traced program
+) -> bool:
+    """True if a node puts out a tensor, or several values of which one is."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
+def shape_of(
+    node: fx.Node,  # That puts out a tensor
+) -> tuple[int, ...]:
     """The shape of a node's value (the first, if there are several) for a batch of one."""
     value = node.meta["val"]
     return shape_at(value[0] if isinstance(value, tuple | list) else value, 1)
 
 
-def depends_on_inputs(node: fx.Node, program: Program) -> bool:
-    """True if a value holds numbers of the inputs, not only their sizes."""
-    stack, seen = [node], set()
-    while stack:
-        one = stack.pop()
-        if one in seen or program.is_fixed(one.name) or op_name(one) in CONSTANTS:
-            continue
-        seen.add(one)
-        if one.op == "placeholder":
-            return True
-        stack += one.all_input_nodes
-    return False
+def size_at(
+    value: Any,  # A size, free or not
+    batch: int,  # Examples, at least 1
+) -> Any:
+    """A size for a batch of `batch` examples."""
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+    return value
 
 
-def is_attention(node: fx.Node, operands: Sequence[fx.Node]) -> bool:
+def shape_at(
+    value: Tensor,  # As a traced program knows it, without numbers
+    batch: int,  # Examples, at least 1
+) -> tuple[int, ...]:
+    """The shape of a value for a batch of `batch` examples."""
+    return tuple(size_at(size, batch) for size in value.shape)
+
+
+def is_free(
+    size: int | torch.SymInt,  # Of one axis
+) -> bool:
+    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def is_attention(
+    operands: Sequence[fx.Node],  # What a product multiplies
+) -> bool:
     """True for the product of a softmax with what it weighs."""
     one = operands[0]
     while op_name(one) in KEEPS | RELAYS | PASSES and one.args and isinstance(one.args[0], fx.Node):
@@ -106,7 +176,18 @@ def is_attention(node: fx.Node, operands: Sequence[fx.Node]) -> bool:
     return len(operands) == 2 and op_name(one) in ("softmax", "_softmax")
 
 
-def module_path(node: fx.Node) -> str:
+def batch_norm_factor(
+    variance: Tensor,  # Running variance, at least 0
+    epsilon: float,  # Added to the variance, above 0
+    gain: Tensor | float | None = None,  # The factor learned, shaped to meet the variance; None: 1
+) -> Tensor:  # Shaped as the variance; differentiable
+    """What a batch norm in evaluation multiplies by."""
+    return (1.0 if gain is None else gain) / (variance + epsilon).sqrt()
+
+
+def module_path(
+    node: fx.Node,  # Of a traced program
+) -> str:
     """Dotted name of the module whose code a node comes from."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""

@@ -173,6 +173,24 @@ def check_wiring(
 
     Costs a forward pass of `len(x)` times the layer's units for every layer.
 
+    Parameters
+    ----------
+    network : Network
+        From `trace` of a model in float64
+    x : Any
+        A few examples, as the model takes them; real values, or random ones
+    layers : Sequence[str] | None, default None
+        Layers whose units are changed; default: all
+    seed : int, default 0
+        Seeds the changes
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns source, target, edges, non_edges, missing, idle: pairs of units
+
     Raises: `ValueError` if the wiring is not known, or numbers are not float64; `KeyError` for an unknown layer.
     """
     _check(network, x)

@@ -11,44 +11,39 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Layout", "Program", "export_program"]
-
-# Operations that may hand back their input, or a view of it, without saying so in their schema.
-_MAY_ALIAS = {
-    "reshape",
-    "flatten",
-    "contiguous",
-    "dropout",
-    "to",
-    "type_as",
-    "expand_as",
-    "view_as",
-    "feature_dropout",
-} | set("einsum alpha_dropout feature_alpha_dropout atleast_1d atleast_2d atleast_3d conj_physical tile".split())
-_RECURRENT = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "lstm", "gru", "rnn_tanh", "rnn_relu"}
-# Operations that lay the numbers of one value out anew, or take some of them.
-_RELAYS = set(
-    "view reshape _unsafe_view flatten unflatten permute transpose movedim t expand squeeze unsqueeze select slice "
-    "narrow split split_with_sizes chunk tensor_split unbind".split()
+from specialize_nb.network.operations import (
+    CONSTANTS,
+    MAY_ALIAS,
+    RECURRENT,
+    RELAYS_AND_PARTS,
+    is_free,
+    op_name,
+    shape_at,
+    size_at,
 )
+
+__all__ = ["Layout", "Program", "export_program"]
 
 
 class Layout(NamedTuple):
     """Where the examples of a batch lie in a value: `axis` counts (outer, example, inner), row by row."""
 
     axis: int | None = None  # None: the value does not depend on the batch size
-    outer: int = 1
-    inner: int = 1
+    outer: int = 1  # Size of what is counted more slowly than the examples, at least 1
+    inner: int = 1  # Size of what is counted faster, at least 1
 
 
-def examples_first(value: Tensor, layout: Layout) -> Tensor:
+def examples_first(
+    value: Tensor,  # Of any shape
+    layout: Layout,  # Where its examples lie
+) -> Tensor:  # (n, ...)
     """A value with its examples along axis 0; what else lay on their axis follows in its place."""
     if layout.axis is None or layout == Layout(0):
         return value
@@ -58,7 +53,10 @@ def examples_first(value: Tensor, layout: Layout) -> Tensor:
     return value.squeeze(axis + 1) if layout.outer * layout.inner == 1 else value
 
 
-def examples_back(value: Tensor, layout: Layout) -> Tensor:
+def examples_back(
+    value: Tensor,  # (n, ...), from `examples_first`
+    layout: Layout,  # Where its examples are to lie
+) -> Tensor:
     """The inverse of `examples_first`."""
     if layout.axis is None or layout == Layout(0):
         return value
@@ -118,7 +116,7 @@ class Program:
 
     def owners(self, name: str) -> list[str]:
         """Dotted names of the parameters and buffers that a fixed node is made of, the largest first."""
-        nodes = [self.nodes[one] for one in self._needed((), [name]) if self.nodes[one].op == "get_attr"]
+        nodes = [self.nodes[one] for one in self.needed((), [name]) if self.nodes[one].op == "get_attr"]
         order = {one: place for place, one in enumerate(self.nodes)}
         nodes.sort(key=lambda node: (-self.constant(node.name).numel(), order[node.name]))
         return [str(node.target) for node in nodes]
@@ -138,11 +136,12 @@ class Program:
         """
         key = (tuple(inputs), tuple(outputs))
         if key not in self._extracted:
-            self._extracted[key] = self._extract(*key)
+            self._extracted[key] = self.cut_out(*key)
         return self._extracted[key]
 
-    def _extract(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> fx.GraphModule:
-        needed = self._needed(inputs, outputs)
+    def cut_out(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> fx.GraphModule:
+        """What `extract` keeps: made anew."""
+        needed = self.needed(inputs, outputs)
         graph, copies = fx.Graph(), {}
         for name in inputs:
             copies[self.nodes[name]] = graph.placeholder(name)
@@ -157,7 +156,8 @@ class Program:
         graph.output(tuple(copies[self.nodes[name]] for name in outputs))
         return fx.GraphModule(self.root, graph)
 
-    def _needed(self, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
+    def needed(self, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
+        """Names of all nodes that `outputs` are computed from, given `inputs`, themselves included."""
         stack, needed = list(outputs), set()
         while stack:
             name = stack.pop()
@@ -166,6 +166,19 @@ class Program:
                 if name not in inputs:
                     stack += [node.name for node in self.nodes[name].all_input_nodes]
         return needed
+
+    def reads_inputs(self, name: str) -> bool:
+        """True if the value of node `name` holds numbers of the inputs, not only their sizes."""
+        stack, seen = [self.nodes[name]], set()
+        while stack:
+            node = stack.pop()
+            if node in seen or self.is_fixed(node.name) or op_name(node) in CONSTANTS:
+                continue
+            seen.add(node)
+            if node.op == "placeholder":
+                return True
+            stack += node.all_input_nodes
+        return False
 
     def dependents(self, site: str) -> set[str]:
         """Names of all nodes whose value depends on node `site`, itself included."""
@@ -177,7 +190,7 @@ class Program:
 
     def boundary(self, site: str, outputs: Sequence[str]) -> tuple[str, ...]:
         """The values to keep so that `outputs` can be computed again after `site` has changed: `site` first."""
-        later = self.dependents(site) & self._needed([site], outputs)
+        later = self.dependents(site) & self.needed([site], outputs)
         sources = {source.name for name in later - {site} for source in self.nodes[name].all_input_nodes}
         kept = [name for name in self.nodes if name in sources - later and self.nodes[name].op != "get_attr"]
         return (site, *kept)
@@ -201,7 +214,7 @@ class Program:
         """The value of node `name` for a batch repeated `times` over."""
         known = self.nodes[name].meta["val"]
         if not isinstance(known, Tensor):
-            if not _is_free(known):
+            if not is_free(known):
                 return value
             expression, (size,) = known.node.expr, known.node.expr.free_symbols
             batch = next(iter(sympy.solveset(expression - value, size)))
@@ -227,7 +240,11 @@ class Program:
         return tuple(sizes)
 
 
-def export_program(model: nn.Module, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+def export_program(
+    model: nn.Module,  # In eval mode; returned as it was found
+    args: tuple = (),  # Inputs by place, batch first
+    kwargs: Mapping[str, Any] | None = None,  # Inputs by name
+) -> Program:
     """Trace `model` on example inputs, the batch dimension of every tensor left free.
 
     Raises: `ValueError` if torch cannot export the model, or its code fixes the batch size.
@@ -251,7 +268,7 @@ def export_program(model: nn.Module, args: tuple = (), kwargs: Mapping[str, Any]
     root = program.module()
     _tidy(root)
     inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
-    if not inputs or not all(_is_free(node.meta["val"].shape[0]) for node in inputs):
+    if not inputs or not all(is_free(node.meta["val"].shape[0]) for node in inputs):
         sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
         raise ValueError(
             f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
@@ -318,7 +335,7 @@ def _tidy(root: fx.GraphModule) -> None:
     while _inline(root):
         pass
     for node in root.graph.nodes:  # a view is picky about how its input lies in memory
-        if _name(node) in ("view", "_unsafe_view"):
+        if op_name(node) in ("view", "_unsafe_view"):
             node.target = torch.ops.aten.reshape.default
     for node in reversed(list(root.graph.nodes)):
         constant = node.op == "placeholder" and not isinstance(node.meta["val"], Tensor)
@@ -351,24 +368,6 @@ def _inline(root: fx.GraphModule) -> bool:
     return found
 
 
-def _is_free(size: int | torch.SymInt) -> bool:
-    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
-    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
-
-
-def size_at(value: Any, batch: int) -> Any:
-    """A size for a batch of `batch` examples."""
-    if isinstance(value, torch.SymInt):
-        expression = value.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
-    return value
-
-
-def shape_at(value: Tensor, batch: int) -> tuple[int, ...]:
-    """The shape of a value for a batch of `batch` examples."""
-    return tuple(size_at(size, batch) for size in value.shape)
-
-
 def _layouts(graph: fx.Graph) -> dict[str, Layout]:
     """Where the examples lie in every value of a graph."""
     found: dict[str, Layout] = {}
@@ -376,7 +375,7 @@ def _layouts(graph: fx.Graph) -> dict[str, Layout]:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             continue
-        axis = next((axis for axis, size in enumerate(value.shape) if _is_free(size)), None)
+        axis = next((axis for axis, size in enumerate(value.shape) if is_free(size)), None)
         each = 1 if axis is None else shape_at(value, 1)[axis]
         found[node.name] = Layout(axis) if each == 1 else _folded(node, axis, each, found)
     return found
@@ -387,7 +386,7 @@ def _folded(node: fx.Node, axis: int, each: int, found: Mapping[str, Layout]) ->
     call = node.args[0] if node.target is operator.getitem else node
     sources = [source for source in call.all_input_nodes if found.get(source.name, Layout()).axis is not None]
     for source in sources:
-        if _name(call) in _RELAYS:
+        if op_name(call) in RELAYS_AND_PARTS:
             return _relaid(node, call, source, axis, each, found[source.name])
         layout = found[source.name]
         if layout.axis == axis and layout.outer * layout.inner == each:
@@ -408,14 +407,9 @@ def _relaid(node: fx.Node, call: fx.Node, source: fx.Node, axis: int, each: int,
     return Layout(axis, each // max(inner, 1), inner)
 
 
-def _name(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.split("::")[-1] if schema is not None else ""
-
-
 def _unrolled(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
     """How to write each recurrent operation of a graph as a step of plain ones for every step of the sequence."""
-    found = {node.target for node in graph.nodes if _name(node) in _RECURRENT}
+    found = {node.target for node in graph.nodes if op_name(node) in RECURRENT}
     known = torch.export.default_decompositions() if found else {}
     return {operation: known[operation] for operation in found}
 
@@ -444,12 +438,27 @@ def _may_alias(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is operator.getitem:
         return True
     schema = getattr(node.target, "_schema", None)
-    if schema is None or schema.name.removeprefix("aten::") in _MAY_ALIAS:
+    if schema is None or schema.name.removeprefix("aten::") in MAY_ALIAS:
         return True
     return not schema.is_mutable and any(value.alias_info is not None for value in schema.returns)
 
 
-def first_met(program: Any, layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
+class Placed(Protocol):
+    """Something that a program puts out at one of its nodes, such as a layer."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; no two are called the same."""
+
+    @property
+    def site(self) -> str:
+        """The node that puts it out."""
+
+
+P = TypeVar("P", bound=Placed)
+
+
+def first_met(program: Any, layers: Sequence[P]) -> tuple[list[P], list[P]]:
     """Layers that no other of them comes before, and the others."""
     if len(layers) == 1 or not program.any_batch:
         return list(layers), []
@@ -462,7 +471,7 @@ def boundary_of(program: Any, sites: Sequence[str], outputs: Sequence[str]) -> t
     """The values to keep so that `outputs` can be computed again after the sites have changed: the sites first."""
     if len(sites) == 1:
         return program.boundary(sites[0], outputs)
-    later = set.union(*(program.dependents(site) for site in sites)) & program._needed(sites, outputs)
+    later = set.union(*(program.dependents(site) for site in sites)) & program.needed(sites, outputs)
     sources = {source.name for name in later - {*sites} for source in program.nodes[name].all_input_nodes}
     kept = [name for name in program.nodes if name in sources - later and program.nodes[name].op != "get_attr"]
     return (*dict.fromkeys(sites), *kept)

@@ -15,7 +15,13 @@ from specialize_nb.network.strands import Strand
 __all__ = ["find_site"]
 
 
-def find_site(layer: RawLayer, index: int, base: Strand, program: Program, flow: Flow) -> None:
+def find_site(
+    layer: RawLayer,  # Changed in place
+    index: int,  # Its place among the layers of `flow`
+    base: Strand,  # Its units as the operation puts them out
+    program: Program,  # That the layer is of
+    flow: Flow,  # What was found so far
+) -> None:
     """Move `layer.site` from its operation to its activation, and `layer.pre` to what comes just before.
 
     A node ends the way if every path from the operation passes through it: then a lesion there is a lesion for all

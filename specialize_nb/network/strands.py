@@ -66,25 +66,37 @@ class Links:
     scale: Tensor | None  # (n_links,); None is one
 
 
-def along(values: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+def along(
+    values: Tensor,  # (shape[axis],)
+    shape: Sequence[int],  # Of the result
+    axis: int,  # Where the values lie in it
+) -> Tensor:
     """`values` (shape[axis],) laid along `axis` of `shape`, without taking memory for the rest."""
     return values.view([-1 if d == axis % len(shape) else 1 for d in range(len(shape))]).expand(*shape)
 
 
-def narrow(value: Tensor, dims: Iterable[int]) -> Tensor:
+def narrow(
+    value: Tensor,  # Of any shape
+    dims: Iterable[int],  # Axes to be cut to one
+) -> Tensor:
     """The first slice of `value` along `dims`, which stay as dimensions of one."""
     for dim in dims:
         value = value.narrow(dim, 0, 1)
     return value
 
 
-def varies(value: Tensor, dims: Sequence[int]) -> bool:
+def varies(
+    value: Tensor,  # Of any shape
+    dims: Sequence[int],  # Axes to look along
+) -> bool:
     """True if `value` is not the same all along `dims`."""
     dims = [d for d in dims if value.shape[d] > 1 and value.stride(d) != 0]
     return bool(dims) and not bool((value.amin(dims) == value.amax(dims)).all())
 
 
-def compact(value: Tensor) -> Tensor:
+def compact(
+    value: Tensor,  # Of any shape
+) -> Tensor:
     """`value` with memory for one slice only along dimensions where all slices are the same."""
     if value.numel() < 4096:
         return value
@@ -95,14 +107,20 @@ def compact(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format).expand(shape)
 
 
-def spread(strand: Strand, shape: Sequence[int]) -> Strand:
+def spread(
+    strand: Strand,  # Of a shape that broadcasts
+    shape: Sequence[int],  # Of the result
+) -> Strand:
     """The strand broadcast to `shape`; itself if it has that shape."""
     if strand.unit.shape == tuple(shape):
         return strand
     return strand.with_(*(part.broadcast_to(tuple(shape)) for part in strand.parts))
 
 
-def scaled(strand: Strand, factor: Tensor) -> Strand:
+def scaled(
+    strand: Strand,  # Of any shape
+    factor: Tensor,  # Of a shape that broadcasts to it; signs are dropped
+) -> Strand:
     """The strand after its value was multiplied by `factor`, which broadcasts to it."""
     shape = strand.unit.shape
     factor = _thin(factor.abs().broadcast_to(shape))
@@ -116,7 +134,10 @@ def _thin(value: Tensor) -> Tensor:
     return narrow(value, [d for d in range(value.ndim) if value.stride(d) == 0])
 
 
-def merge(strand: Strand, dims: Sequence[int]) -> Strand:
+def merge(
+    strand: Strand,  # Of any shape
+    dims: Sequence[int],  # Axes along which numbers were mixed
+) -> Strand:
     """The strand after all numbers along `dims` were mixed; `dims` stay as dimensions of one."""
     dims = sorted({d % strand.unit.ndim for d in dims})
     scale = None if strand.scale is None else _thin(strand.scale).mean(dims, keepdim=True)
@@ -146,7 +167,9 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(rows, axis=0, return_inverse=True)  # two rows with one fingerprint
 
 
-def unite(strands: Sequence[Strand]) -> list[Strand]:
+def unite(
+    strands: Sequence[Strand],  # In one value, of one shape
+) -> list[Strand]:
     """Mixed strands of one layer that came into one value by several ways, as one."""
     found: list[Strand] = []
     for strand in strands:
@@ -178,7 +201,10 @@ def _members(strand: Strand, ids: np.ndarray) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def links(strand: Strand, axis: int) -> Links:
+def links(
+    strand: Strand,  # In the value that meets the weight
+    axis: int,  # Along which the weight cuts it into slices
+) -> Links:
     """The units that each slice of the value along `axis` holds."""
     axis %= strand.unit.ndim
     flat = merge(strand, [d for d in range(strand.unit.ndim) if d != axis])
@@ -194,7 +220,10 @@ def links(strand: Strand, axis: int) -> Links:
     return Links(pairs.astype(np.int64), None if scale is None else scale[torch.from_numpy(slices)].clone())
 
 
-def overlaps(mixed: Strand, other: Strand) -> bool:
+def overlaps(
+    mixed: Strand,  # Of any shape
+    other: Strand,  # Of the same shape
+) -> bool:
     """True if `mixed` brings a unit to a place where `other` has it already, less mixed; both of one shape."""
     if mixed.groups is None or mixed.layer != other.layer:
         return False

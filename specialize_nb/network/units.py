@@ -13,7 +13,8 @@ __all__ = ['Layer', 'Wire', 'Unknown', 'Network', 'trace']
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from html import escape
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..base.data import to_model
-from ..base.words import suggest
+from ..base.results import read_only
+from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers
 from .program import Program, export_program
 from .wiring import Flow, RawLayer, RawWire, follow
@@ -31,10 +33,32 @@ from .wiring import Flow, RawLayer, RawWire, follow
 # %% ../../nbs/01_units.ipynb #1ae6a8d0
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
-    """The units that one operation makes."""
+    """The units that one operation makes.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name of the module that owns the weight; 'input' for the input; a second use is 'name#2'
+    kind : {'input', 'hidden', 'output'}
+        What it is to the model
+    op : str
+        'input', 'linear', 'conv2d', 'embedding', 'attention', 'sum', ...
+    unit : str
+        'feature' (an input number), 'neuron', 'channel', 'head' or 'dimension'
+    n_units : int
+        Units, at least 1
+    unit_dim : int
+        Axis of the activations that counts units; examples are axis 0
+    shape : tuple[int, ...]
+        Shape of the activations of one example
+    pre : str
+        Node of the program just before the activation
+    site : str
+        Node of the program where the units act
+    """
 
     name: str  # Dotted name of the module that owns the weight; 'input' for the input; a second use is 'name#2'
-    kind: str  # 'input', 'hidden' or 'output'
+    kind: Literal["input", "hidden", "output"]  # What it is to the model
     op: str  # 'input', 'linear', 'conv2d', 'embedding', 'attention', 'sum', ...
     unit: str  # 'feature' (an input number), 'neuron', 'channel', 'head' or 'dimension'
     n_units: int  # Units, at least 1
@@ -46,7 +70,31 @@ class Layer:
 # %% ../../nbs/01_units.ipynb #a009ea1e
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Wire:
-    """The weights that join the units of two layers."""
+    """The weights that join the units of two layers.
+
+    Attributes
+    ----------
+    source : str
+        Layer whose units feed
+    target : str
+        Layer whose units are fed
+    parameter : str
+        Dotted name of the parameter behind the weights; wires may share one; '' for a plain sum
+    weight : Tensor
+        (n_rows, n_columns // groups, n_taps) signed; taps are the pixels of a kernel, 1 if dense
+    kernel : tuple[int, ...]
+        Shape of the taps; () for a dense layer
+    groups : int
+        Of a grouped convolution, blocks on the diagonal of rows by columns; else 1
+    rows : np.ndarray
+        (2, n) int64, read-only: a row, and a unit of the target that it belongs to
+    columns : np.ndarray
+        (2, m) int64, read-only: a column, and a unit of the source that it holds
+    scale_in : Tensor
+        (n_rows,) constant factors before the activation, as of a batch norm; 1 without
+    scale_out : Tensor
+        (m,) constant factors after the source's activation, for each pair in `columns`; 1 without
+    """
 
     source: str  # Layer whose units feed
     target: str  # Layer whose units are fed
@@ -69,31 +117,58 @@ class Wire:
 
 # %% ../../nbs/01_units.ipynb #2b578d2f
 class Unknown(NamedTuple):
-    """An operation whose units could not be followed."""
+    """An operation whose units could not be followed.
+
+    Attributes
+    ----------
+    op : str
+        Its name in the traced program
+    layers : tuple[str, ...]
+        Layers whose units were lost there
+    """
 
     op: str  # Its name in the traced program
     layers: tuple[str, ...]  # Layers whose units were lost there
 
-# %% ../../nbs/01_units.ipynb #fb33fea0
-def _feeds(wires: Sequence[Wire], name: str) -> str:
-    return ", ".join(dict.fromkeys(wire.target for wire in wires if wire.source == name))
-
 # %% ../../nbs/01_units.ipynb #6d3b9304
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
-    """The units of a model, what joins them, and the program that computes them."""
+    """The units of a model, what joins them, and the program that computes them; made by `trace`.
+
+    It shows itself as results do, but is no `Result`: the program it holds cannot be kept in a file, so trace again.
+
+    Attributes
+    ----------
+    model : str
+        Class of the model
+    layers : tuple[Layer, ...]
+        In the order they run, the input first
+    wires : tuple[Wire, ...]
+        In the order they were met; empty if the wiring is not known
+    unknown : tuple[Unknown, ...]
+        Operations that could not be followed; empty: the wiring is complete
+    held : dict[str, tuple[str, ...]]
+        Normalisations, whose statistics are taken as fixed: operation -> nodes
+    program : Program | HookedProgram
+        The traced program; if torch refused to trace, the model itself with hooks
+    refused : str, default ''
+        Why torch.export refused the model, so that the wiring is not known; '' if it did not
+    n_parameters : int, default 0
+        Parameters of the model, those that the program does without too
+    """
 
     model: str  # Class of the model
     layers: tuple[Layer, ...]  # In the order they run, the input first
-    wires: tuple[Wire, ...]
+    wires: tuple[Wire, ...]  # In the order they were met; empty if the wiring is not known
     unknown: tuple[Unknown, ...]  # Operations that could not be followed; empty: the wiring is complete
     held: dict[str, tuple[str, ...]]  # Normalisations, whose statistics are taken as fixed: operation -> nodes
     program: Program | HookedProgram  # The traced program; if torch refused to trace, the model itself with hooks
     refused: str = ""  # Why torch.export refused the model, so that the wiring is not known; '' if it did not
+    n_parameters: int = 0  # Parameters of the model, those that the program does without too
 
     @property
-    def hidden(self) -> tuple[str, ...]:  # Names of the layers whose units can be judged
-        """Names of the hidden layers."""
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the hidden layers: those whose units can be judged."""
         return tuple(layer.name for layer in self.layers if layer.kind == "hidden")
 
     def layer(self, name: str) -> Layer:
@@ -104,37 +179,74 @@ class Network:
         names = [layer.name for layer in self.layers]
         raise KeyError(f"{self.model} has no layer {name!r}: {suggest(name, names)}")
 
-    def activations(self, x: Any, layers: Sequence[str], *, at: str = "site") -> dict[str, Tensor]:
-        """What `layers` put out for inputs `x`, examples along axis 0: `at` their 'site', or 'pre' the activation."""
-        return _activations(self, x, layers, at)
+    def activations(
+        self,
+        x: Any,  # Inputs as the model takes them, batch first
+        layers: Sequence[str],  # Names of layers
+        *,
+        at: Literal["site", "pre"] = "site",  # After the activation, or just before it
+    ) -> dict[str, Tensor]:  # Layer -> (batch, ...)
+        """What `layers` put out for inputs `x`, examples along axis 0. Raises: `KeyError` for an unknown layer.
 
-    def plot(self, ax: Any = None) -> Any:
-        """Layers in the order they run, as high as they have units, with an arc for every wire; returns the axes."""
+        Parameters
+        ----------
+        x : Any
+            Inputs as the model takes them, batch first
+        layers : Sequence[str]
+            Names of layers
+        at : {'site', 'pre'}, default 'site'
+            After the activation, or just before it
+
+        Returns
+        -------
+        dict[str, Tensor]
+            Layer -> (batch, ...)
+        """
+        check_choice("at", at, ("site", "pre"))
+        nodes = [getattr(self.layer(name), at) for name in layers]
+        values = self.program.extract(self.program.inputs, nodes)(*self.program.arguments(x))
+        found = zip(layers, nodes, values, strict=True)
+        return {name: self.program.examples_first(node, value) for name, node, value in found}
+
+    def plot(
+        self,
+        ax: Any = None,  # Axes to draw on; None: new ones
+    ) -> Any:
+        """Layers in the order they run, as high as they have units, with an arc for every wire; returns the axes.
+
+        Parameters
+        ----------
+        ax : Any, default None
+            Axes to draw on; None: new ones
+
+        Returns
+        -------
+        Any
+        """
         return _plot_network(self, ax)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer: what it is, how many units, and which layers they feed."""
         fields = ("name", "kind", "op", "unit", "n_units")
-        rows = [[*(getattr(layer, f) for f in fields), _feeds(self.wires, layer.name)] for layer in self.layers]
+        fed = [[wire.target for wire in self.wires if wire.source == layer.name] for layer in self.layers]
+        feeds = [", ".join(dict.fromkeys(targets)) for targets in fed]
+        known = zip(self.layers, feeds, strict=True)
+        rows = [[*(getattr(layer, name) for name in fields), targets] for layer, targets in known]
         return pd.DataFrame(rows, columns=[*fields, "feeds"]).rename(columns={"name": "layer"})
 
-    def __repr__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """What was found, in one line of words."""
         n_units = sum(layer.n_units for layer in self.layers)
         unknown = f", {len(self.unknown)} unknown operations" if self.unknown else ""
         unknown += ", wiring not known" if self.refused else ""
-        return f"Network({self.model}: {len(self.layers)} layers, {n_units} units, {len(self.wires)} wires{unknown})"
+        return f"{self.model}: {len(self.layers)} layers, {n_units} units, {len(self.wires)} wires{unknown}"
+
+    def __repr__(self) -> str:
+        return f"Network({self.verdict})"
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False)
-
-# %% ../../nbs/01_units.ipynb #643a1303
-def _activations(network: Network, x: Tensor, layers: Sequence[str], at: str) -> dict[str, Tensor]:
-    if at not in ("site", "pre"):
-        raise ValueError(f"at={at!r}: units are read at their 'site' (after the activation) or 'pre' (before it)")
-    nodes = [getattr(network.layer(name), at) for name in layers]
-    program = network.program
-    values = program.extract(program.inputs, nodes)(*program.arguments(x))
-    return {a: program.examples_first(node, v) for a, node, v in zip(layers, nodes, values, strict=True)}
+        return f"<p><b>Network</b>: {escape(self.verdict)}</p>{self.to_frame().to_html(index=False)}"
 
 # %% ../../nbs/01_units.ipynb #03bf3ae8
 _COLORS = {"input": "0.6", "hidden": "C0", "output": "C3"}
@@ -178,12 +290,6 @@ def _check_model(model: nn.Module, example: Any) -> None:
             raise ValueError(f"parameter {name!r} holds {bad} NaN or infinite numbers of {value.numel()}: train again")
 
 # %% ../../nbs/01_units.ipynb #b0ef1bef
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array = np.array(array, dtype=np.int64)
-    array.setflags(write=False)
-    return array
-
-
 def _wire(raw: RawWire, flow: Flow, program: Program, names: dict[int, str], like: Tensor) -> Wire:
     """The weights behind one wire."""
     weight, kernel, groups = raw.weight.read(program)
@@ -198,8 +304,8 @@ def _wire(raw: RawWire, flow: Flow, program: Program, names: dict[int, str], lik
         weight=weight,
         kernel=kernel,
         groups=groups,
-        rows=_read_only(raw.rows),
-        columns=_read_only(raw.columns.pairs),
+        rows=read_only(raw.rows, np.int64),
+        columns=read_only(raw.columns.pairs, np.int64),
         scale_in=weight.new_ones(len(weight)) if scale_in is None else scale_in.to(weight),
         scale_out=weight.new_ones(raw.columns.pairs.shape[1]) if scale_out is None else scale_out.to(weight),
     )
@@ -230,15 +336,6 @@ def _layers(flow: Flow, program: Program, names: dict[int, str]) -> tuple[Layer,
 HOW_TO_LIFT = "write `x.shape[0]` for `len(x)`, and `torch.where` for a Python `if` on values"
 
 
-_CHOICES = {"attention": ("feature", "head"), "residual": ("writer", "stream")}
-
-
-def _check_choices(**given: str) -> None:
-    for name, choice in given.items():
-        if choice not in _CHOICES[name]:
-            raise ValueError(f"{name}={choice!r}: choose one of {list(_CHOICES[name])}")
-
-
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
     """The example as arguments by place and by name: a tuple is several inputs, a mapping inputs by name."""
     x = to_model(example, model)
@@ -259,25 +356,41 @@ def trace(
     model: nn.Module,  # In eval mode; returned as it was found
     example: Any,  # Inputs as the model takes them, batch first: a tensor, a tuple of them, or a mapping by name
     *,
-    attention: str = "feature",  # Units of attention: 'feature' (of queries, keys, values) or whole 'head's
-    residual: str = "writer",  # Units of a sum: those of the layers that write to it, or its own, of the 'stream'
+    attention: Literal["feature", "head"] = "feature",  # Units of attention: of queries, keys and values, or heads
+    residual: Literal["writer", "stream"] = "writer",  # Units of a sum: those of its writers, or dimensions of its own
 ) -> Network:
     """Which units does a model have, and which weights join them?
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    example : Any
+        Inputs as the model takes them, batch first: a tensor, a tuple of them, or a mapping by name
+    attention : {'feature', 'head'}, default 'feature'
+        Units of attention: of queries, keys and values, or heads
+    residual : {'writer', 'stream'}, default 'writer'
+        Units of a sum: those of its writers, or dimensions of its own
+
+    Returns
+    -------
+    Network
 
     Raises: `ValueError` if the model is in training mode, holds a NaN weight, or fails on the example.
     Warns: `RuntimeWarning` if an operation could not be followed; `Network.unknown` names it. Or if export refuses
     the model: then units are what modules put out, whatever was chosen, `Network.refused` says why, and there are no
     wires.
     """
-    _check_choices(attention=attention, residual=residual)
+    check_choice("attention", attention, ("feature", "head"))
+    check_choice("residual", residual, ("writer", "stream"))
     _check_model(model, example)
     args, kwargs = _inputs(model, example)
     try:
         program = export_program(model, *pytree.tree_map_only(Tensor, lambda leaf: leaf[:2], (args, kwargs)))
     except ValueError as error:
         network = _hooked(model, args, kwargs, str(error))
-        message = f"units are read through hooks of modules as they are called, and no wires are known. To lift it: {HOW_TO_LIFT}"
-        warnings.warn(f"{error}; {message}", RuntimeWarning, stacklevel=2)
+        message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
+        warnings.warn(f"{error}; {message}: {HOW_TO_LIFT}", RuntimeWarning, stacklevel=2)
         return network
     flow = follow(program, attention=attention, residual=residual)
     names, like = _names(flow), next(model.parameters(), torch.zeros(()))
@@ -287,6 +400,7 @@ def trace(
         warnings.warn(f"{op} could not be followed: no edges from {list(cut)} past it", RuntimeWarning, stacklevel=2)
     return Network(
         model=type(model).__name__,
+        n_parameters=sum(1 for _ in model.parameters()),
         layers=_layers(flow, program, names),
         wires=wires,
         unknown=unknown,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,14 +26,16 @@ from specialize_nb.network.operations import (
     SAMPLES,
     SPATIAL,
     argument,
-    depends_on_inputs,
+    batch_norm_factor,
     is_attention,
     is_tensor,
     module_path,
     op_name,
+    shape_at,
     shape_of,
+    size_at,
 )
-from specialize_nb.network.program import Program, shape_at, size_at
+from specialize_nb.network.program import Program
 from specialize_nb.network.sites import find_site
 from specialize_nb.network.strands import (
     Links,
@@ -62,7 +64,12 @@ class _Coarser(Exception):
         self.place = -1 - layer
 
 
-def follow(program: Program, *, attention: str = "feature", residual: str = "writer") -> Flow:
+def follow(
+    program: Program,  # From `export_program`
+    *,
+    attention: Literal["feature", "head"] = "feature",  # Units of attention: of queries, keys and values, or heads
+    residual: Literal["writer", "stream"] = "writer",  # Units of a sum: its writers', or its own
+) -> Flow:
     """Follow every unit of `program` to the weights it meets.
 
     An input's units are its single numbers where the weights tell them apart (a dense first layer), else its channels.
@@ -229,7 +236,7 @@ class _Follower:
         weight, ids = node.args[:2]
         if op_name(node) == "embedding_bag" or self._of(ids):
             return self._cut_off(node)
-        if self.program.is_fixed(ids.name) or not depends_on_inputs(ids, self.program):
+        if self.program.is_fixed(ids.name) or not self.program.reads_inputs(ids.name):
             return ()
         return self._new_layer(node, self._layer_name(node, weight, "embedding"), "embedding", "dimension", -1)
 
@@ -237,7 +244,7 @@ class _Follower:
         """A layer: one unit for each row of `weight`, fed through its columns by the units along `axis` of `value`."""
         if not self.program.is_fixed(weight.name):
             return self._cut_off(node) if self._of(value) or self._of(weight) else ()
-        if not depends_on_inputs(value, self.program):
+        if not self.program.reads_inputs(value.name):
             return ()
         strands, index = self._of(value), len(self.flow.layers)
         columns = [self._links(strand, axis) for strand in strands]
@@ -368,7 +375,7 @@ class _Follower:
             return gain
         variance = self.program.constant(get("running_var", 4).name).double().cpu().view(-1, *[1] * (rank - 2))
         epsilon = get("eps", 7 if name == "batch_norm" else 6)
-        return (1.0 if gain is None else gain) / (variance + epsilon).sqrt()
+        return batch_norm_factor(variance, epsilon, gain)
 
     def _normalized_axes(self, node: fx.Node, name: str) -> list[int]:
         """Axes of units over which statistics are computed at run time."""
@@ -429,7 +436,7 @@ class _Follower:
 
     def _contract(self, node: fx.Node, operands: Sequence[fx.Node], labels: Sequence[str], out: str) -> Strands:
         """A product summed over labelled axes: each operand keeps what it has along the axes that stay."""
-        if self.attention == "head" and is_attention(node, operands) and (axis := self._head_axis(node)) is not None:
+        if self.attention == "head" and is_attention(operands) and (axis := self._head_axis(node)) is not None:
             return self._heads(node, axis)
         shape, found, origin = shape_of(node), [], []
         for operand, label in zip(operands, labels, strict=True):

@@ -16,15 +16,37 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from ..base.data import Batches, batches
-from ..network.answers import answer_spread, input_range, pictured_input, record
-from ..network.units import Network, trace
+from ..base.data import Batches
+from ..base.results import Result
+from ..network.answers import answers_of, pictured_input, range_of, unit_scales
+from ..network.subject import Subject
+from ..network.units import Network
 from .pictures import as_picture, montage, parse_groups, response_weights
 
 # %% ../../nbs/rooms/responses_examples.ipynb #43a32221
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TopImages:
-    """The real examples that excite each group most, best first."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class TopImages(Result):
+    """The real examples that excite each group most, best first.
+
+    Attributes
+    ----------
+    layers : tuple[str, ...]
+        Layer of each group
+    units : tuple[np.ndarray, ...]
+        Units of each group
+    index : np.ndarray
+        (n_groups, n) places of the examples in the data
+    response : np.ndarray
+        (n_groups, n) the group's response, in standard deviations
+    labels : np.ndarray
+        (n_groups, n) their classes
+    images : np.ndarray
+        (n_groups, n, ...) float32
+    low : np.ndarray
+        (n_channels,) smallest value of the data
+    high : np.ndarray
+        (n_channels,) largest
+    """
 
     layers: tuple[str, ...]  # Layer of each group
     units: tuple[np.ndarray, ...]  # Units of each group
@@ -35,12 +57,25 @@ class TopImages:
     low: np.ndarray  # (n_channels,) smallest value of the data
     high: np.ndarray  # (n_channels,) largest
 
-    def __post_init__(self) -> None:
-        for array in (*self.units, self.index, self.response, self.labels, self.images, self.low, self.high):
-            array.setflags(write=False)
+    def image(
+        self,
+        i: int,  # Which group, from 0
+        j: int,  # Which of its examples, from 0, the best
+    ) -> np.ndarray:  # (height, width, 1 or 3) from 0 to 1
+        """Example `j` of group `i`, ready to be shown.
 
-    def image(self, i: int, j: int) -> np.ndarray:  # (height, width, 1 or 3) from 0 to 1
-        """Example `j` of group `i`, ready to be shown."""
+        Parameters
+        ----------
+        i : int
+            Which group, from 0
+        j : int
+            Which of its examples, from 0, the best
+
+        Returns
+        -------
+        np.ndarray
+            (height, width, 1 or 3) from 0 to 1
+        """
         return as_picture(self.images[i, j], self.low, self.high)
 
     def to_frame(self) -> pd.DataFrame:
@@ -50,18 +85,34 @@ class TopImages:
         columns |= {"rank": np.tile(np.arange(n), n_groups), "index": self.index.ravel()}
         return pd.DataFrame(columns | {"label": self.labels.ravel(), "response": self.response.ravel()})
 
-    def plot(self, ax: Any = None) -> Any:
-        """A row a group, each example with its class. Returns the axes."""
+    def plot(
+        self,
+        ax: Any = None,  # Axes to draw on; None makes new ones
+    ) -> Any:  # The axes
+        """A row a group, each example with its class. Returns the axes.
+
+        Parameters
+        ----------
+        ax : Any, default None
+            Axes to draw on; None makes new ones
+
+        Returns
+        -------
+        Any
+            The axes
+        """
         n_groups, n = self.index.shape
         pictures = [self.image(i, j) for i in range(n_groups) for j in range(n)]
         return montage(pictures, [str(label) for label in self.labels.ravel()], n, ax)
 
-    def __repr__(self) -> str:
-        return f"TopImages({self.index.shape[1]} examples for each of {len(self.layers)} groups)"
+    @property
+    def verdict(self) -> str:
+        """How many examples, of how many groups."""
+        return f"{self.index.shape[1]} examples for each of {len(self.layers)} groups"
 
 # %% ../../nbs/rooms/responses_examples.ipynb #afce9b53
 def top_images(
-    model: nn.Module,  # In eval mode; returned as it was found
+    model: nn.Module | Subject,  # In eval mode; returned as it was found
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     groups: Sequence[Any],  # (layer, units) pairs, or sub-clusters of a partition
     *,
@@ -70,20 +121,36 @@ def top_images(
 ) -> TopImages:
     """Which real examples excite each group most?
 
+    Parameters
+    ----------
+    model : nn.Module | Subject
+        In eval mode; returned as it was found
+    data : Any
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    groups : Sequence[Any]
+        (layer, units) pairs, or sub-clusters of a partition
+    n : int, default 9
+        Examples for each group, at most as many as there are
+    network : Network | None, default None
+        From `trace(model, ...)`; traced here if None
+
+    Returns
+    -------
+    TopImages
+
     Raises: `ValueError` if there are fewer than `n` examples; `KeyError` or `IndexError` for groups that are not there.
     """
-    data = batches(data)
-    shape = tuple(pictured_input(data.example).shape[1:])
+    subject = Subject.of(model, data, network=network)
+    data, shape = subject.data, tuple(pictured_input(subject.data.example).shape[1:])
     if not 1 <= n <= data.n:
         raise ValueError(f"got n={n}: give from 1 to {data.n}, the number of examples")
-    network = trace(model, data.example) if network is None else network
-    layers, units = zip(*parse_groups(network, groups), strict=True)
-    answers = record(model, data, network, layers=list(dict.fromkeys(layers)), at="site")
-    scales = {name: answer_spread(a) for name, a in answers.items()}
+    layers, units = zip(*parse_groups(subject.network, groups), strict=True)
+    names = list(dict.fromkeys(layers))
+    answers, scales = answers_of(subject, names), unit_scales(subject, layers=names)
     weights = response_weights(list(zip(layers, units, strict=True)), scales)
     response = np.stack([np.abs(answers[name]) @ row for name, row in zip(layers, weights, strict=True)])
     index = np.argsort(-response, axis=1, kind="stable")[:, :n]
-    low, high = input_range(data)
+    low, high = range_of(subject)
     found = dict(index=index, response=np.take_along_axis(response, index, 1), labels=data.labels[index])
     return TopImages(layers=layers, units=units, **found, images=_examples(data, index, shape), low=low, high=high)
 

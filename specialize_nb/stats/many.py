@@ -15,7 +15,16 @@ from .tests import paired, tie_threshold
 
 # %% ../../nbs/09_many_groups.ipynb #eb7ed319
 def pooled_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled mean and sd of the finite entries of each column; the sd is NaN where they do not vary."""
+    """Pooled mean and sd of the finite entries of each column; the sd is NaN where they do not vary.
+
+    Parameters
+    ----------
+    rows : np.ndarray
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+    """
     finite = np.isfinite(rows)
     count = np.maximum(finite.sum(0), 1)
     mean = np.where(finite, rows, 0.0).sum(0) / count
@@ -31,6 +40,18 @@ def max_t(
     """How often does a random partition hold any group as extreme, for its kind, as this one?
 
     Single-step max-T over statistics standardised by the moments of the real and the permuted rows together.
+
+    Parameters
+    ----------
+    value : np.ndarray
+        (m,) measure of each real group, larger is more extreme; NaN where undefined
+    draws : np.ndarray
+        (n, m) row b: the measures of all groups of one partition permuted as a whole
+
+    Returns
+    -------
+    np.ndarray
+        (m,) from 1 / (1 + n) to 1, never below `p_values`; NaN where `value` is NaN
 
     Raises: `ValueError` if the shapes do not fit, or there are no draws.
     Source: Westfall & Young (1993), "Resampling-Based Multiple Testing".
@@ -62,6 +83,16 @@ def benjamini_hochberg(
 ) -> np.ndarray:  # q-values, of the same shape; NaN where `p` is NaN
     """At what false discovery rate would each test be on the list?
 
+    Parameters
+    ----------
+    p : np.ndarray
+        p-values of any shape, from 0 to 1; NaN where not tested
+
+    Returns
+    -------
+    np.ndarray
+        q-values, of the same shape; NaN where `p` is NaN
+
     Raises: `ValueError` if a p-value is outside 0 to 1.
     Source: Benjamini & Hochberg (1995), "Controlling the False Discovery Rate".
     """
@@ -75,6 +106,16 @@ def holm(
     p: np.ndarray,  # p-values of any shape, from 0 to 1; NaN where not tested
 ) -> np.ndarray:  # Family-wise p-values, of the same shape; NaN where `p` is NaN
     """At what chance of any false alarm would each test still pass?
+
+    Parameters
+    ----------
+    p : np.ndarray
+        p-values of any shape, from 0 to 1; NaN where not tested
+
+    Returns
+    -------
+    np.ndarray
+        Family-wise p-values, of the same shape; NaN where `p` is NaN
 
     Raises: `ValueError` if a p-value is outside 0 to 1.
     Source: Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure".

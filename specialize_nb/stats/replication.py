@@ -114,7 +114,25 @@ def _pooled(effect: np.ndarray, se: np.ndarray, level: float) -> dict[str, float
 # %% ../../nbs/rooms/stats_replication.ipynb #f54d275a
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Combined(Result):
-    """The effects of several networks of one setting, and what they say together; undefined networks are shown."""
+    """The effects of several networks of one setting, and what they say together; undefined networks are shown.
+
+    Attributes
+    ----------
+    networks : tuple[str, ...]
+        Their names
+    outcome : str
+        What was measured
+    n_subclusters : np.ndarray
+        (k,) sub-clusters with an effect; 0 leaves a network out of the mean
+    effects : np.ndarray
+        (k,) mean effect over sub-clusters, in sd of the controls; NaN where undefined
+    errors : np.ndarray
+        (k,) standard errors, of images and controls
+    p_values : np.ndarray
+        (k,) exact, one-sided; NaN where the controls are not whole, complete partitions
+    level : float, default 0.95
+        Confidence of the intervals
+    """
 
     networks: tuple[str, ...]  # Their names
     outcome: str  # What was measured
@@ -129,6 +147,7 @@ class Combined(Result):
         object.__setattr__(self, "n_subclusters", read_only(self.n_subclusters, np.int64))
         for name in ("effects", "errors", "p_values"):
             object.__setattr__(self, name, read_only(getattr(self, name)))
+        super().__post_init__()
 
     @property
     def used(self) -> np.ndarray:  # (k,) bool
@@ -142,96 +161,84 @@ class Combined(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a network and one `combined`; p_value is one-sided, and weights add up to 1."""
-        return _rows(self)
+        used, variance = self.used, np.maximum(self.errors**2, _LEAST)
+        tau2, weight = _between(self.effects[used], variance[used]), np.full(len(used), np.nan)
+        if used.any():
+            weight[used] = 1 / (variance[used] + tau2)
+            weight /= weight[used].sum()
+        half = stats.norm.ppf((1 + self.level) / 2) * self.errors
+        columns = dict(network=list(self.networks), n_subclusters=self.n_subclusters, effect=self.effects)
+        columns |= dict(se=self.errors, ci_low=self.effects - half, ci_high=self.effects + half)
+        frame = pd.DataFrame(columns | dict(p_value=self.p_values, weight=weight))
+        pooled, last = self.pooled, dict(network="combined", n_subclusters=int(self.n_subclusters[used].sum()))
+        last |= {name: pooled[name] for name in ("effect", "se", "ci_low", "ci_high", "p_value")}
+        frame.loc[len(frame)] = last | {"weight": 1.0 if used.any() else np.nan}
+        return frame
+
+    @property
+    def verdict(self) -> str:
+        """The estimate, and what is missing from it."""
+        k, pooled = int(self.used.sum()), self.pooled
+        out = f"; {len(self.networks) - k} undefined, left out" if k < len(self.networks) else ""
+        if k < 2:
+            return f"{self.outcome}: {k} network with an effect, no interval over networks{out}"
+        ends = f"{self.level:.0%} interval {pooled['ci_low']:.3g} to {pooled['ci_high']:.3g}"
+        mean = f"mean effect {pooled['effect']:.3g} of {k} networks"
+        return f"{self.outcome}: {mean}, {ends}, tau {pooled['tau']:.3g}{out}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Forest plot: each network, their mean, and where another network would lie. Returns the axes."""
-        return _forest(self, ax)
+        import matplotlib.pyplot as plt
 
-    def __repr__(self) -> str:
-        return f"Combined({_said(self)})"
-
-    def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(index=False, border=0, na_rep="–", float_format="{:.3g}".format)
-        return f"<p><b>Combined</b>: {_said(self)}</p>{table}"
-
-# %% ../../nbs/rooms/stats_replication.ipynb #7dc192db
-def _rows(combined: Combined) -> pd.DataFrame:
-    used, variance = combined.used, np.maximum(combined.errors**2, _LEAST)
-    tau2, weight = _between(combined.effects[used], variance[used]), np.full(len(used), np.nan)
-    if used.any():
-        weight[used] = 1 / (variance[used] + tau2)
-        weight /= weight[used].sum()
-    half = stats.norm.ppf((1 + combined.level) / 2) * combined.errors
-    columns = dict(network=list(combined.networks), n_subclusters=combined.n_subclusters, effect=combined.effects)
-    columns |= dict(se=combined.errors, ci_low=combined.effects - half, ci_high=combined.effects + half)
-    frame = pd.DataFrame(columns | dict(p_value=combined.p_values, weight=weight))
-    pooled, last = combined.pooled, dict(network="combined", n_subclusters=int(combined.n_subclusters[used].sum()))
-    last |= {name: pooled[name] for name in ("effect", "se", "ci_low", "ci_high", "p_value")}
-    frame.loc[len(frame)] = last | {"weight": 1.0 if used.any() else np.nan}
-    return frame
-
-
-def _said(combined: Combined) -> str:
-    """The estimate in one line, and what is missing from it."""
-    k, pooled = int(combined.used.sum()), combined.pooled
-    out = f"; {len(combined.networks) - k} undefined, left out" if k < len(combined.networks) else ""
-    if k < 2:
-        return f"{combined.outcome}: {k} network with an effect, no interval over networks{out}"
-    ends = f"{combined.level:.0%} interval {pooled['ci_low']:.3g} to {pooled['ci_high']:.3g}"
-    return (
-        f"{combined.outcome}: mean effect {pooled['effect']:.3g} of {k} networks, {ends}, tau {pooled['tau']:.3g}{out}"
-    )
-
-# %% ../../nbs/rooms/stats_replication.ipynb #6e34b453
-def _forest(combined: Combined, ax: Axes | None) -> Axes:
-    import matplotlib.pyplot as plt
-
-    frame, pooled = combined.to_frame(), combined.pooled
-    if ax is None:
-        ax = plt.subplots(figsize=(4.6, 0.6 + 0.28 * len(frame)), layout="constrained")[1]
-    at = np.arange(len(frame))
-    ends = (frame["effect"] - frame["ci_low"], frame["ci_high"] - frame["effect"])
-    for rows, marker, color in ((at[:-1], "s", "0.3"), (at[-1:], "D", "C3")):
-        spread = np.nan_to_num([end[rows] for end in ends])
-        ax.errorbar(frame["effect"][rows], rows, xerr=spread, fmt=marker, color=color, markersize=5, capsize=2)
-    ax.plot([pooled["low"], pooled["high"]], at[[-1, -1]], color="C3", linewidth=5, alpha=0.25, label="another network")
-    ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
-    names = [
-        name if ok else f"{name} (undefined)" for name, ok in zip(frame["network"], [*combined.used, True], strict=True)
-    ]
-    ax.set(yticks=at, yticklabels=names, xlabel=f"effect on {combined.outcome}, in sd of the controls")
-    ax.invert_yaxis()
-    if np.isfinite(pooled["low"]):
-        ax.legend(frameon=False, fontsize=8)
-    return ax
+        frame, pooled = self.to_frame(), self.pooled
+        if ax is None:
+            ax = plt.subplots(figsize=(4.6, 0.6 + 0.28 * len(frame)), layout="constrained")[1]
+        at, told = np.arange(len(frame)), zip(frame["network"], [*self.used, True], strict=True)
+        ends = (frame["effect"] - frame["ci_low"], frame["ci_high"] - frame["effect"])
+        for rows, marker, color in ((at[:-1], "s", "0.3"), (at[-1:], "D", "C3")):
+            spread = np.nan_to_num([end[rows] for end in ends])
+            ax.errorbar(frame["effect"][rows], rows, xerr=spread, fmt=marker, color=color, markersize=5, capsize=2)
+        another = [pooled["low"], pooled["high"]]
+        ax.plot(another, at[[-1, -1]], color="C3", linewidth=5, alpha=0.25, label="another network")
+        ax.axvline(0, color="0.7", linewidth=0.8, linestyle=":")
+        names = [name if ok else f"{name} (undefined)" for name, ok in told]
+        ax.set(yticks=at, yticklabels=names, xlabel=f"effect on {self.outcome}, in sd of the controls")
+        ax.invert_yaxis()
+        if np.isfinite(pooled["low"]):
+            ax.legend(frameon=False, fontsize=8)
+        return ax
 
 # %% ../../nbs/rooms/stats_replication.ipynb #28f5af4d
 def combine(
     results: Mapping[str, Evidence],  # Name of each network -> its evidence, with bootstrap replicates
     outcome: str | None = None,  # What was measured; None takes the first outcome of the first network
-    *,
-    level: float = 0.95,  # Confidence of the intervals
 ) -> Combined:
-    """How large is the mean effect over networks of one setting, and how far do they scatter?
+    """How large is the mean effect over networks of one setting, and how far do they scatter? Intervals are of 95%.
+
+    Parameters
+    ----------
+    results : Mapping[str, Evidence]
+        Name of each network -> its evidence, with bootstrap replicates
+    outcome : str | None, default None
+        What was measured; None takes the first outcome of the first network
+
+    Returns
+    -------
+    Combined
 
     Raises: `ValueError` if there is no network, or one has no replicates; `KeyError` if one lacks the outcome.
     Warns: `RuntimeWarning` if fewer than two networks have an effect: then there is no interval.
     Source: Paule & Mandel (1982); Hartung & Knapp (2001); Higgins, Thompson & Spiegelhalter (2009) for prediction.
     """
-    if not results or not 0 < level < 1:
-        raise ValueError(
-            f"got {len(results)} networks and level={level}: give at least one, and a level between 0 and 1"
-        )
+    if not results:
+        raise ValueError("got 0 networks: give at least one")
     outcome = chosen_outcome(outcome, next(iter(results.values())).outcomes)
     if missing := [name for name, evidence in results.items() if outcome not in evidence.outcomes]:
         raise KeyError(f"networks {missing} have no outcome {outcome!r}: combine one that all have measured")
     found = [_one_network(evidence, outcome, name) for name, evidence in results.items()]
     n, effects, errors, p = (np.array(column) for column in zip(*found, strict=True))
     names = tuple(str(name) for name in results)
-    combined = Combined(
-        networks=names, outcome=outcome, n_subclusters=n, effects=effects, errors=errors, p_values=p, level=level
-    )
+    combined = Combined(networks=names, outcome=outcome, n_subclusters=n, effects=effects, errors=errors, p_values=p)
     if combined.used.sum() < 2:
-        warnings.warn(f"{_said(combined)}: train more networks", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{combined.verdict}: train more networks", RuntimeWarning, stacklevel=2)
     return combined

@@ -12,9 +12,9 @@ import copy
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from ..clusters.spectrum import Ritz, Walk, orthonormal_basis, thin_side
+from ..clusters.spectrum import Walk, largest_pairs, normalized, side_units, thin_side
 from ..graphs.weights import NORMS, kernel_norms, weight_graph
+from ..network.operations import batch_norm_factor
 from ..network.units import Network, Wire, trace
 
 # %% ../../nbs/rooms/training_cost.ipynb #5e923da2
@@ -36,75 +37,42 @@ class _Bottom(NamedTuple):
     start: Tensor  # (n_units, width) vectors to start from next time
 
 
-def _scaled(blocks: Sequence[tuple[int, int, Tensor]], sizes: tuple[int, ...]) -> tuple[Walk, Tensor]:
-    """Products with D^-1/2 A D^-1/2, with the blocks scaled, and the degrees (n_units, 1)."""
-    like = blocks[0][2]
-    plain = Walk(sizes=sizes, blocks=tuple(blocks), scale=like.new_ones(sum(sizes), 1))
-    degree = plain(torch.ones_like(plain.scale))
-    scale = torch.where(degree > 0, degree, 1).rsqrt() * (degree > 0)
-    parts = scale.split(sizes)
-    scaled = tuple((i, j, (block * parts[i]).mul_(parts[j].T)) for i, j, block in blocks)
-    return replace(plain, blocks=scaled), degree
-
-# %% ../../nbs/rooms/training_cost.ipynb #af171c49
-class _Halves:
-    """Products there and back between the two sides of a graph: the square of the walk, on the smaller side."""
-
-    def __init__(self, walk: Walk, live: Tensor, sides: list[bool]):
-        counts = [part.sum() for part in live.split(walk.sizes)]
-        n_true = sum(int(count) for count, side in zip(counts, sides, strict=True) if side)
-        here = n_true <= int(live.sum()) / 2
-        self.layers = [i for i, side in enumerate(sides) if side == here]
-        self.sizes = [walk.sizes[i] for i in self.layers]
-        place = {layer: k for k, layer in enumerate(self.layers)}
-        pairs = [(i, j, block) if i in place else (j, i, block.T) for i, j, block in walk.blocks]
-        self.blocks = [(place[i], j, block) for i, j, block in pairs]
-        self.all_sizes, self.n_live = walk.sizes, min(n_true, int(live.sum()) - n_true)
-
-    def there(self, x: Tensor) -> list[Tensor]:
-        """(n_layers) products of `x`, on this side, on the other side; empty for the layers of this side."""
-        parts, out = x.split(self.sizes), [x.new_zeros(size, x.shape[1]) for size in self.all_sizes]
-        for i, j, block in self.blocks:
-            out[j].addmm_(block.T, parts[i])
-        return out
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out, there = torch.zeros_like(x), self.there(x)
-        into = out.split(self.sizes)
-        for i, j, block in self.blocks:
-            into[i].addmm_(block, there[j])
-        return out
-
-    def mine(self, x: Tensor) -> Tensor:
-        """The rows of this side."""
-        parts = x.split(self.all_sizes)
-        return torch.cat([parts[i] for i in self.layers])
-
-    def both(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Eigenvectors over all units from those of this side, (n, r), and the roots of their eigenvalues."""
-        out = [part / sigma for part in self.there(x)]
-        for layer, part in zip(self.layers, x.split(self.sizes), strict=True):
-            out[layer] = part
-        return torch.cat(out) / math.sqrt(2)
+def _solve(
+    walk: Walk, fed: list[bool] | None, trivial: Tensor, start: Tensor, k: int, tol: float
+) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues of the Laplacian from the second on, `k` of them to `tol`, and their vectors; None: not on a side."""
+    found = largest_pairs(walk, start, trivial, k, tol, 1000, fed)
+    sigma, enough = found.values, tol
+    if fed is not None:  # values are squares
+        sigma = sigma.clamp(min=0).sqrt()
+        if len(sigma) < k or sigma[k - 1] < 1e-3:
+            return None
+        enough = tol * float(sigma[k - 1])
+        sigma = sigma[sigma > 1e-3]
+    if found.residual > enough:
+        message = f"eigenvectors are rough: residual {found.residual:.1g}, not {enough:.1g}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    vectors = found.vectors[:, : len(sigma)]
+    if fed is not None:
+        vectors = (vectors + walk(vectors, fed) / sigma.to(vectors)) / math.sqrt(2)
+    return 1 - sigma, vectors
 
 # %% ../../nbs/rooms/training_cost.ipynb #a830e4a5
 _SAME = 1e-7  # Eigenvalues no further apart are taken for equal
 
 
-def _bottom(walk: Walk, degree: Tensor, m: int, tol: float, start: Tensor | None) -> _Bottom:
+def _bottom(walk: Walk, trivial: Tensor, m: int, tol: float, start: Tensor | None) -> _Bottom:
     """The smallest eigenvalues 2 to m + 1, with all that equal the last."""
-    live, trivial = degree > 0, degree.sqrt() / degree.sum().sqrt()
+    live = walk.scale > 0
     if (n_live := int(live.sum())) <= m + 1:
         raise ValueError(f"{n_live} units have edges: the sum of eigenvalues 2 to {m + 1} needs at least {m + 2}")
-    width, k = min(m + 3, n_live - 1), m
-    sides = thin_side(walk)
-    halves = None if sides is None else _Halves(walk, live, sides)
-    halves = halves if halves is not None and halves.n_live >= 2 * width else None
+    width, k, fed = min(m + 3, n_live - 1), m, thin_side(walk)
+    n_fed = 0 if fed is None else int(side_units(walk, fed).sum())
+    fed = fed if min(n_fed, n_live - n_fed) >= 2 * width else None
     while True:
-        block = _start(start, live, width)
-        found = _solve(walk, halves, trivial, block, k, tol)
+        found = _solve(walk, fed, trivial, _start(start, live, width), k, tol)
         if found is None:  # eigenvalues near 1, for which the other side is needed
-            halves = None
+            fed = None
             continue
         values, vectors = found
         same = (values - values[m - 1]).abs() <= _SAME
@@ -127,75 +95,6 @@ def _start(known: Tensor | None, live: Tensor, width: int) -> Tensor:
         block[:, :kept] = known[:, :kept].to(block)
     return block * live
 
-# %% ../../nbs/rooms/training_cost.ipynb #11033d1a
-def _off(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Orthonormal q, and r and c on the CPU, so that q r + basis c is `block`; once more if rounding asks for it."""
-    first = basis.T @ block
-    q, r = orthonormal_basis(block - basis @ first)
-    again = basis.T @ q
-    if q.shape[1] and float(again.abs().max()) > 1e-9:
-        q, r2 = orthonormal_basis(q - basis @ again)
-        first, r = first.cpu() + again.cpu() @ r, r2 @ r
-    return q, r, first.cpu()
-
-
-def _lanczos(
-    times: Callable[[Tensor], Tensor], start: Tensor, known: Tensor, k: int, tol: Callable[[float], float]
-) -> Ritz:
-    """The largest eigenpairs of a symmetric product besides `known`, `k` to `tol`, as many as `start` has in all.
-
-    Block Lanczos; as the search is short, it looks at what it has in every other step, and when room or space run out.
-    """
-    width, used, step, all_of_it = start.shape[1], 1, 0, int((known != 0).sum())
-    room = 1 + 24 * width
-    basis, small = start.new_zeros(len(start), room), torch.zeros(room, room, dtype=torch.float64)
-    basis[:, :1] = known
-    block = _off(start, basis[:, :1])[0]
-    while True:
-        step, new = step + 1, slice(used, used := used + block.shape[1])
-        basis[:, new] = block
-        block, rest, inside = _off(times(block), basis[:, :used])
-        small[:used, new], small[new, :used] = inside, inside.T
-        full = not block.shape[1] or used + block.shape[1] > room
-        if step % 2 and not full and used + 2 * width < all_of_it:
-            continue
-        values, vectors = (one.flip(-1) for one in torch.linalg.eigh(small[1:used, 1:used]))
-        residual = float((rest @ vectors[new.start - 1 :, :k]).norm(dim=0).max()) if block.shape[1] else 0.0
-        if not block.shape[1] or residual <= tol(float(values[:k][-1])) or step > 1000:
-            return Ritz(values[:width], basis[:, 1:used] @ vectors[:, :width].to(basis), residual)
-        if full:  # go on from the best
-            best = basis[:, 1:used] @ vectors[:, : 3 * width].to(basis)
-            used, small = 1 + best.shape[1], torch.zeros_like(small)
-            basis[:, 1:used] = best
-            small[range(1, used), range(1, used)] = values[: used - 1]
-
-# %% ../../nbs/rooms/training_cost.ipynb #827158f9
-def _solve(
-    walk: Walk, halves: _Halves | None, trivial: Tensor, block: Tensor, k: int, tol: float
-) -> tuple[Tensor, Tensor] | None:
-    """Eigenvalues of the Laplacian from the second on, `k` of them to `tol`, and their vectors; None: not on a side."""
-    if halves is None:
-        found = _lanczos(walk, block, trivial, k, lambda least: tol)
-        _check_solved(found.residual, tol)
-        return 1 - found.values, found.vectors
-    known = halves.mine(trivial)
-
-    def enough(least: float) -> float:  # the residual of sigma squared that stands for one of `tol` of sigma
-        return tol * max(least, 1e-6) ** 0.5
-
-    found = _lanczos(halves, halves.mine(block), known / known.norm(), k, enough)
-    sigma = found.values.clamp(min=0).sqrt()
-    if len(sigma) < k or sigma[k - 1] < 1e-3:
-        return None
-    _check_solved(found.residual, enough(float(sigma[k - 1]) ** 2))
-    sigma = sigma[sigma > 1e-3]
-    return 1 - sigma, halves.both(found.vectors[:, : len(sigma)], sigma.to(found.vectors))
-
-
-def _check_solved(residual: float, tol: float) -> None:
-    if residual > tol:
-        warnings.warn(f"eigenvectors are rough: residual {residual:.1g}, not {tol:.1g}", RuntimeWarning, stacklevel=2)
-
 # %% ../../nbs/rooms/training_cost.ipynb #9f08f9e6
 def _exact(value: Tensor) -> Tensor:
     """In float64, on the CPU where the device has none; differentiable."""
@@ -216,11 +115,11 @@ class _EigenvalueSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: _Problem, *blocks: Tensor) -> Tensor:
         given = [(i, j, _exact(block.detach())) for (i, j), block in zip(problem.pairs, blocks, strict=True)]
-        walk, degree = _scaled(given, problem.sizes)
-        found = _bottom(walk, degree, problem.m, problem.tol, problem.memory.get("start"))
+        scale = given[0][2].new_ones(sum(problem.sizes), 1)
+        walk, trivial = normalized(Walk(sizes=problem.sizes, blocks=tuple(given), scale=scale))
+        found = _bottom(walk, trivial, problem.m, problem.tol, problem.memory.get("start"))
         problem.memory["start"] = found.start
-        scale = torch.where(degree > 0, degree, 1).rsqrt() * (degree > 0)
-        ctx.save_for_backward(found.vectors * scale, found.values.to(scale), found.counts.to(scale))
+        ctx.save_for_backward(found.vectors * walk.scale, found.values.to(scale), found.counts.to(scale))
         ctx.problem, ctx.like = problem, [block.new_empty(0) for block in blocks]
         return (found.values * found.counts).sum().to(scale)
 
@@ -284,8 +183,8 @@ def _factors(model: nn.Module) -> Tensor:
     """The factors of all channels of all batch norms, float64; differentiable."""
     found = [torch.zeros(0, dtype=torch.float64, device=next(model.parameters()).device)]
     for norm in _norms(model):
-        gain = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.abs()
-        found.append(gain.double() / (norm.running_var.double() + norm.eps).sqrt())
+        gain = None if norm.weight is None else norm.weight.abs().double()
+        found.append(batch_norm_factor(norm.running_var.double(), norm.eps, gain))
     return torch.cat(found)
 
 # %% ../../nbs/rooms/training_cost.ipynb #9a54a366
@@ -309,8 +208,26 @@ def _numbered(model: nn.Module) -> nn.Module:
     return probe
 
 # %% ../../nbs/rooms/training_cost.ipynb #5edbb9ba
-def weight_sources(model: nn.Module, example: Any, network: Network) -> list[_Source]:
-    """Where each wire of `network` comes from. Raises: `ValueError` if a weight is not a parameter itself."""
+def weight_sources(
+    model: nn.Module,  # In eval mode; returned as it was found
+    example: Any,  # Inputs as the model takes them, batch first
+    network: Network,  # Traced from `model`
+) -> list[_Source]:
+    """Where each wire of `network` comes from. Raises: `ValueError` if a weight is not a parameter itself.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    example : Any
+        Inputs as the model takes them, batch first
+    network : Network
+        Traced from `model`
+
+    Returns
+    -------
+    list[_Source]
+    """
     probe, names = _numbered(model), dict(model.named_parameters())
     wide = pytree.tree_map_only(Tensor, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, example)
     with warnings.catch_warnings():
@@ -386,7 +303,27 @@ def _blocks(
 # %% ../../nbs/rooms/training_cost.ipynb #82ee0c62
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClusterabilityCost:
-    """What a model lacks in clusters; call it with the model. For the `cost` of `fit`."""
+    """What a model lacks in clusters; call it with the model. For the `cost` of `fit`.
+
+    Attributes
+    ----------
+    network : Network
+        The wiring of the model
+    strength : float
+        Nats by which the mean of the m eigenvalues counts
+    m : int
+        Eigenvalues in the sum, from the second on
+    norm : str
+        Of a kernel, as in `weight_graph`
+    fold_bn : bool
+        Multiplied by the factors of batch norms?
+    tol : float
+        Residual of the eigenvectors
+    sources : tuple[Any, ...]
+        Where each wire lies in the model
+    memory : dict[str, Tensor]
+        Eigenvectors of the last call
+    """
 
     network: Network  # The wiring of the model
     strength: float  # Nats by which the mean of the m eigenvalues counts
@@ -418,11 +355,33 @@ def clusterability_cost(
     *,
     strength: float = 0.1,  # Nats by which the mean of the m eigenvalues, each in [0, 2], counts; at least 0
     m: int = 3,  # Eigenvalues in the sum, from the second on: m + 1 clusters are pulled at
-    norm: str = "l1",  # Of a kernel, as in `weight_graph`
+    norm: Literal["l1", "l2", "max", "matrix1"] = "l1",  # Of a kernel, as in `weight_graph`
     fold_bn: bool = True,  # Multiply by the factors of batch norms, and train those too?
     tol: float = 1e-5,  # Residual of the eigenvectors, in (0, 1)
 ) -> ClusterabilityCost:  # To be called with `model`, or with a copy of it
     """How far is a model from falling into m + 1 clusters, as a cost that training can lower?
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    example : Any
+        Inputs as the model takes them, batch first
+    strength : float, default 0.1
+        Nats by which the mean of the m eigenvalues, each in [0, 2], counts; at least 0
+    m : int, default 3
+        Eigenvalues in the sum, from the second on: m + 1 clusters are pulled at
+    norm : {'l1', 'l2', 'max', 'matrix1'}, default 'l1'
+        Of a kernel, as in `weight_graph`
+    fold_bn : bool, default True
+        Multiply by the factors of batch norms, and train those too?
+    tol : float, default 1e-05
+        Residual of the eigenvectors, in (0, 1)
+
+    Returns
+    -------
+    ClusterabilityCost
+        To be called with `model`, or with a copy of it
 
     Raises: `ValueError` for options out of range, a model without known wiring, weights that are computed from others,
     or edges within a layer.

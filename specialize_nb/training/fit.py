@@ -22,7 +22,9 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from ..base.data import Batches, batches, check_labels, to_model
+from ..base.results import Result
 from ..base.seeds import seeded
+from ..base.words import counted
 
 # %% ../../nbs/rooms/training_fit.ipynb #15f88600
 def penalty(
@@ -31,7 +33,21 @@ def penalty(
     l1: float = 0.0,  # Nats per unit of summed absolute weight, at least 0
     l2: float = 0.0,  # Nats per unit of summed squared weight, at least 0
 ) -> Tensor:
-    """What do the weights cost: l1 * sum |w| + l2 * sum w ** 2? Differentiable."""
+    """What do the weights cost: l1 * sum |w| + l2 * sum w ** 2? Differentiable.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters with at least two axes are the weights
+    l1 : float, default 0.0
+        Nats per unit of summed absolute weight, at least 0
+    l2 : float, default 0.0
+        Nats per unit of summed squared weight, at least 0
+
+    Returns
+    -------
+    Tensor
+    """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     return sum((l1 * w.abs().sum() + l2 * w.square().sum() for w in weights), start=torch.zeros(()))
 
@@ -41,6 +57,17 @@ def accuracy(
     data: Any,  # Pair of tensors, `DataLoader` or re-iterable of (x, y) batches; y (batch,) class indices
 ) -> float:
     """For which share of the examples is the largest score the label's, in [0, 1]? Ties go to the first class.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    data : Any
+        Pair of tensors, `DataLoader` or re-iterable of (x, y) batches; y (batch,) class indices
+
+    Returns
+    -------
+    float
 
     Raises: `ValueError` if the model is in training mode, its output is not (batch, classes), or a label has no score.
     """
@@ -73,9 +100,21 @@ def _evaluate(model: nn.Module, data: Batches) -> tuple[float, float]:
     return loss / data.n, right / data.n
 
 # %% ../../nbs/rooms/training_fit.ipynb #a4d8d3e4
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Training:
-    """How a training went."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Training(Result):
+    """How a training went.
+
+    Attributes
+    ----------
+    history : pd.DataFrame
+        One row an epoch: epoch, train_loss, valid_loss (nats), valid_accuracy, cost (nats)
+    best_epoch : int
+        The epoch whose weights the model holds: with patience that of least valid_loss, else the last
+    seed : int
+        Seeded the order of the examples and dropout
+    settings : dict[str, Any]
+        The other options of `fit`; functions by their names
+    """
 
     history: pd.DataFrame  # One row an epoch: epoch, train_loss, valid_loss (nats), valid_accuracy, cost (nats)
     best_epoch: int  # The epoch whose weights the model holds: with patience that of least valid_loss, else the last
@@ -100,15 +139,18 @@ class Training:
         ax.legend(frameon=False)
         return ax
 
-    def __repr__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The losses of the epoch whose weights were kept."""
         kept = self.history.loc[self.history["epoch"] == self.best_epoch].iloc[0]
         valid = "" if math.isnan(kept["valid_loss"]) else f", valid loss {kept['valid_loss']:.3g}"
         valid += f" and accuracy {kept['valid_accuracy']:.3f}" if valid else ""
-        epochs = f"{len(self.history)} epochs, weights of epoch {self.best_epoch}"
-        return f"Training({epochs}: train loss {kept['train_loss']:.3g}{valid})"
+        epochs = f"{counted(len(self.history), 'epoch')}, weights of epoch {self.best_epoch}"
+        return f"{epochs}: train loss {kept['train_loss']:.3g}{valid}"
 
-    def _repr_html_(self) -> str:
-        return self.history.tail(5).to_html(index=False)
+    def shown(self) -> pd.DataFrame:
+        """The last epochs."""
+        return self.history.tail(5)
 
 # %% ../../nbs/rooms/training_fit.ipynb #d60ef3e1
 def _steps(train: Any, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,6 +227,39 @@ def fit(
     progress: bool = False,  # Show a progress bar?
 ) -> Training:
     """Train a classifier with Adam on the cross-entropy.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place, on its own device; left in eval mode
+    train : Any
+        Pair of tensors, `DataLoader` or re-iterable of (x, y) batches; y (batch,) class indices
+    valid : Any, default None
+        Data of the same kinds to measure after each epoch
+    epochs : int, default 20
+        Passes through `train`, at least 1
+    lr : float, default 0.001
+        Adam's step size, above 0
+    batch_size : int, default 128
+        Examples a step, when `train` is a pair of tensors
+    l1 : float, default 0.0
+        Penalty on the sum of absolute weights, nats
+    l2 : float, default 0.0
+        Penalty on the sum of squared weights, nats
+    cost : Callable[[nn.Module], Tensor] | None, default None
+        Called in each step; the number it gives is added to the loss
+    after_step : Callable[[nn.Module], Any] | None, default None
+        Called after each step; may change the weights in place
+    patience : int | None, default None
+        Stop after as many epochs without a lower validation loss; None: never
+    seed : int, default 0
+        Seeds the order of the examples and dropout; global generators are left alone
+    progress : bool, default False
+        Show a progress bar?
+
+    Returns
+    -------
+    Training
 
     Raises: `ValueError` for options out of range, a label without a score, a frozen model, a loss not finite.
     """

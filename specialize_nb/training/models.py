@@ -25,6 +25,19 @@ def mlp(
 ) -> nn.Sequential:
     """A fully connected network: Flatten, then Linear, ReLU and Dropout in turn, then Linear; in eval mode.
 
+    Parameters
+    ----------
+    sizes : Sequence[int], default (784, 256, 256, 256, 256, 10)
+        Inputs, units of each hidden layer, classes
+    dropout : float, default 0.0
+        Chance that a hidden unit is silenced in a training step, in [0, 1)
+    seed : int, default 0
+        Seeds the initial weights
+
+    Returns
+    -------
+    nn.Sequential
+
     Raises: `ValueError` for fewer than two sizes, sizes below 1, or a dropout that is no chance.
     """
     _check_sizes(sizes=tuple(sizes))
@@ -56,6 +69,25 @@ def cnn(
 ) -> nn.Sequential:
     """A convolutional network: 3x3 convolutions with ReLU, all but the first pooled, a dense layer; in eval mode.
 
+    Parameters
+    ----------
+    in_channels : int, default 1
+        Channels of an image
+    size : int, default 28
+        Pixels of an image's side, at least 2 ** (convolutions - 1)
+    n_classes : int, default 10
+        Scores
+    channels : Sequence[int], default (64, 64, 64)
+        Channels of each convolution
+    dense : int, default 128
+        Units of the dense layer
+    seed : int, default 0
+        Seeds the initial weights
+
+    Returns
+    -------
+    nn.Sequential
+
     Raises: `ValueError` for sizes below 1, or images that pooling would shrink to nothing.
     """
     _check_sizes(in_channels=in_channels, size=size, n_classes=n_classes, channels=tuple(channels), dense=dense)
@@ -85,6 +117,28 @@ def vgg(
     """The VGG stack with batch norm for small images: five blocks, a dense layer of 8 * width units; in eval mode.
 
     A block pools while there is something to pool. Raises: `ValueError` for another depth, or sizes below 1.
+
+    Parameters
+    ----------
+    in_channels : int, default 3
+        Channels of an image
+    n_classes : int, default 10
+        Scores
+    depth : int, default 16
+        Layers with weights: 11, 13, 16 or 19, three fewer of which are convolutions
+    width : int, default 64
+        Channels of the first block; the others have 2, 4, 8 and 8 times as many
+    size : int, default 32
+        Pixels of an image's side
+    dropout : bool, default True
+        Dropout of 0.3 in the first block, 0.4 in the others, 0.5 around the dense layer?
+    seed : int, default 0
+        Seeds the initial weights
+
+    Returns
+    -------
+    nn.Sequential
+
     Source: Liu and Deng (2015), "Very Deep Convolutional Neural Network Based Image Classification".
     """
     blocks = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -10,21 +10,42 @@ __all__ = ['MagnitudePruning', 'magnitude_pruning']
 # %% ../../nbs/rooms/training_pruning.ipynb #bc69198a
 import operator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..base.words import check_choice
+
 # %% ../../nbs/rooms/training_pruning.ipynb #bbc10a75
 @dataclass(eq=False, kw_only=True)
 class MagnitudePruning:
-    """Takes the smallest weights out; call it with the model after each step of one training, which it counts."""
+    """Takes the smallest weights out; call it with the model after each step of one training, which it counts.
+
+    Attributes
+    ----------
+    share : float
+        Of the weights that are gone in the end, in [0, 1)
+    begin : int
+        Steps before the first weights go
+    end : int
+        Step after which `share` is reached
+    every : int
+        Steps from one cut to the next
+    scope : {'layer', 'global'}
+        The smallest of each parameter go; or of all weights
+    step : int, default 0
+        Calls so far
+    masks : dict[str, Tensor]
+        Parameter -> True for weights that are left
+    """
 
     share: float  # Of the weights that are gone in the end, in [0, 1)
     begin: int  # Steps before the first weights go
     end: int  # Step after which `share` is reached
     every: int  # Steps from one cut to the next
-    scope: str  # 'layer': the smallest of each parameter; 'global': of all weights
+    scope: Literal["layer", "global"]  # The smallest of each parameter go; or of all weights
     step: int = 0  # Calls so far
     masks: dict[str, Tensor] = field(default_factory=dict, repr=False)  # Parameter -> True for weights that are left
 
@@ -86,15 +107,36 @@ def magnitude_pruning(
     end: int = 1,  # Step after which it is reached, at least 1; of the steps that `fit` will take
     begin: int = 0,  # Steps before the first weights go, below `end`
     every: int = 1,  # Steps from one cut to the next, at least 1
-    scope: str = "layer",  # 'layer': the same share of each parameter goes; 'global': the smallest of all weights
+    scope: Literal["layer", "global"] = "layer",  # The smallest of each parameter go; or of all weights
 ) -> MagnitudePruning:  # To be called with `model` after every step; `masks` and `to_frame` say what is left
     """Which weights go, and when?
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters with at least two axes are the weights; not changed yet
+    share : float, default 0.9
+        Of the weights that are gone in the end, in [0, 1)
+    end : int, default 1
+        Step after which it is reached, at least 1; of the steps that `fit` will take
+    begin : int, default 0
+        Steps before the first weights go, below `end`
+    every : int, default 1
+        Steps from one cut to the next, at least 1
+    scope : {'layer', 'global'}, default 'layer'
+        The smallest of each parameter go; or of all weights
+
+    Returns
+    -------
+    MagnitudePruning
+        To be called with `model` after every step; `masks` and `to_frame` say what is left
 
     Raises: `ValueError` for options out of range, or a model without weights to train.
     Source: Zhu and Gupta (2017), "To prune, or not to prune", for the schedule.
     """
-    if not 0 <= share < 1 or scope not in ("global", "layer"):
-        raise ValueError(f"got share={share} and scope={scope!r}: a share in [0, 1), and 'layer' or 'global'")
+    check_choice("scope", scope, ("layer", "global"))
+    if not 0 <= share < 1:
+        raise ValueError(f"got share={share}: in [0, 1)")
     if not 0 <= operator.index(begin) < operator.index(end) or operator.index(every) < 1:
         raise ValueError(f"got begin={begin}, end={end}, every={every}: 0 <= begin < end, and every at least 1")
     if not _weights(model):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..network.operations import argument, op_name
+from ..network.operations import WEIGHTED, argument, op_name
 from ..network.units import Layer, Network, trace
 
 # %% ../../nbs/rooms/training_rescaling.ipynb #c6c96d75
@@ -25,9 +25,6 @@ _HOMOGENEOUS = set(
     "max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d flatten view reshape _unsafe_view contiguous clone alias".split()
 )
-
-
-_DENSE = ("linear", "conv1d", "conv2d", "conv3d")
 
 
 class _Joint(NamedTuple):
@@ -46,7 +43,7 @@ def _readers(node: fx.Node) -> tuple[list[fx.Node], str]:
         value = stack.pop()
         for user in value.users:
             name = op_name(user)
-            if name in _DENSE and user.args[0] is value and list(user.all_input_nodes).count(value) == 1:
+            if name in WEIGHTED and user.args[0] is value and list(user.all_input_nodes).count(value) == 1:
                 found.append(user)
             elif name in _HOMOGENEOUS and user.args[0] is value:
                 stack.append(user)
@@ -63,8 +60,8 @@ def _parameter(node: Any) -> str | None:
 def _joint(network: Network, layer: Layer, uses: dict[str, int]) -> _Joint | str:
     """The joint at a hidden layer, or why it has none."""
     node = network.program.nodes[layer.pre]
-    if layer.op not in _DENSE or op_name(node) != layer.op:
-        made = layer.op if layer.op not in _DENSE else op_name(node)
+    if layer.op not in WEIGHTED or op_name(node) != layer.op:
+        made = layer.op if layer.op not in WEIGHTED else op_name(node)
         return f"{made} puts out its values, not a dense layer or convolution"
     readers, refused = _readers(node)
     if refused:
@@ -82,8 +79,21 @@ def _joint(network: Network, layer: Layer, uses: dict[str, int]) -> _Joint | str
     return _Joint(layer.name, own[0], (*own, None)[1], tuple((name, unit_of(wires[name].columns)) for name in names))
 
 
-def unit_of(pairs: np.ndarray) -> np.ndarray:
-    """The unit of each column, from pairs of both."""
+def unit_of(
+    pairs: np.ndarray,  # (2, n) a column and its unit, each column once
+) -> np.ndarray:  # (n,)
+    """The unit of each column.
+
+    Parameters
+    ----------
+    pairs : np.ndarray
+        (2, n) a column and its unit, each column once
+
+    Returns
+    -------
+    np.ndarray
+        (n,)
+    """
     found = np.zeros(pairs.shape[1], dtype=np.int64)
     found[pairs[0]] = pairs[1]
     return found
@@ -91,7 +101,19 @@ def unit_of(pairs: np.ndarray) -> np.ndarray:
 # %% ../../nbs/rooms/training_rescaling.ipynb #2fda13c3
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReluRescaling:
-    """Gives the weights into each hidden unit one norm; call it with the model, which is changed in place."""
+    """Gives the weights into each hidden unit one norm; call it with the model, which is changed in place.
+
+    Attributes
+    ----------
+    layers : tuple[str, ...]
+        Hidden layers that are rescaled
+    left : dict[str, str]
+        The other hidden layers, and why
+    norm : float
+        Of the weights into a unit, bias included
+    joints : tuple[Any, ...]
+        Parameters on both sides of each layer
+    """
 
     layers: tuple[str, ...]  # Hidden layers that are rescaled
     left: dict[str, str]  # The other hidden layers, and why
@@ -126,6 +148,20 @@ def relu_rescaling(
     norm: float = math.sqrt(2),  # Of the weights into a hidden unit, bias included; above 0
 ) -> ReluRescaling:  # To be called with `model`, once or after every step of `fit`
     """Which hidden units can trade weight between both their sides, and how is it settled?
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    example : Any
+        Inputs as the model takes them, batch first
+    norm : float, default math.sqrt(2)
+        Of the weights into a hidden unit, bias included; above 0
+
+    Returns
+    -------
+    ReluRescaling
+        To be called with `model`, once or after every step of `fit`
 
     Raises: `ValueError` if no layer can be rescaled, or for a norm that is not above 0.
     Source: Filan et al. (2021), "Clusterability in Neural Networks"

@@ -1,0 +1,115 @@
+"""The kinds of graph an audit can cluster, one row each: how it is built and cut, and what is asked of its clusters.
+
+A plain module, not a notebook: a table. A new kind of graph is a row here and a name in `GraphKindName`; the audit, the
+report and the shell read everything else from the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from specialize_nb.clusters.modularity import modularity_partition
+from specialize_nb.clusters.partition import Partition
+from specialize_nb.clusters.spectral import local_partition, spectral_partition
+from specialize_nb.graphs.activations import activation_graph
+from specialize_nb.graphs.graph import UnitGraph
+from specialize_nb.graphs.similarity import unit_similarity
+from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.network.subject import Subject
+from specialize_nb.network.units import HOW_TO_LIFT
+
+__all__ = ["KINDS", "GraphKind", "GraphKindName", "Scope"]
+
+GraphKindName = Literal["weights", "activations", "upstream", "downstream"]
+Scope = Literal["global", "local"]  # Clusters that run through layers, or of each layer on its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphKind:
+    """One way to join units, and what follows from it."""
+
+    name: str  # As it is asked for
+    label: str  # In words, for people
+    scopes: tuple[Scope, ...]  # Those its clusters can have
+    build: Callable[[Subject], UnitGraph]  # From the model, or the data to find with
+    cut: Callable[[UnitGraph, Subject, int, Sequence[Scope], int], dict[Scope, Partition]]  # (.., k, scopes, seed)
+    missing: Callable[[Subject], str]  # Why the graph cannot be built, as a sentence without its end; '' if it can
+    coherence: tuple[str, ...]  # Outcomes on real data, the main one first: not what the clusters were cut by
+
+
+def _by_eigenvectors(
+    graph: UnitGraph, subject: Subject, k: int, scopes: Sequence[Scope], seed: int
+) -> dict[Scope, Partition]:
+    """A local partition has as many clusters in each layer as the global one has there."""
+    whole = spectral_partition(graph, k, seed=seed)
+    found: dict[Scope, Partition] = {"global": whole}
+    if "local" in scopes:
+        found["local"] = local_partition(graph, whole, layers=subject.network.hidden, seed=seed)
+    return {scope: found[scope] for scope in scopes}
+
+
+def _by_modularity(
+    graph: UnitGraph, subject: Subject, k: int, scopes: Sequence[Scope], seed: int
+) -> dict[Scope, Partition]:
+    """The number of clusters is found, layer by layer."""
+    return {"local": modularity_partition(graph, seed=seed)}
+
+
+def _never(subject: Subject) -> str:
+    return ""
+
+
+def _no_wiring(subject: Subject) -> str:
+    return f"{subject.network.refused}. To have them, {HOW_TO_LIFT}" if subject.network.refused else ""
+
+
+def _no_gradients_by_inputs(subject: Subject) -> str:
+    program = subject.network.program
+    if all(program.value(name).is_floating_point() for name in program.inputs):
+        return ""
+    return f"inputs of {subject.network.model} are not floating numbers, so nothing can be differentiated by them"
+
+
+KINDS: dict[str, GraphKind] = {
+    kind.name: kind
+    for kind in (
+        GraphKind(
+            name="weights",
+            label="weights",
+            scopes=("global", "local"),
+            build=lambda subject: weight_graph(subject.network),
+            cut=_by_eigenvectors,
+            missing=_no_wiring,
+            coherence=("correlation", "class_information"),
+        ),
+        GraphKind(
+            name="activations",
+            label="activations",
+            scopes=("global", "local"),
+            build=lambda subject: activation_graph(subject.finding(), None, None),
+            cut=_by_eigenvectors,
+            missing=_never,
+            coherence=("class_information", "correlation"),
+        ),
+        GraphKind(
+            name="upstream",
+            label="upstream",
+            scopes=("local",),
+            build=lambda subject: unit_similarity(subject.finding(), None, None, measure="input_jacobian"),
+            cut=_by_modularity,
+            missing=_no_gradients_by_inputs,
+            coherence=("class_information", "correlation"),
+        ),
+        GraphKind(
+            name="downstream",
+            label="downstream",
+            scopes=("local",),
+            build=lambda subject: unit_similarity(subject.finding(), None, None, measure="output_jacobian"),
+            cut=_by_modularity,
+            missing=_never,
+            coherence=("correlation", "class_information"),
+        ),
+    )
+}

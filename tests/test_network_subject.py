@@ -1,0 +1,196 @@
+"""A model, its network and its data, joined: each checked once, and what belongs to another model refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from specialize_nb.base.data import batches
+from specialize_nb.dev.testing import copier, unchanged
+from specialize_nb.network import subject as module
+from specialize_nb.network.subject import Subject
+from specialize_nb.network.units import trace
+
+
+class Net(nn.Module):
+    """A batch norm between two layers; with `branch` a Python branch on values, which torch.export refuses."""
+
+    def __init__(self, branch=False):
+        super().__init__()
+        self.first, self.norm, self.last, self.branch = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2), branch
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.last(x.relu() if self.branch and x.sum() > 0 else x.tanh())
+
+
+class Same(Net):
+    """The same code under another name."""
+
+
+class Bare(nn.Module):
+    """No parameters at all."""
+
+    def forward(self, x):
+        return x.relu()
+
+
+def build(cls=Net, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return cls(**options).eval().requires_grad_(False)
+
+
+def examples(n=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, generator=generator), torch.arange(n) % 2
+
+
+def traced(model):
+    if not getattr(model, "branch", False):
+        return trace(model, examples()[0])
+    with pytest.warns(RuntimeWarning, match="units are read through hooks"):
+        return trace(model, examples()[0])
+
+
+def test_the_three_are_joined_and_nothing_is_changed():
+    model, data = build(), examples()
+    with unchanged(model):
+        found = Subject.of(model, data)
+    assert found.model is model and found.network.hidden == ("first",) and found.find is found.data
+    np.testing.assert_array_equal(found.data.labels, data[1])
+    network, checked = traced(model), batches(data)
+    found = Subject.of(model, checked, network=network)
+    assert found.network is network and found.data is checked
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_network_of_another_model_is_refused(branch):
+    model = build(branch=branch)
+    others = {"a copy": copy.deepcopy(model), "other weights": build(branch=branch, seed=1)}
+    for other in others.values():
+        with pytest.raises(
+            ValueError, match="`network` was traced from another Net, not from the model that was given"
+        ):
+            Subject.of(model, examples(), network=traced(other))
+    with pytest.raises(ValueError, match="was traced from a Same, not from the model"):
+        Subject.of(model, examples(), network=traced(build(Same, branch=branch)))
+    assert Subject.of(model, examples(), network=traced(model)).model is model
+
+
+def test_a_network_is_of_one_model_whether_it_was_exported_or_hooked():
+    plain, branching = build(), build(branch=True)
+    for model, other in ((plain, branching), (branching, plain)):
+        with pytest.raises(ValueError, match="was traced from another Net"):
+            Subject.of(model, examples(), network=traced(other))
+    with pytest.raises(ValueError, match="was traced from a Net"):
+        Subject.of(build(Bare), examples(), network=traced(plain))
+
+
+def test_a_model_that_was_moved_is_still_the_same():
+    for branch in (False, True):
+        model = build(branch=branch)
+        network = traced(model)
+        assert Subject.of(model.double(), examples(), network=network).network is network
+
+
+def test_a_model_without_parameters_is_known_by_its_class():
+    network = trace(build(Bare), examples()[0])
+    assert Subject.of(build(Bare), examples(), network=network).network is network
+    with pytest.raises(ValueError, match="was traced from a Bare"):
+        Subject.of(build(), examples(), network=network)
+
+
+def test_what_is_no_network_is_refused():
+    for given, name in ((build(), "Net"), ("network", "str"), (examples(), "tuple")):
+        with pytest.raises(TypeError, match=f"`network` is a {name}: give what `trace\\(model, ...\\)` returned"):
+            Subject.of(build(), examples(), network=given)
+
+
+def test_bad_models_and_data_are_told_as_ever():
+    with pytest.raises(ValueError, match="in training mode"):
+        Subject.of(build().train(), examples())
+    with pytest.raises(TypeError, match="got data of type NoneType"):
+        Subject.of(build(), None)
+
+
+def test_targets_are_classes_where_classes_are_asked_for():
+    x, model = examples()[0], build()
+    numbers = (x, x.sum(1))
+    assert Subject.of(model, numbers).data.labels.dtype == np.float32
+    for data in (numbers, batches(numbers, targets="any")):
+        with pytest.raises(ValueError, match="expected integer class indices"):
+            Subject.of(model, data, targets="classes")
+        with pytest.raises(ValueError, match="expected integer class indices"):
+            Subject.of(model, examples(), find=data, targets="classes")
+
+
+def test_finding_has_the_data_to_find_with_and_is_made_once():
+    found = Subject.of(build(), examples(), find=examples(n=4, seed=1))
+    other = found.finding()
+    assert other.data is found.find is other.find and other.data.n == 4 and found.data.n == 6
+    assert other.model is found.model and other.network is found.network
+    assert found.finding() is other and other.finding() is other
+    alone = Subject.of(build(), examples())
+    assert alone.finding() is alone
+
+
+def test_once_computes_once_by_name():
+    found, calls = Subject.of(build(), examples(), find=examples(n=4)), []
+
+    def make():
+        calls.append(len(calls))
+        return calls[-1]
+
+    assert [found.once("a", make), found.once("a", make), found.once(("a", 1), make), found.once("a", make)] == [
+        0,
+        0,
+        1,
+        0,
+    ]
+    assert found.once("none", lambda: calls.append("none")) is None is found.once("none", make)  # None is kept too
+    assert found.finding().once("a", make) == 3  # other data, other answers
+    assert calls == [0, 1, "none", 3] and "kept" not in repr(found)
+
+
+def test_what_fails_is_not_kept():
+    found = Subject.of(build(), examples())
+    with pytest.raises(ZeroDivisionError):
+        found.once("a", lambda: 1 / 0)
+    assert found.once("a", lambda: 1) == 1
+
+
+def test_a_subject_is_taken_as_it_is():
+    model = build()
+    found = Subject.of(model, examples())
+    assert Subject.of(found) is found is Subject.of(found, network=found.network, targets="classes")
+    for wrong in (dict(data=examples()), dict(network=traced(model))):
+        with pytest.raises(ValueError, match="a `Subject` has its data and its network: leave both out"):
+            Subject.of(found, **wrong)
+    x = examples()[0]
+    with pytest.raises(ValueError, match="expected integer class indices"):
+        Subject.of(Subject.of(model, (x, x)), targets="classes")
+
+
+def test_each_is_checked_once(monkeypatch):
+    seen = []
+    for name in ("batches", "trace"):
+        known = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, name=name, known=known, **k: [seen.append(name), known(*a, **k)][1]
+        )
+    found = Subject.of(copier(), (torch.rand(4, 2), torch.arange(4) % 2), find=(torch.rand(3, 2), torch.arange(3) % 2))
+    found.finding().finding()
+    Subject.of(found)
+    assert seen == ["batches", "batches", "trace"]
+
+
+def test_a_network_of_a_part_of_the_model_is_refused():
+    body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    whole = nn.Sequential(*body, nn.ReLU(), nn.Linear(3, 2)).eval()
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    for part, model in ((body, whole), (body, nn.Sequential(body)), (whole[:3].eval(), whole)):
+        with pytest.raises(ValueError, match="traced from another Sequential"):
+            Subject.of(model, (x, y), network=trace(part, x))

@@ -202,4 +202,4 @@ def processes() -> Race:
 
 def one_block(shared: tuple, layer: str, groups: np.ndarray) -> dict[str, np.ndarray]:
     engine, data = shared
-    return {"loss": measure_lesions(engine, data, {layer: groups}, [_loss])[0]}
+    return {"loss": measure_lesions(engine, data, [{layer: groups}], [TABLE_MEASURES["loss"]])[0][0]}

@@ -18,7 +18,7 @@ Modules:
 - `specialize_nb.controls.matching`: Controls from equally strong units
 - `specialize_nb.dev.docstrings`: Writes what the comments behind parameters and fields say into docstrings, so that `help` and editors show it.
 - `specialize_nb.dev.extract`: What `nbdev-export` does beside writing modules: test cells become test files, comments become docstrings.
-- `specialize_nb.dev.testing`: Strict comparisons, and small networks whose truth is known
+- `specialize_nb.dev.testing`: Models left as they were found, and small networks whose truth is known
 - `specialize_nb.dev.zoo`: Small networks of every layout that people build, alone and in random compositions, to test the wiring on.
 - `specialize_nb.graphs.activations`: How alike any two units respond, measured over batches in fixed memory
 - `specialize_nb.graphs.graph`: The units of a network as the nodes of a weighted graph

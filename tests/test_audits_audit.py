@@ -17,11 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from specialize_nb.audits.audit import Audit, _left_out, _partitions, audit, plan_audit
-from specialize_nb.audits.findings import verdicts
 from specialize_nb.base.data import Batches, batches, digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
-from specialize_nb.controls import matching
+from specialize_nb.controls.matching import PROPERTIES
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.graphs.weights import weight_graph
@@ -284,6 +283,10 @@ def test_bad_input():
         audit(nn.Conv2d(1, 2, 3).eval(), (torch.zeros(8, 1, 5, 5), torch.zeros(8, dtype=torch.int64)))
     with pytest.raises(ValueError, match="in training mode"):
         audit(mlp((8, 4, 2)).train(), data)
+    network = trace(planted_mlp().model, planted.x[:2])
+    for function in (audit, plan_audit):
+        with pytest.raises(ValueError, match="traced from another"):
+            function(model, data, network=network)
 
 
 def test_computed_once():
@@ -310,14 +313,15 @@ def test_computed_once():
                         patch = mock.patch.object(module, name, counted(calls, name, getattr(module, name)))
                         stack.enter_context(patch)
             stack.enter_context(mock.patch.object(Batches, "__iter__", counted(calls, "passes", Batches.__iter__)))
-            measure = counted(calls, "properties", matching._measure)
-            stack.enter_context(mock.patch.object(matching, "_measure", measure))
+            measure = counted(calls, "properties", PROPERTIES["in_norm"])
+            stack.enter_context(mock.patch.dict(PROPERTIES, in_norm=measure))
             audit(model, data, **options)
         return calls
 
     model, data = mlp((64, 24, 24, 24, 10)), digits("test")
     calls = count_audit(model, data, n_controls=19, n_visual=3)
     assert calls["batches"] <= 2 and calls["record"] <= 3 and calls["passes"] <= 30
-    once = ("scores_node", "lesion_engine", "fuse", "trace", "input_range", "properties")
+    once = ("scores_node", "lesion_engine", "fuse", "trace", "input_range")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, 1)
+    assert calls["properties"] == 3  # of each hidden layer
     pd.Series(calls, name="calls").sort_index().to_frame()

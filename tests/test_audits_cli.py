@@ -189,7 +189,8 @@ def test_mistakes():
         "audit m.py:f --data digits --alpha 5": "argument --alpha: 5 is no rate; give a number between 0 and 1",
         "audit m.py:f --data digits --graphs wieghts": "argument --graphs: invalid choice: 'wieghts'",
         "audit m.py:f --data digits --outcomes accuracy_7 acuracy": "argument --outcomes: invalid choice: 'acuracy'",
-        "audit m.py:f --data digits --ablation zerro": "argument --ablation: invalid choice: 'zerro'",
+        "audit m.py:f --data digits --ablation zerro": "argument --ablation: invalid choice: 'zerro' (choose "
+        "from zero, mean, class_mean, resample); did you mean 'zero'?",
         "audit m.py:f --data digits --split tset": "argument --split: invalid choice: 'tset' (choose from train, test); "
         "did you mean 'test'?",
         "plan m.py:f --data digits --alpha 0.1": "unrecognized arguments: --alpha 0.1; see `specialize-nb plan --help`",
@@ -289,6 +290,27 @@ def test_layers():
     assert refused_measure[0] == 2 and "argument --measure: invalid choice: 'cca'" in refused_measure[2]
 
 
+def test_demo(monkeypatch):
+    "All of it but the training, and with an audit made small."
+    whole, seen = _Call.__call__, []
+
+    def small(self, model, *args, **chosen):
+        seen.append(chosen)
+        less = dict(k=8, graphs=("weights",), scopes=("local",), n_controls=9, n_visual=2, n_exhibits=0)
+        return whole(self, model, *args, **chosen | less)
+
+    monkeypatch.setattr(_Call, "__call__", small)
+    monkeypatch.setattr("specialize_nb.training.fit.fit", lambda model, *_, **__: model.eval())
+    with lesson() as folder:
+        status, out, err = run("demo", "--n-jobs", "1", "--seed", "2")
+        assert status == 0, err
+        kept = {name: Audit.load(folder / "report" / name / "audit.npz") for name in ("mlp", "cnn")}
+        assert out.splitlines()[-1] == f"report: {folder.resolve() / 'report' / 'index.html'}"
+    assert [(one["n_controls"], one["seed"], one["find"].y.shape) for one in seen] == [(299, 2, (1347,))] * 2
+    assert {one.data for one in kept.values()} == {"digits, test split"}
+    assert kept["cnn"].settings["activation clusters found in"] == "digits, train split"
+
+
 def test_another_source_in_the_shell(monkeypatch):
     "One row more is a name more, and an option for each parameter of its function."
     row = sources.Source(name="sums", reads="base.data.modular_addition", fixed={"p": 5}, thins=False)
@@ -324,6 +346,7 @@ LIGHT = [
     *(f"{command} --help" for command in ("demo", "audit", "plan", "layers", "report")),
     "audit m.py:f --data digits --k 1",
     "audit m.py:f --data digits --graphs wieghts",
+    "audit m.py:f --data digits --ablation zerro",
     "layers m.py:f --data digits --measure cca",
     "audit nowhere.py:make --data digits",
     "audit my_model.py:make_model --data mnits",

@@ -40,7 +40,9 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_FORMAT", files._FORMAT + 1)
     path = write_result(tmp_path / "result.npz", "Partition", ARRAYS, FIELDS)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=f"has format {files._FORMAT + 1}; this version reads up to {files._FORMAT}: upgrade"):
+    with pytest.raises(
+        ValueError, match=f"has format {files._FORMAT + 1}; this version reads up to {files._FORMAT}: upgrade"
+    ):
         read_result(path, "Partition")
 
 

@@ -84,7 +84,8 @@ def test_another_class_an_old_format_and_what_cannot_be_kept(tmp_path):
     path = Part(numbers=np.ones(2)).save(tmp_path / "part.npz")
     with pytest.raises(ValueError, match="holds a Part, not a Whole"):
         Whole.load(path)
-    write_result(tmp_path / "odd.npz", "Part", {}, {"numbers": {"result": "Nobody", "fields": {}}})
+    assert type(Part.load(whole().save(tmp_path / "whole.npz"))) is Whole  # a whole is a part, too
+    write_result(tmp_path / "odd.npz", "Result", {}, {"result": "Nobody", "fields": {}})
     with pytest.raises(ValueError, match="holds a Nobody, which this version does not know"):
         Part.load(tmp_path / "odd.npz")
     with pytest.raises(TypeError, match="name is a object, which cannot be kept"):

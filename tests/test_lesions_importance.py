@@ -18,7 +18,15 @@ from specialize_nb.clusters.spectral import spectral_partition
 from specialize_nb.controls.controls import draw_controls
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.weights import weight_graph
-from specialize_nb.lesions.importance import Importance, importance
+from specialize_nb.lesions.importance import (
+    Importance,
+    LesionOptions,
+    importance,
+    judge_importance,
+    measure_importance,
+    prepare_importance,
+)
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import bootstrap_weights
 from specialize_nb.stats.sequential import Sequential
@@ -215,6 +223,23 @@ def test_untrained():
     frame = blind.to_frame().query("outcome == 'cross_entropy'")
     assert (frame["q_value"] <= 0.05).mean() <= 0.1
     blind
+
+
+def test_several():
+    model, data = trained()
+    network = trace(model, data.x)
+    partitions = [random_partition(network, k, seed=k) for k in (3, 4)]
+    options = dict(n_controls=Sequential(most=59), n_boot=20)
+    trial = prepare_importance(Subject.of(model, data, network=network), partitions, LesionOptions(**options))
+    measure_importance(trial)
+    for together, partition in zip(judge_importance(trial), partitions, strict=True):
+        alone = importance(model, data, partition, network=network, **options)
+        assert together.settings == alone.settings and together.keys.equals(alone.keys)
+        for name in alone.outcomes:
+            assert np.array_equal(together.draws[name], alone.draws[name], equal_nan=True)
+            assert np.array_equal(together.matched[name], alone.matched[name], equal_nan=True)
+            assert np.array_equal(together.replicates[name], alone.replicates[name], equal_nan=True)
+    together
 
 
 def test_kept():

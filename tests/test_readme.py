@@ -14,7 +14,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 OURS, NOT_OURS = "specialize-nb", ("make", "pip", "git")  # what a line of the shell may start with
 # Added to an audit from the shell, so that it is small: its default is all images and 199 controls of every sub-cluster.
-SMALL = ["--graphs", "weights", "--scopes", "global", "--examples", "200", "--controls", "19", "--visual", "5"]
+SMALL = "--graphs weights --scopes global --examples 200 --controls 19 --visual 5 --jobs 1".split()
 
 
 def blocks(text):

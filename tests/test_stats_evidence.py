@@ -181,13 +181,15 @@ def test_save():
                 assert all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
                 assert all(first[name].dtype == second[name].dtype for name in first)
         later = {"looks", "n_drawn", "matched", "n_matched"}  # a file from before these fields
-        arrays, plain = read_result(bare.save(f"{folder}/new.npz"), "Evidence")
-        write_result(f"{folder}/old.npz", "Evidence", arrays, {name: plain[name] for name in set(plain) - later})
+        arrays, plain = read_result(bare.save(f"{folder}/new.npz"), "Result")
+        kept = {name: one for name, one in plain["fields"].items() if name not in later}
+        write_result(f"{folder}/old.npz", "Result", arrays, {"result": "Evidence", "fields": kept})
         pd.testing.assert_frame_equal(Evidence.load(f"{folder}/old.npz").to_frame(), bare.to_frame())
         assert_allclose(again.extra, np.eye(2), rtol=1e-6, strict=True)
         assert again.word == "é" and not again.value["loss"].flags.writeable
-        with pytest.raises(ValueError, match="holds a Extended, not a Evidence"):
-            Evidence.load(f"{folder}/evidence.npz")
+        assert type(Evidence.load(f"{folder}/evidence.npz")) is Extended
+        with pytest.raises(ValueError, match="holds a Evidence, not a Extended"):
+            Extended.load(f"{folder}/old.npz")
     mine = np.zeros(6)
     toy_evidence(value={"loss": mine, "accuracy": mine})
     assert mine.flags.writeable

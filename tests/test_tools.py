@@ -158,7 +158,7 @@ def test_export_cells(tmp_path, source, fault):
         (code("x"), "none of it is stored"),
         (code("!make"), "none of it is stored"),
         (code("f(x)", shown()), None),
-        (code("x;"), "the last cell shows nothing"),
+        (code("x;"), "the last cell of the story shows nothing"),
         (code("x", shown()), None),
         (code("x", shown("/home/someone/x")), "stores '/home"),
         (code("x", shown("see https://a.org/home/x and ratio 3/tmp")), None),

@@ -26,14 +26,14 @@ from torch import nn
 
 from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
-from .report import write_report
+from .report import label_of, write_report
 from ..base.data import check_labels
 from ..base.results import Result
 from ..base.words import suggest
 from ..clusters.partition import Partition
 from ..controls.controls import draw_controls
 from ..lesions.importance import LesionOptions, judge_importance, measure_importance, prepare_importance
-from ..lesions.lesion import TABLE_MEASURES, Ablation, LesionEngine, measure_lesions
+from ..lesions.lesion import TABLE_MEASURES, Ablation, LesionEngine, Precision, measure_lesions
 from ..lesions.plan import Plan, price
 from ..network.answers import pictured_input, scores_of
 from ..network.subject import Subject
@@ -81,7 +81,8 @@ def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
         doubts.append(f"Operations that could not be followed cut the weight graph: {', '.join(audit.unknown)}.")
     for finding in audit.findings:
         if finding.partition.n_components > 1:
-            doubts.append(f"The graph of {finding.name} falls apart into {finding.partition.n_components} components.")
+            apart = f"falls apart into {finding.partition.n_components} components"
+            doubts.append(f"The graph of {label_of(finding.graph)}, {finding.scope} {apart}.")
     return doubts
 
 # %% ../../nbs/14_audit.ipynb #0714bf0a
@@ -209,6 +210,18 @@ class Audit(Result):
     def __repr__(self) -> str:
         return f"Audit({self.model}: {self.verdicts()['verdict'].value_counts().to_dict()})"
 
+# %% ../../nbs/14_audit.ipynb #520f2f61
+def _partitions(
+    subject: Subject, k: int, graphs: Sequence[str], scopes: Sequence[Scope], seed: int
+) -> dict[tuple[str, str], Partition]:
+    """(graph, scope) -> partition."""
+    found = {}
+    for name in graphs:
+        kind = KINDS[name]
+        cut = kind.cut(kind.build(subject), subject, k, [one for one in scopes if one in kind.scopes], seed)
+        found |= {(name, scope): partition for scope, partition in cut.items()}
+    return found
+
 # %% ../../nbs/14_audit.ipynb #4dcd856f
 class _Possible(NamedTuple):
     """What can be done with a model and its data."""
@@ -231,18 +244,6 @@ def _left_out(subject: Subject, graphs: Sequence[str]) -> _Possible:
         pictured = False
         notes.append(f"No pictures were made, and coherence was judged on real data alone: {error}.")
     return _Possible(allowed, pictured, tuple(notes))
-
-# %% ../../nbs/14_audit.ipynb #520f2f61
-def _partitions(
-    subject: Subject, k: int, graphs: Sequence[str], scopes: Sequence[Scope], seed: int
-) -> dict[tuple[str, str], Partition]:
-    """(graph, scope) -> partition."""
-    found = {}
-    for name in graphs:
-        kind = KINDS[name]
-        cut = kind.cut(kind.build(subject), subject, k, [one for one in scopes if one in kind.scopes], seed)
-        found |= {(name, scope): partition for scope, partition in cut.items()}
-    return found
 
 # %% ../../nbs/14_audit.ipynb #c25a7c1c
 def _check(k: int, graphs: Sequence[str], scopes: Sequence[str], alpha: float) -> None:
@@ -412,7 +413,7 @@ def audit(
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
     alpha: float = 0.05,  # False discovery rate of each kind of evidence
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds clustering, controls, pictures and bootstrap; global generators are left alone
@@ -464,7 +465,7 @@ def audit(
         False discovery rate of each kind of evidence
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
-    precision : str | None, default None
+    precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
     store : str | Path | None, default None
         Folder to keep finished work in; a run that was broken off goes on from there
@@ -560,7 +561,7 @@ def plan_audit(
     min_units: int = 1,  # Smaller sub-clusters are not tested
     n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
-    precision: str | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
+    precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder with finished work of the same run, which is not counted
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # As of the audit
@@ -597,7 +598,7 @@ def plan_audit(
         Bootstrap draws of the images
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
-    precision : str | None, default None
+    precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
     store : str | Path | None, default None
         Folder with finished work of the same run, which is not counted

@@ -67,6 +67,7 @@ _RUNNING = ("device", "precision", "store", "n_jobs", "seed")  # How, not what: 
 
 _TABLES = {  # Options that are names of a table
     "graphs": "audits.kinds.KINDS",
+    "ablation": "lesions.lesion.ABLATIONS",
     "outcomes": "lesions.outcomes.OUTCOMES",
     "measure": "layers.measures.MEASURES",
 }
@@ -668,7 +669,18 @@ _MISTAKES = (UserError, ValueError, KeyError, TypeError, OSError)  # What the pa
 def main(
     argv: Sequence[str] | None = None,  # Words of the command line; None takes those of the process
 ) -> int:  # Exit status: 0 done, 2 a mistake that the one line on standard error explains, 130 stopped
-    """Run one command, as the shell does."""
+    """Run one command, as the shell does.
+
+    Parameters
+    ----------
+    argv : Sequence[str] | None, default None
+        Words of the command line; None takes those of the process
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 2 a mistake that the one line on standard error explains, 130 stopped
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         options = _understood(words)

@@ -28,7 +28,25 @@ Scope = Literal["global", "local"]  # Clusters that run through layers, or of ea
 
 @dataclass(frozen=True, kw_only=True)
 class GraphKind:
-    """One way to join units, and what follows from it."""
+    """One way to join units, and what follows from it.
+
+    Attributes
+    ----------
+    name : str
+        As it is asked for
+    label : str
+        In words, for people
+    scopes : tuple[Scope, ...]
+        Those its clusters can have
+    build : Callable[[Subject], UnitGraph]
+        From the model, or the data to find with
+    cut : Callable[[UnitGraph, Subject, int, Sequence[Scope], int], dict[Scope, Partition]]
+        (.., k, scopes, seed)
+    missing : Callable[[Subject], str]
+        Why the graph cannot be built, as a sentence without its end; '' if it can
+    coherence : tuple[str, ...]
+        Outcomes on real data, the main one first: not what the clusters were cut by
+    """
 
     name: str  # As it is asked for
     label: str  # In words, for people

@@ -104,6 +104,18 @@ def write_report(
 ) -> Path:  # `path`
     """Write one HTML file, complete in itself, that tells what was found and how.
 
+    Parameters
+    ----------
+    audits : Reported | Sequence[Reported]
+        One or more; several get a summary on top
+    path : str | Path
+        The HTML file to write; one that is there is replaced
+
+    Returns
+    -------
+    Path
+        `path`
+
     Raises: `TypeError` if there is something other than audits; `ValueError` if there is none; `IsADirectoryError`.
     """
     found = [audits] if _is_audit(audits) else list(audits)
@@ -416,7 +428,18 @@ _LABELLED: tuple[Mapping[str, Any], ...] = (OUTCOMES, MEASURES, KINDS)  # Name -
 def label_of(
     name: str,  # An outcome of importance or coherence, or a kind of graph
 ) -> str:  # What people call it; the name in words where nothing is said
-    """What is it called on a page? What it is called where it is defined."""
+    """What is it called on a page? What it is called where it is defined.
+
+    Parameters
+    ----------
+    name : str
+        An outcome of importance or coherence, or a kind of graph
+
+    Returns
+    -------
+    str
+        What people call it; the name in words where nothing is said
+    """
     labels = [table[name].label for table in _LABELLED if name in table]
     return next(filter(None, labels), name.replace("_", " "))
 

@@ -52,7 +52,17 @@ class UserError(Exception):
 def one_line(
     error: BaseException,  # Whatever was raised
 ) -> str:
-    """The message of an error, on one line; a KeyError's without its quotes."""
+    """The message of an error, on one line; a KeyError's without its quotes.
+
+    Parameters
+    ----------
+    error : BaseException
+        Whatever was raised
+
+    Returns
+    -------
+    str
+    """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 
@@ -63,7 +73,17 @@ def one_line(
 def file_of(
     function: str,  # 'base.data.digits': wing, room and name
 ) -> tuple[Path, str]:
-    """The file of a function of this package, and the function's name there."""
+    """The file of a function of this package, and the function's name there.
+
+    Parameters
+    ----------
+    function : str
+        'base.data.digits': wing, room and name
+
+    Returns
+    -------
+    tuple[Path, str]
+    """
     *rooms, name = function.split(".")
     return Path(__file__).parents[1].joinpath(*rooms).with_suffix(".py"), name
 
@@ -71,7 +91,17 @@ def file_of(
 def function_of(
     function: str,  # 'base.data.digits': wing, room and name
 ) -> Callable[..., Any]:
-    """The function itself. Imports its module."""
+    """The function itself. Imports its module.
+
+    Parameters
+    ----------
+    function : str
+        'base.data.digits': wing, room and name
+
+    Returns
+    -------
+    Callable[..., Any]
+    """
     room, _, name = function.rpartition(".")
     return getattr(importlib.import_module(f"specialize_nb.{room}"), name)
 
@@ -81,7 +111,31 @@ def function_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of data that the shell can read: a row of the table."""
+    """A kind of data that the shell can read: a row of the table.
+
+    Attributes
+    ----------
+    name : str
+        As `--help` lists it
+    reads : str
+        The function that reads it, as 'base.data.digits'; its parameters are options of the shell
+    given : str, default ''
+        The parameter that takes what `--data` says; '' if the name is enough
+    fixed : Mapping[str, Any]
+        Parameters that this row settles
+    without : tuple[str, ...], default ()
+        Parameters that stay at their default
+    preset : Mapping[str, Any]
+        Options that have another default than in Python
+    takes : Callable[[str], bool] | None, default None
+        Does `--data` say this one? None: if it says the name
+    words : str, default '{given}'
+        What the report calls the data; {given} and the options are filled in
+    absent : str, default ''
+        What to say where files are missing; '' leaves it to the function
+    thins : bool, default True
+        Can some examples be taken?
+    """
 
     name: str  # As `--help` lists it
     reads: str  # The function that reads it, as 'base.data.digits'; its parameters are options of the shell
@@ -108,7 +162,17 @@ class Source:
         self,
         given: str,  # What `--data` says
     ) -> bool:
-        """Does `--data` mean this kind of data?"""
+        """Does `--data` mean this kind of data?
+
+        Parameters
+        ----------
+        given : str
+            What `--data` says
+
+        Returns
+        -------
+        bool
+        """
         return self.takes(given) if self.takes else given == self.name
 
     def read(
@@ -117,7 +181,22 @@ class Source:
         options: Mapping[str, Any],  # Those that were given, by name
         seed: int,  # For a function that draws
     ) -> tuple[str, Any]:  # The data in words, and the data
-        """Read the data. Raises: `UserError` where files are missing; what the function raises."""
+        """Read the data. Raises: `UserError` where files are missing; what the function raises.
+
+        Parameters
+        ----------
+        given : str
+            What `--data` says
+        options : Mapping[str, Any]
+            Those that were given, by name
+        seed : int
+            For a function that draws
+
+        Returns
+        -------
+        tuple[str, Any]
+            The data in words, and the data
+        """
         function = function_of(self.reads)
         takes = inspect.signature(function).parameters
         asked = {**self.fixed, **self.preset, **options} | {self.given: given, "seed": seed}
@@ -167,6 +246,15 @@ def find_source(
 ) -> Source:
     """Which kind of data is meant?
 
+    Parameters
+    ----------
+    given : str
+        What `--data` says
+
+    Returns
+    -------
+    Source
+
     Raises: `UserError` if it is none.
     """
     if found := next((one for one in SOURCES if one.is_meant(given)), None):
@@ -182,6 +270,17 @@ def check_data(
     options: Mapping[str, Any],  # Those that were given, by name
 ) -> Source:
     """Which kind of data is meant, and do the options go with it? Reads nothing.
+
+    Parameters
+    ----------
+    given : str
+        What `--data` says
+    options : Mapping[str, Any]
+        Those that were given, by name
+
+    Returns
+    -------
+    Source
 
     Raises: `UserError` for an option that this kind of data would not look at, and for one that it needs.
     """
@@ -204,7 +303,21 @@ def load_data(
     seed: int = 0,  # What a function of the user's meets
     **options: Any,  # Those that go with this kind of data; examples: how many, evenly spaced
 ) -> tuple[str, Batches]:
-    """What a network is judged on, in words and as checked batches."""
+    """What a network is judged on, in words and as checked batches.
+
+    Parameters
+    ----------
+    given : str
+        A name, a folder, or FILE.py:FACTORY
+    seed : int, default 0
+        What a function of the user's meets
+    **options : Any
+        Those that go with this kind of data; examples: how many, evenly spaced
+
+    Returns
+    -------
+    tuple[str, Batches]
+    """
     source = check_data(given, options)
     words, data = source.read(given, options, seed)
     from specialize_nb.base.data import batches
@@ -239,7 +352,19 @@ def made_by(
     *,
     seed: int = 0,  # What the factory finds the global generators at
 ) -> Batches:
-    """The data that a function of the user's returns."""
+    """The data that a function of the user's returns.
+
+    Parameters
+    ----------
+    given : str
+        Or package.module:FACTORY, called without arguments
+    seed : int, default 0
+        What the factory finds the global generators at
+
+    Returns
+    -------
+    Batches
+    """
     from specialize_nb.base.data import batches
 
     with _seeded(seed):
@@ -259,6 +384,18 @@ def check_model(
 ) -> str:  # The factory's name
     """Is there such a file? Runs and reads nothing.
 
+    Parameters
+    ----------
+    given : str
+        FILE.py:FACTORY or package.module:FACTORY
+    weights : str | Path | None, default None
+        File of a state dict
+
+    Returns
+    -------
+    str
+        The factory's name
+
     Raises: `UserError` if not.
     """
     name = _split(given, "the model")[1]
@@ -275,6 +412,22 @@ def load_model(
     seed: int = 0,  # What the factory finds the global generators at
 ) -> nn.Module:  # In eval mode
     """The network to examine.
+
+    Parameters
+    ----------
+    given : str
+        FILE.py:FACTORY or package.module:FACTORY
+    weights : str | Path | None, default None
+        File of its state dict, as kept by torch.save
+    device : str, default 'cpu'
+        Where to compute: cpu, cuda, ...
+    seed : int, default 0
+        What the factory finds the global generators at
+
+    Returns
+    -------
+    nn.Module
+        In eval mode
 
     Raises: `UserError` for whatever can be put right at the keyboard.
     """
@@ -301,6 +454,13 @@ def check_fits(
     data: Batches,  # What it is to be judged on
 ) -> None:
     """Does the network take the data?
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode
+    data : Batches
+        What it is to be judged on
 
     Raises: `UserError` with the shapes of the inputs and the first layer, if not.
     """

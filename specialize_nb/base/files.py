@@ -24,7 +24,19 @@ def write_atomic(
     path: str | Path,  # The file; folders on the way are made
     content: bytes,  # All of it
 ) -> Path:
-    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    Parameters
+    ----------
+    path : str | Path
+        The file; folders on the way are made
+    content : bytes
+        All of it
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -49,6 +61,21 @@ def write_result(
 ) -> Path:
     """Keep a result of class `kind`: its arrays, and its other fields as JSON.
 
+    Parameters
+    ----------
+    path : str | Path
+        The file; folders on the way are made
+    kind : str
+        Class of the result
+    arrays : Mapping[str, np.ndarray]
+        By name; of any shape, of numbers or strings
+    fields : Mapping[str, Any]
+        The rest, as JSON has it
+
+    Returns
+    -------
+    Path
+
     Raises: `ValueError` if an array holds Python objects, which only pickle could store.
     """
     import io
@@ -68,6 +95,19 @@ def read_result(
     oldest: int = 1,  # The oldest format that is still read, at least 1
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and fields that `write_result` kept.
+
+    Parameters
+    ----------
+    path : str | Path
+        The file
+    kind : str
+        Class that the result must be of
+    oldest : int, default 1
+        The oldest format that is still read, at least 1
+
+    Returns
+    -------
+    tuple[dict[str, np.ndarray], dict[str, Any]]
 
     Raises: `FileNotFoundError`; `ValueError` if the file is no result, holds another class, or is of a format newer
     than this version knows, or older than `oldest`.

@@ -23,6 +23,7 @@ from specialize_nb.base.files import read_result, write_result
 __all__ = ["Result", "freeze", "plain_setting", "read_only", "small_table"]
 
 _ROWS = 12  # of the table in a notebook
+_KIND = "Result"  # What a file says it holds; which one, its fields say
 
 
 def read_only(
@@ -158,8 +159,8 @@ class Result(ABC):
         Path
         """
         arrays: dict[str, np.ndarray] = {}
-        packed = _packed_fields(self, "", arrays)
-        return write_result(path, type(self).__name__, arrays, packed)
+        fields_kept = _packed_fields(self, "", arrays)
+        return write_result(path, _KIND, arrays, {"result": type(self).__name__, "fields": fields_kept})
 
     @classmethod
     def load(
@@ -175,8 +176,11 @@ class Result(ABC):
 
         Raises: `FileNotFoundError`; `ValueError` if the file holds something else.
         """
-        arrays, kept = read_result(path, cls.__name__, oldest=2)
-        return _made(cls, kept, arrays)
+        arrays, kept = read_result(path, _KIND, oldest=2)
+        kind = _class_of(kept["result"])
+        if not issubclass(kind, cls):
+            raise ValueError(f"{str(path)!r} holds a {kind.__name__}, not a {cls.__name__}")
+        return _made(kind, kept["fields"], arrays)
 
     def shown(self) -> pd.DataFrame:
         """The rows that a notebook shows, the most telling first."""

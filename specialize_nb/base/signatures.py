@@ -22,7 +22,21 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a function, or a field of a dataclass."""
+    """A parameter of a function, or a field of a dataclass.
+
+    Attributes
+    ----------
+    name : str
+        With its stars: 'model', '*graphs', '**running'
+    annotation : str
+        The type as it is written, without quotes around it; '' if there is none
+    default : str | None
+        As it is written; None if it must be given
+    comment : str
+        What the comment behind it says, or the comment lines just above it; '' if there is none
+    keyword_only : bool
+        Behind a `*`, or a field of a `kw_only` dataclass
+    """
 
     name: str  # With its stars: 'model', '*graphs', '**running'
     annotation: str  # The type as it is written, without quotes around it; '' if there is none
@@ -33,7 +47,19 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """A function or class, from its source."""
+    """A function or class, from its source.
+
+    Attributes
+    ----------
+    name : str
+        'audit', 'UnitGraph', 'UnitGraph.block'
+    parameters : tuple[Parameter, ...]
+        Of a class: of its `__init__`, or else its fields; without self and cls
+    returns : str
+        The type of what comes back, as it is written; '' if none is given, and for a class
+    returns_comment : str
+        What the comment behind it says
+    """
 
     name: str  # 'audit', 'UnitGraph', 'UnitGraph.block'
     parameters: tuple[Parameter, ...]  # Of a class: of its `__init__`, or else its fields; without self and cls
@@ -46,6 +72,18 @@ def parameters(
     name: str,  # Function, class, or 'Class.method'
 ) -> list[Parameter]:  # In the order they are written
     """What does a function or class of a module take?
+
+    Parameters
+    ----------
+    path : str | Path
+        Of the module's file
+    name : str
+        Function, class, or 'Class.method'
+
+    Returns
+    -------
+    list[Parameter]
+        In the order they are written
 
     Raises: `KeyError` if the module defines nothing of that name.
     """
@@ -71,6 +109,17 @@ def signature(
     name: str,  # Function, class, or 'Class.method'
 ) -> Signature:
     """What does a function or class take and give back?
+
+    Parameters
+    ----------
+    source : str
+        Of a module or a cell
+    name : str
+        Function, class, or 'Class.method'
+
+    Returns
+    -------
+    Signature
 
     Raises: `KeyError` if the source defines nothing of that name.
     """
@@ -99,7 +148,21 @@ def described(
     *,
     method: bool = False,  # Leave out the first parameter, unless it is a static method
 ) -> Signature:
-    """What does the function or class of a syntax tree take and give back?"""
+    """What does the function or class of a syntax tree take and give back?
+
+    Parameters
+    ----------
+    node : Function | ast.ClassDef
+        From the tree of the source
+    comments : dict[int, str]
+        Of the same source, from `comments_of`
+    method : bool, default False
+        Leave out the first parameter, unless it is a static method
+
+    Returns
+    -------
+    Signature
+    """
     if isinstance(node, ast.ClassDef):
         return Signature(node.name, tuple(_of_class(node, comments)), "", "")
     taken = list(_of_function(node, comments))
@@ -113,7 +176,18 @@ def described(
 def comments_of(
     source: str,  # Of a module or a cell
 ) -> dict[int, str]:  # Line, from 1 -> the comment that ends it; a line of its own belongs to the code below it
-    """The comments of a source, without the marks that speak to tools."""
+    """The comments of a source, without the marks that speak to tools.
+
+    Parameters
+    ----------
+    source : str
+        Of a module or a cell
+
+    Returns
+    -------
+    dict[int, str]
+        Line, from 1 -> the comment that ends it; a line of its own belongs to the code below it
+    """
     found: dict[int, str] = {}
     waiting: list[str] = []  # lines of their own
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -180,7 +254,20 @@ def assigned(
     path: str | Path,  # Of the module's file
     name: str,  # Assigned at the top of the module, or imported there from a module beside it
 ) -> ast.expr | None:  # The expression; None if it is not there
-    """What is a name of a module, as it is written where it is assigned?"""
+    """What is a name of a module, as it is written where it is assigned?
+
+    Parameters
+    ----------
+    path : str | Path
+        Of the module's file
+    name : str
+        Assigned at the top of the module, or imported there from a module beside it
+
+    Returns
+    -------
+    ast.expr | None
+        The expression; None if it is not there
+    """
     path = Path(path)
     for node in reversed(_parsed(path, path.stat().st_mtime_ns)[1].body):
         if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == name for one in node.targets):

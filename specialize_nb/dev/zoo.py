@@ -18,7 +18,14 @@ __all__ = ["MAP_BLOCKS", "TOKEN_BLOCKS", "Specimen", "random_network"]
 
 
 class Residual(nn.Module):
-    """A block added to its input, or to a projection of it."""
+    """A block added to its input, or to a projection of it.
+
+    Parameters
+    ----------
+    body : nn.Module
+    short : nn.Module | None, default None
+    act : nn.Module | None, default None
+    """
 
     def __init__(self, body: nn.Module, short: nn.Module | None = None, act: nn.Module | None = None):
         super().__init__()
@@ -29,7 +36,12 @@ class Residual(nn.Module):
 
 
 class Padded(nn.Module):
-    """Half the pixels and twice the channels; the shortcut takes every other pixel and pads channels with zeros."""
+    """Half the pixels and twice the channels; the shortcut takes every other pixel and pads channels with zeros.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -40,7 +52,12 @@ class Padded(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two convolutions and the input itself, side by side."""
+    """Two convolutions and the input itself, side by side.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,7 +68,12 @@ class Branches(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """A convolution in two groups, an activation in place, and a shuffle of channels."""
+    """A convolution in two groups, an activation in place, and a shuffle of channels.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -64,7 +86,12 @@ class Shuffled(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """A gate for every channel, computed from the means of all (squeeze and excitation)."""
+    """A gate for every channel, computed from the means of all (squeeze and excitation).
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -76,7 +103,12 @@ class Squeeze(nn.Module):
 
 
 class Twice(nn.Module):
-    """One module used two times."""
+    """One module used two times.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -87,7 +119,12 @@ class Twice(nn.Module):
 
 
 class Functional(nn.Module):
-    """Parameters of its own, given to functions."""
+    """Parameters of its own, given to functions.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -98,7 +135,12 @@ class Functional(nn.Module):
 
 
 class Gated(nn.Module):
-    """One half of the channels gates the other (GLU)."""
+    """One half of the channels gates the other (GLU).
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -109,7 +151,12 @@ class Gated(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """A depthwise convolution, then dense layers at every pixel with channels last, as in ConvNeXt."""
+    """A depthwise convolution, then dense layers at every pixel with channels last, as in ConvNeXt.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -123,7 +170,12 @@ class ChannelsLast(nn.Module):
 
 
 class RootNorm(nn.Module):
-    """Normalisation by the root of the mean square, written out as language models do."""
+    """Normalisation by the root of the mean square, written out as language models do.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -134,7 +186,15 @@ class RootNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention behind a norm: projections fused or apart, the product fused or written out."""
+    """Attention behind a norm: projections fused or apart, the product fused or written out.
+
+    Parameters
+    ----------
+    width : int
+    norm : Callable[[int], nn.Module]
+    fused : bool
+    written : bool
+    """
 
     def __init__(self, width: int, norm: Callable[[int], nn.Module], fused: bool, written: bool):
         super().__init__()
@@ -153,7 +213,13 @@ class Attention(nn.Module):
 
 
 class Multihead(nn.Module):
-    """PyTorch's own attention module, examples or tokens first."""
+    """PyTorch's own attention module, examples or tokens first.
+
+    Parameters
+    ----------
+    width : int
+    examples_first : bool
+    """
 
     def __init__(self, width: int, examples_first: bool):
         super().__init__()
@@ -167,7 +233,12 @@ class Multihead(nn.Module):
 
 
 class Swish(nn.Module):
-    """A gated MLP behind a root norm."""
+    """A gated MLP behind a root norm.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -180,7 +251,12 @@ class Swish(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Dense layers across tokens."""
+    """Dense layers across tokens.
+
+    Parameters
+    ----------
+    n_tokens : int
+    """
 
     def __init__(self, n_tokens: int):
         super().__init__()
@@ -191,7 +267,12 @@ class Mixer(nn.Module):
 
 
 class Product(nn.Module):
-    """Products with parameters instead of linear modules."""
+    """Products with parameters instead of linear modules.
+
+    Parameters
+    ----------
+    width : int
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -202,7 +283,14 @@ class Product(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent cell along the first tokens."""
+    """A recurrent cell along the first tokens.
+
+    Parameters
+    ----------
+    width : int
+    cell : type[nn.RNNCellBase]
+    n_steps : int, default 3
+    """
 
     def __init__(self, width: int, cell: type[nn.RNNCellBase], n_steps: int = 3):
         super().__init__()
@@ -272,7 +360,14 @@ TOKEN_BLOCKS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 class Vision(nn.Module):
-    """Blocks on maps, then blocks on their patches as tokens, then scores; puts out a mapping."""
+    """Blocks on maps, then blocks on their patches as tokens, then scores; puts out a mapping.
+
+    Parameters
+    ----------
+    maps : list[str]
+    tokens : list[str]
+    head : str
+    """
 
     def __init__(self, maps: list[str], tokens: list[str], head: str):
         super().__init__()
@@ -298,7 +393,12 @@ class Vision(nn.Module):
 
 
 class Language(nn.Module):
-    """Words and numbers, two inputs by name; blocks on tokens; the head shares its weight with the words."""
+    """Words and numbers, two inputs by name; blocks on tokens; the head shares its weight with the words.
+
+    Parameters
+    ----------
+    tokens : list[str]
+    """
 
     def __init__(self, tokens: list[str]):
         super().__init__()
@@ -328,7 +428,17 @@ def _draw_weights(model: nn.Module, rng: np.random.Generator) -> nn.Module:
 
 
 class Specimen(NamedTuple):
-    """A network drawn at random, and inputs for it."""
+    """A network drawn at random, and inputs for it.
+
+    Attributes
+    ----------
+    kinds : tuple[str, ...]
+        Names of its blocks
+    model : nn.Module
+        In eval mode, float64
+    x : Any
+        Three examples
+    """
 
     kinds: tuple[str, ...]  # Names of its blocks
     model: nn.Module  # In eval mode, float64
@@ -338,7 +448,17 @@ class Specimen(NamedTuple):
 def random_network(
     seed: int,  # Draws blocks, weights and inputs
 ) -> Specimen:
-    """A network of up to five blocks from `MAP_BLOCKS` and `TOKEN_BLOCKS`; every fourth takes words."""
+    """A network of up to five blocks from `MAP_BLOCKS` and `TOKEN_BLOCKS`; every fourth takes words.
+
+    Parameters
+    ----------
+    seed : int
+        Draws blocks, weights and inputs
+
+    Returns
+    -------
+    Specimen
+    """
     rng = np.random.default_rng(seed)
     tokens = [str(kind) for kind in rng.choice(list(TOKEN_BLOCKS), rng.integers(1, 4))]
     with torch.random.fork_rng(devices=[]):

@@ -45,7 +45,14 @@ _ROWS, _TILE = 4096, 64  # of one product
 
 
 class MatrixMean:
-    """The mean over examples of a (n_units, n_units) matrix that each of them has, and of products of its entries."""
+    """The mean over examples of a (n_units, n_units) matrix that each of them has, and of products of its entries.
+
+    Parameters
+    ----------
+    n_units : int
+    device : torch.device
+    errors : bool
+    """
 
     def __init__(self, n_units: int, device: torch.device, errors: bool) -> None:
         wide = {"dtype": torch.float64, "device": device}
@@ -90,7 +97,24 @@ class MatrixMean:
 
 
 class Measurement(NamedTuple):
-    """What is to be measured, on what."""
+    """What is to be measured, on what.
+
+    Attributes
+    ----------
+    subject : Subject
+    layers : tuple[Layer, ...]
+        In the order the network runs them
+    positions : dict[str, Tensor]
+        Layer -> (n_positions,) places whose matrices are averaged
+    numbers : int
+        Most numbers that gradients held at once may have, about
+    means : dict[str, MatrixMean]
+        Layer -> what is filled
+    errors : bool
+        Keep what standard errors need?
+    title : str
+        Of the progress bar; '' for none
+    """
 
     subject: Subject
     layers: tuple[Layer, ...]  # In the order the network runs them
@@ -135,6 +159,17 @@ def choose_layers(
 ) -> tuple[Layer, ...]:  # In the order the network runs them
     """Which layers are compared?
 
+    Parameters
+    ----------
+    network : Network
+    layers : Sequence[str] | None
+        Names; None: all hidden layers
+
+    Returns
+    -------
+    tuple[Layer, ...]
+        In the order the network runs them
+
     Raises: `ValueError` for none, or a layer without a floating number for each unit and example; `KeyError` for a
     name that the network does not have.
     """
@@ -158,7 +193,22 @@ def choose_places(
     most: int | None,  # Places, at least 1; None: all
     seed: int,  # Draws them, for each layer others
 ) -> np.ndarray:  # (n_places,) int64, sorted
-    """Which places of a layer's maps, or which tokens, are looked at."""
+    """Which places of a layer's maps, or which tokens, are looked at.
+
+    Parameters
+    ----------
+    network : Network
+    layer : Layer
+    most : int | None
+        Places, at least 1; None: all
+    seed : int
+        Draws them, for each layer others
+
+    Returns
+    -------
+    np.ndarray
+        (n_places,) int64, sorted
+    """
     n_places = math.prod(layer.shape) // layer.n_units
     if most is None or most >= n_places:
         return np.arange(n_places)
@@ -167,7 +217,16 @@ def choose_places(
 
 
 def reference_tensor(model: nn.Module) -> Tensor:
-    """A tensor of the model's device and floating type."""
+    """A tensor of the model's device and floating type.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    Tensor
+    """
     own = [*model.parameters(), *model.buffers()]
     return next((one for one in own if one.is_floating_point()), torch.empty(0)).detach()
 
@@ -194,7 +253,13 @@ def _fit(task: Measurement, sizes: tuple[int, int], n_vectors: int, each: int = 
 
 
 def mean_covariance(task: Measurement) -> None:
-    """How far do units rise and fall together? Two passes: their means, then products of deviations from them."""
+    """How far do units rise and fall together? Two passes: their means, then products of deviations from them.
+
+    Parameters
+    ----------
+    task : Measurement
+        Covariance
+    """
     program, sums = task.network.program, dict.fromkeys(task.means, torch.zeros(()))
     sites = [layer.site for layer in task.layers]
     part = program.extract(program.inputs, sites)
@@ -234,7 +299,13 @@ def _still(mean: MatrixMean, level: Tensor, dtype: torch.dtype) -> None:
 
 
 def mean_output_jacobian(task: Measurement) -> None:
-    """How far does moving either unit move the same outputs? One vector is pulled back for every output."""
+    """How far does moving either unit move the same outputs? One vector is pulled back for every output.
+
+    Parameters
+    ----------
+    task : Measurement
+        Gradients by what a layer puts out
+    """
     node = _output(task.network)
     _pull_all(task, node, math.prod(task.network.program.shape(node)), task.layers, _ones)
 
@@ -312,7 +383,13 @@ def _ones(y: Tensor, rows: slice) -> Tensor:  # (n, m) -> (n_rows, n, m)
 
 
 def mean_loss_hessian(task: Measurement) -> None:
-    """How far does moving one unit change what moving the other costs? Differentiated twice only where it curves."""
+    """How far does moving one unit change what moving the other costs? Differentiated twice only where it curves.
+
+    Parameters
+    ----------
+    task : Measurement
+        Second derivatives of the loss
+    """
     node, n_classes = scores_of(task.subject)
     check_labels(task.subject.data, n_classes)
     flat = [layer for layer in task.layers if _in_pieces(task.network.program, layer.site, node)]
@@ -376,7 +453,13 @@ def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
 
 
 def mean_input_jacobian(task: Measurement) -> None:
-    """How far do the same changes of the input move both units? Ahead where that is less work, else back."""
+    """How far do the same changes of the input move both units? Ahead where that is less work, else back.
+
+    Parameters
+    ----------
+    task : Measurement
+        Gradients by the inputs: back from every unit, or ahead from every input
+    """
     program = task.network.program
     whole = [program.value(name).is_floating_point() for name in program.inputs]
     others = {name: program.value(name).dtype for name, one in zip(program.inputs, whole, strict=True) if not one}

@@ -212,12 +212,9 @@ class Interactions(Result):
         low, high = (np.where(sd > 0, end, np.where(effect == 0, 0.0, np.nan)) for end in ends)
         p = np.where(tested, p_values(self.damage_given, self.draws), np.nan)
         columns = dict(damage=resolved(self.damage), damage_given=self.damage_given, interaction=self.interaction)
-        columns |= dict(
-            zip(("interaction_low", "interaction_high"), percentile_interval(again, self.level), strict=True)
-        )
-        columns |= dict(
-            control_mean=mean, control_sd=sd, n_controls=np.where(tested, len(self.draws), 0), effect=effect
-        )
+        below, above = percentile_interval(again, self.level)
+        columns |= dict(interaction_low=below, interaction_high=above, control_mean=mean, control_sd=sd)
+        columns |= dict(n_controls=np.where(tested, len(self.draws), 0), effect=effect)
         return self.keys.assign(**columns, ci_low=low, ci_high=high, p_value=p, q_value=benjamini_hochberg(p))
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -32,13 +32,7 @@ from ..base.data import Batches, to_like
 from ..base.results import Result
 from ..clusters.partition import Partition
 from .damage import DamageRun, Work, block_size
-from specialize_nb.lesions.importance import (
-    LesionOptions,
-    Tally,
-    Trial,
-    grow_tallies,
-    prepare_importance,
-)
+from .importance import LesionOptions, Tally, Trial, grow_tallies, prepare_importance
 from .lesion import Ablation, LesionEngine, Precision, distinct_lesions, lesion_engine
 from ..network.subject import Subject
 from ..network.units import Network

@@ -146,7 +146,7 @@ class AnswerStream:
                 found = [_answers(layer, values[layer.name], self.summary, len(y)) for layer in self.layers]
             yield found
 
-
+# %% ../../nbs/rooms/network_answers.ipynb #751847c1
 def _answers(layer: Layer, value: Tensor, summary: str, n_examples: int) -> Tensor:
     if len(value) != n_examples:
         found = f"layer {layer.name!r} puts out {tuple(value.shape)} for {n_examples} examples"
@@ -392,7 +392,7 @@ def unit_scales(
         kept |= {name: answer_spread(one) for name, one in answers_of(subject, missing).items()}
     return {name: kept[name] for name in names}
 
-
+# %% ../../nbs/rooms/network_answers.ipynb #466b4135
 def answer_spread(
     answers: np.ndarray,  # (n_examples, n_units)
 ) -> np.ndarray:  # (n_units,) float64, at least 0

@@ -19,7 +19,29 @@ __all__ = ["Flow", "RawLayer", "RawWire", "Weight"]
 
 @dataclass(eq=False)
 class RawLayer:
-    """A layer as found: names of its nodes in the program."""
+    """A layer as found: names of its nodes in the program.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name of the module that owns the weight
+    op : str
+        Its operation, in torch's own word
+    unit : str
+        What one unit is: 'neuron', 'channel', ...
+    n_units : int
+        Units; 0 for an input of words
+    axis : int
+        That counts units in the value of `site` (and of `pre`)
+    node : str
+        The operation itself
+    pre : str
+        The last node before the unit's activation
+    site : str
+        The unit's output after its activation
+    scale_in : Tensor | None, default None
+        (n_units,) factor of a normalisation between operation and activation
+    """
 
     name: str  # Dotted name of the module that owns the weight
     op: str  # Its operation, in torch's own word
@@ -34,7 +56,23 @@ class RawLayer:
 
 @dataclass(eq=False)
 class RawWire:
-    """Weights that join the units of two layers."""
+    """Weights that join the units of two layers.
+
+    Attributes
+    ----------
+    source : int
+        Index of the layer that feeds; inputs count down from -1
+    target : int
+        Index of the layer that is fed
+    weight : Weight
+        Where the numbers lie
+    rows : np.ndarray
+        (2, n) int64: row of the weight; unit of the target
+    columns : Links
+        Column of the weight; unit of the source
+    scale_in : Tensor | None, default None
+        (n_rows,) factor of a normalisation, where the rows are another layer's units
+    """
 
     source: int  # Index of the layer that feeds; inputs count down from -1
     target: int  # Index of the layer that is fed
@@ -46,7 +84,19 @@ class RawWire:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """Where a weight lies in the program, and how to read it as rows (to) by columns (from)."""
+    """Where a weight lies in the program, and how to read it as rows (to) by columns (from).
+
+    Attributes
+    ----------
+    node : str
+        Fixed node that holds it; '' for the identity
+    kind : str
+        'linear', 'conv', 'transposed', 'matmul', 'left' (the weight multiplies from the left) or 'identity'
+    n_rows : int
+        What the weight puts out
+    n_columns : int
+        What it takes in, all groups together
+    """
 
     node: str  # Fixed node that holds it; '' for the identity
     kind: str  # 'linear', 'conv', 'transposed', 'matmul', 'left' (the weight multiplies from the left) or 'identity'
@@ -72,7 +122,25 @@ class Weight:
 
 @dataclass(eq=False)
 class Flow:
-    """What following the units of one program has found."""
+    """What following the units of one program has found.
+
+    Attributes
+    ----------
+    layers : list[RawLayer]
+        In the order they run
+    wires : list[RawWire]
+        In the order they were met
+    unknown : dict[str, set[int]]
+        Operation -> layers it cuts off
+    held : dict[str, set[str]]
+        Operation -> nodes whose statistic is taken as fixed
+    strands : dict[str, tuple[Strand, ...]]
+        Node -> the units in its value
+    outputs : set[int]
+        Layers whose units the model puts out
+    inputs : list[RawLayer]
+        Floating inputs; their index as a layer is -1 - place
+    """
 
     layers: list[RawLayer] = field(default_factory=list)  # In the order they run
     wires: list[RawWire] = field(default_factory=list)  # In the order they were met

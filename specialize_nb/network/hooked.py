@@ -38,7 +38,28 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
 
 
 class HookedLayer(NamedTuple):
-    """The units of one call of a module, in the words of `Layer`; `pre` and `site` are calls."""
+    """The units of one call of a module, in the words of `Layer`; `pre` and `site` are calls.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name of the module, and from its second call on 'name#2'
+    kind : {'hidden', 'output'}
+    op : str
+        'linear', 'conv2d', 'embedding', 'attention', or the module's class in small letters
+    unit : str
+        'neuron', 'channel' or 'dimension'
+    n_units : int
+        Units, at least 1
+    unit_dim : int
+        Axis of the activations that counts units; examples are axis 0
+    shape : tuple[int, ...]
+        Shape of the activations of one example
+    pre : str
+        Call whose value comes just before the activation
+    site : str
+        Call whose value is what the units put out
+    """
 
     name: str  # Dotted name of the module, and from its second call on 'name#2'
     kind: Literal["hidden", "output"]
@@ -99,6 +120,12 @@ class HookedProgram:
     A site is a call: the module's dotted name, and from its second call in a pass on 'name#2'. No part of the model can
     be run alone, so running on from a site is a whole pass. Python code may look at the whole batch, so examples that
     belong to different lesions never share one: `any_batch` is False.
+
+    Parameters
+    ----------
+    model : nn.Module
+    args : tuple, default ()
+    kwargs : Mapping[str, Any] | None, default None
 
     Raises: `ValueError` if the model fails on the example.
     """
@@ -173,7 +200,18 @@ class HookedProgram:
     # --- what can be asked --------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Tensor:
-        """A tensor without numbers, of the shape and type that the value has for the example."""
+        """A tensor without numbers, of the shape and type that the value has for the example.
+
+        Parameters
+        ----------
+        name : str
+            --- what can be asked
+            --------------------------------------------------------------------------------------------
+
+        Returns
+        -------
+        Tensor
+        """
         return self._values[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -311,6 +349,19 @@ def hooked_layers(
 
     A layer is a call of a module that owns a matrix or a kernel. Its units act after the batch norm and the activation
     that are called next on what it puts out, if those are modules too.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    args : tuple, default ()
+        Inputs by place
+    kwargs : Mapping[str, Any] | None, default None
+        Inputs by name
+
+    Returns
+    -------
+    tuple[HookedProgram, list[HookedLayer]]
 
     Raises: `ValueError` if the model fails on the example, or has no such module.
     """

@@ -107,7 +107,17 @@ HOMOGENEOUS = set(
 def op_name(
     node: fx.Node,  # Of a traced program
 ) -> str:
-    """The name of a node's operation, as the tables have it."""
+    """The name of a node's operation, as the tables have it.
+
+    Parameters
+    ----------
+    node : fx.Node
+        Of a traced program
+
+    Returns
+    -------
+    str
+    """
     if node.op != "call_function":
         return node.op
     schema = getattr(node.target, "_schema", None)
@@ -120,14 +130,40 @@ def argument(
     place: int,  # Its place, from 0
     default: Any = None,  # What it is if it was not given
 ) -> Any:
-    """An argument of a node, given by place or by name."""
+    """An argument of a node, given by place or by name.
+
+    Parameters
+    ----------
+    node : fx.Node
+        A call
+    key : str
+        The argument's name
+    place : int
+        Its place, from 0
+    default : Any, default None
+        What it is if it was not given
+
+    Returns
+    -------
+    Any
+    """
     return node.args[place] if len(node.args) > place else node.kwargs.get(key, default)
 
 
 def is_tensor(
     node: fx.Node,  # Of a traced program
 ) -> bool:
-    """True if a node puts out a tensor, or several values of which one is."""
+    """True if a node puts out a tensor, or several values of which one is.
+
+    Parameters
+    ----------
+    node : fx.Node
+        Of a traced program
+
+    Returns
+    -------
+    bool
+    """
     value = node.meta.get("val")
     return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
 
@@ -135,7 +171,17 @@ def is_tensor(
 def shape_of(
     node: fx.Node,  # That puts out a tensor
 ) -> tuple[int, ...]:
-    """The shape of a node's value (the first, if there are several) for a batch of one."""
+    """The shape of a node's value (the first, if there are several) for a batch of one.
+
+    Parameters
+    ----------
+    node : fx.Node
+        That puts out a tensor
+
+    Returns
+    -------
+    tuple[int, ...]
+    """
     value = node.meta["val"]
     return shape_at(value[0] if isinstance(value, tuple | list) else value, 1)
 
@@ -144,7 +190,19 @@ def size_at(
     value: Any,  # A size, free or not
     batch: int,  # Examples, at least 1
 ) -> Any:
-    """A size for a batch of `batch` examples."""
+    """A size for a batch of `batch` examples.
+
+    Parameters
+    ----------
+    value : Any
+        A size, free or not
+    batch : int
+        Examples, at least 1
+
+    Returns
+    -------
+    Any
+    """
     if isinstance(value, torch.SymInt):
         expression = value.node.expr
         return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
@@ -155,21 +213,53 @@ def shape_at(
     value: Tensor,  # As a traced program knows it, without numbers
     batch: int,  # Examples, at least 1
 ) -> tuple[int, ...]:
-    """The shape of a value for a batch of `batch` examples."""
+    """The shape of a value for a batch of `batch` examples.
+
+    Parameters
+    ----------
+    value : Tensor
+        As a traced program knows it, without numbers
+    batch : int
+        Examples, at least 1
+
+    Returns
+    -------
+    tuple[int, ...]
+    """
     return tuple(size_at(size, batch) for size in value.shape)
 
 
 def is_free(
     size: int | torch.SymInt,  # Of one axis
 ) -> bool:
-    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not."""
+    """True if a size varies with the batch; a symbol that the model's code has pinned to a number does not.
+
+    Parameters
+    ----------
+    size : int | torch.SymInt
+        Of one axis
+
+    Returns
+    -------
+    bool
+    """
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def is_attention(
     operands: Sequence[fx.Node],  # What a product multiplies
 ) -> bool:
-    """True for the product of a softmax with what it weighs."""
+    """True for the product of a softmax with what it weighs.
+
+    Parameters
+    ----------
+    operands : Sequence[fx.Node]
+        What a product multiplies
+
+    Returns
+    -------
+    bool
+    """
     one = operands[0]
     while op_name(one) in KEEPS | RELAYS | PASSES and one.args and isinstance(one.args[0], fx.Node):
         one = one.args[0]
@@ -181,13 +271,38 @@ def batch_norm_factor(
     epsilon: float,  # Added to the variance, above 0
     gain: Tensor | float | None = None,  # The factor learned, shaped to meet the variance; None: 1
 ) -> Tensor:  # Shaped as the variance; differentiable
-    """What a batch norm in evaluation multiplies by."""
+    """What a batch norm in evaluation multiplies by.
+
+    Parameters
+    ----------
+    variance : Tensor
+        Running variance, at least 0
+    epsilon : float
+        Added to the variance, above 0
+    gain : Tensor | float | None, default None
+        The factor learned, shaped to meet the variance; None: 1
+
+    Returns
+    -------
+    Tensor
+        Shaped as the variance; differentiable
+    """
     return (1.0 if gain is None else gain) / (variance + epsilon).sqrt()
 
 
 def module_path(
     node: fx.Node,  # Of a traced program
 ) -> str:
-    """Dotted name of the module whose code a node comes from."""
+    """Dotted name of the module whose code a node comes from.
+
+    Parameters
+    ----------
+    node : fx.Node
+        Of a traced program
+
+    Returns
+    -------
+    str
+    """
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0].removeprefix("L['self'].").removeprefix("L['self']") if stack else ""

@@ -33,7 +33,17 @@ __all__ = ["Layout", "Program", "export_program"]
 
 
 class Layout(NamedTuple):
-    """Where the examples of a batch lie in a value: `axis` counts (outer, example, inner), row by row."""
+    """Where the examples of a batch lie in a value: `axis` counts (outer, example, inner), row by row.
+
+    Attributes
+    ----------
+    axis : int | None, default None
+        None: the value does not depend on the batch size
+    outer : int, default 1
+        Size of what is counted more slowly than the examples, at least 1
+    inner : int, default 1
+        Size of what is counted faster, at least 1
+    """
 
     axis: int | None = None  # None: the value does not depend on the batch size
     outer: int = 1  # Size of what is counted more slowly than the examples, at least 1
@@ -44,7 +54,20 @@ def examples_first(
     value: Tensor,  # Of any shape
     layout: Layout,  # Where its examples lie
 ) -> Tensor:  # (n, ...)
-    """A value with its examples along axis 0; what else lay on their axis follows in its place."""
+    """A value with its examples along axis 0; what else lay on their axis follows in its place.
+
+    Parameters
+    ----------
+    value : Tensor
+        Of any shape
+    layout : Layout
+        Where its examples lie
+
+    Returns
+    -------
+    Tensor
+        (n, ...)
+    """
     if layout.axis is None or layout == Layout(0):
         return value
     axis, n = layout.axis, value.shape[layout.axis] // (layout.outer * layout.inner)
@@ -57,7 +80,19 @@ def examples_back(
     value: Tensor,  # (n, ...), from `examples_first`
     layout: Layout,  # Where its examples are to lie
 ) -> Tensor:
-    """The inverse of `examples_first`."""
+    """The inverse of `examples_first`.
+
+    Parameters
+    ----------
+    value : Tensor
+        (n, ...), from `examples_first`
+    layout : Layout
+        Where its examples are to lie
+
+    Returns
+    -------
+    Tensor
+    """
     if layout.axis is None or layout == Layout(0):
         return value
     axis = layout.axis
@@ -70,6 +105,12 @@ class Program:
     """A model as one graph: run from any of its nodes to any others.
 
     `root` owns the parameters (the model's own tensors, not copies) and the graph.
+
+    Parameters
+    ----------
+    root : fx.GraphModule
+    keywords : Sequence[str], default ()
+    labels : Sequence[str], default ()
     """
 
     any_batch = True  # May lesions be stacked along the batch?
@@ -247,6 +288,19 @@ def export_program(
 ) -> Program:
     """Trace `model` on example inputs, the batch dimension of every tensor left free.
 
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    args : tuple, default ()
+        Inputs by place, batch first
+    kwargs : Mapping[str, Any] | None, default None
+        Inputs by name
+
+    Returns
+    -------
+    Program
+
     Raises: `ValueError` if torch cannot export the model, or its code fixes the batch size.
     """
     args, kwargs = pytree.tree_map_only(Tensor, _at_least_two, (tuple(args), dict(kwargs or {})))
@@ -313,7 +367,16 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_fast_paths(model: nn.Module) -> Iterator[None]:
-    """No fused encoder layers and no key-value caches while a model is traced: neither can be followed."""
+    """No fused encoder layers and no key-value caches while a model is traced: neither can be followed.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    Iterator[None]
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
     try:
@@ -430,7 +493,16 @@ def _functionalize(graph: fx.Graph) -> bool:
 
 
 def owns_its_memory(node: fx.Node) -> bool:
-    """True if no other value shares the memory of `node`."""
+    """True if no other value shares the memory of `node`.
+
+    Parameters
+    ----------
+    node : fx.Node
+
+    Returns
+    -------
+    bool
+    """
     return not _may_alias(node) and not any(_may_alias(user) for user in node.users)
 
 
@@ -459,7 +531,17 @@ P = TypeVar("P", bound=Placed)
 
 
 def first_met(program: Any, layers: Sequence[P]) -> tuple[list[P], list[P]]:
-    """Layers that no other of them comes before, and the others."""
+    """Layers that no other of them comes before, and the others.
+
+    Parameters
+    ----------
+    program : Any
+    layers : Sequence[P]
+
+    Returns
+    -------
+    tuple[list[P], list[P]]
+    """
     if len(layers) == 1 or not program.any_batch:
         return list(layers), []
     after = {layer.name: program.dependents(layer.site) for layer in layers}
@@ -468,7 +550,18 @@ def first_met(program: Any, layers: Sequence[P]) -> tuple[list[P], list[P]]:
 
 
 def boundary_of(program: Any, sites: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
-    """The values to keep so that `outputs` can be computed again after the sites have changed: the sites first."""
+    """The values to keep so that `outputs` can be computed again after the sites have changed: the sites first.
+
+    Parameters
+    ----------
+    program : Any
+    sites : Sequence[str]
+    outputs : Sequence[str]
+
+    Returns
+    -------
+    tuple[str, ...]
+    """
     if len(sites) == 1:
         return program.boundary(sites[0], outputs)
     later = set.union(*(program.dependents(site) for site in sites)) & program.needed(sites, outputs)

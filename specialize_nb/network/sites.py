@@ -26,6 +26,19 @@ def find_site(
 
     A node ends the way if every path from the operation passes through it: then a lesion there is a lesion for all
     consumers. Where the value is laid out anew before its activation, `layer.axis` follows.
+
+    Parameters
+    ----------
+    layer : RawLayer
+        Changed in place
+    index : int
+        Its place among the layers of `flow`
+    base : Strand
+        Its units as the operation puts them out
+    program : Program
+        That the layer is of
+    flow : Flow
+        What was found so far
     """
     node, last, axis = program.nodes[layer.node], layer.node, layer.axis
     open_edges, shape = {(node, user) for user in node.users}, base.unit.shape

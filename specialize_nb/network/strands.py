@@ -20,7 +20,19 @@ Groups = tuple[np.ndarray, ...]
 
 @dataclass(eq=False)
 class Strand:
-    """One layer's units in one value."""
+    """One layer's units in one value.
+
+    Attributes
+    ----------
+    layer : int
+        Index of the layer; inputs count down from -1
+    unit : Tensor
+        The value's shape, batch of one; int32 unit (or, with groups, group) indices, -1 where none
+    scale : Tensor | None, default None
+        Same shape: product of the constant factors met since; None is one
+    groups : Groups | None, default None
+        Units of each group, if numbers here come from several units each
+    """
 
     layer: int  # Index of the layer; inputs count down from -1
     unit: Tensor  # The value's shape, batch of one; int32 unit (or, with groups, group) indices, -1 where none
@@ -60,7 +72,15 @@ class Strand:
 
 @dataclass(eq=False)
 class Links:
-    """Which slices of a weight hold which units: pairs of a slice and a unit, and the factor between them."""
+    """Which slices of a weight hold which units: pairs of a slice and a unit, and the factor between them.
+
+    Attributes
+    ----------
+    pairs : np.ndarray
+        (2, n_links) int64: slice of the weight; unit
+    scale : Tensor | None
+        (n_links,); None is one
+    """
 
     pairs: np.ndarray  # (2, n_links) int64: slice of the weight; unit
     scale: Tensor | None  # (n_links,); None is one
@@ -71,7 +91,21 @@ def along(
     shape: Sequence[int],  # Of the result
     axis: int,  # Where the values lie in it
 ) -> Tensor:
-    """`values` (shape[axis],) laid along `axis` of `shape`, without taking memory for the rest."""
+    """`values` (shape[axis],) laid along `axis` of `shape`, without taking memory for the rest.
+
+    Parameters
+    ----------
+    values : Tensor
+        (shape[axis],)
+    shape : Sequence[int]
+        Of the result
+    axis : int
+        Where the values lie in it
+
+    Returns
+    -------
+    Tensor
+    """
     return values.view([-1 if d == axis % len(shape) else 1 for d in range(len(shape))]).expand(*shape)
 
 
@@ -79,7 +113,19 @@ def narrow(
     value: Tensor,  # Of any shape
     dims: Iterable[int],  # Axes to be cut to one
 ) -> Tensor:
-    """The first slice of `value` along `dims`, which stay as dimensions of one."""
+    """The first slice of `value` along `dims`, which stay as dimensions of one.
+
+    Parameters
+    ----------
+    value : Tensor
+        Of any shape
+    dims : Iterable[int]
+        Axes to be cut to one
+
+    Returns
+    -------
+    Tensor
+    """
     for dim in dims:
         value = value.narrow(dim, 0, 1)
     return value
@@ -89,7 +135,19 @@ def varies(
     value: Tensor,  # Of any shape
     dims: Sequence[int],  # Axes to look along
 ) -> bool:
-    """True if `value` is not the same all along `dims`."""
+    """True if `value` is not the same all along `dims`.
+
+    Parameters
+    ----------
+    value : Tensor
+        Of any shape
+    dims : Sequence[int]
+        Axes to look along
+
+    Returns
+    -------
+    bool
+    """
     dims = [d for d in dims if value.shape[d] > 1 and value.stride(d) != 0]
     return bool(dims) and not bool((value.amin(dims) == value.amax(dims)).all())
 
@@ -97,7 +155,17 @@ def varies(
 def compact(
     value: Tensor,  # Of any shape
 ) -> Tensor:
-    """`value` with memory for one slice only along dimensions where all slices are the same."""
+    """`value` with memory for one slice only along dimensions where all slices are the same.
+
+    Parameters
+    ----------
+    value : Tensor
+        Of any shape
+
+    Returns
+    -------
+    Tensor
+    """
     if value.numel() < 4096:
         return value
     shape = value.shape
@@ -111,7 +179,19 @@ def spread(
     strand: Strand,  # Of a shape that broadcasts
     shape: Sequence[int],  # Of the result
 ) -> Strand:
-    """The strand broadcast to `shape`; itself if it has that shape."""
+    """The strand broadcast to `shape`; itself if it has that shape.
+
+    Parameters
+    ----------
+    strand : Strand
+        Of a shape that broadcasts
+    shape : Sequence[int]
+        Of the result
+
+    Returns
+    -------
+    Strand
+    """
     if strand.unit.shape == tuple(shape):
         return strand
     return strand.with_(*(part.broadcast_to(tuple(shape)) for part in strand.parts))
@@ -121,7 +201,19 @@ def scaled(
     strand: Strand,  # Of any shape
     factor: Tensor,  # Of a shape that broadcasts to it; signs are dropped
 ) -> Strand:
-    """The strand after its value was multiplied by `factor`, which broadcasts to it."""
+    """The strand after its value was multiplied by `factor`, which broadcasts to it.
+
+    Parameters
+    ----------
+    strand : Strand
+        Of any shape
+    factor : Tensor
+        Of a shape that broadcasts to it; signs are dropped
+
+    Returns
+    -------
+    Strand
+    """
     shape = strand.unit.shape
     factor = _thin(factor.abs().broadcast_to(shape))
     if strand.scale is not None:
@@ -138,7 +230,19 @@ def merge(
     strand: Strand,  # Of any shape
     dims: Sequence[int],  # Axes along which numbers were mixed
 ) -> Strand:
-    """The strand after all numbers along `dims` were mixed; `dims` stay as dimensions of one."""
+    """The strand after all numbers along `dims` were mixed; `dims` stay as dimensions of one.
+
+    Parameters
+    ----------
+    strand : Strand
+        Of any shape
+    dims : Sequence[int]
+        Axes along which numbers were mixed
+
+    Returns
+    -------
+    Strand
+    """
     dims = sorted({d % strand.unit.ndim for d in dims})
     scale = None if strand.scale is None else _thin(strand.scale).mean(dims, keepdim=True)
     if not varies(strand.unit, dims):
@@ -170,7 +274,17 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def unite(
     strands: Sequence[Strand],  # In one value, of one shape
 ) -> list[Strand]:
-    """Mixed strands of one layer that came into one value by several ways, as one."""
+    """Mixed strands of one layer that came into one value by several ways, as one.
+
+    Parameters
+    ----------
+    strands : Sequence[Strand]
+        In one value, of one shape
+
+    Returns
+    -------
+    list[Strand]
+    """
     found: list[Strand] = []
     for strand in strands:
         place = next((i for i, one in enumerate(found) if one.layer == strand.layer and one.groups is not None), None)
@@ -205,7 +319,19 @@ def links(
     strand: Strand,  # In the value that meets the weight
     axis: int,  # Along which the weight cuts it into slices
 ) -> Links:
-    """The units that each slice of the value along `axis` holds."""
+    """The units that each slice of the value along `axis` holds.
+
+    Parameters
+    ----------
+    strand : Strand
+        In the value that meets the weight
+    axis : int
+        Along which the weight cuts it into slices
+
+    Returns
+    -------
+    Links
+    """
     axis %= strand.unit.ndim
     flat = merge(strand, [d for d in range(strand.unit.ndim) if d != axis])
     index = flat.unit.flatten().numpy()
@@ -224,7 +350,19 @@ def overlaps(
     mixed: Strand,  # Of any shape
     other: Strand,  # Of the same shape
 ) -> bool:
-    """True if `mixed` brings a unit to a place where `other` has it already, less mixed; both of one shape."""
+    """True if `mixed` brings a unit to a place where `other` has it already, less mixed; both of one shape.
+
+    Parameters
+    ----------
+    mixed : Strand
+        Of any shape
+    other : Strand
+        Of the same shape
+
+    Returns
+    -------
+    bool
+    """
     if mixed.groups is None or mixed.layer != other.layer:
         return False
     here, there = (part.flatten().numpy() for part in _thin_together(mixed.unit, other.unit))

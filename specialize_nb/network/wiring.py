@@ -73,6 +73,19 @@ def follow(
     """Follow every unit of `program` to the weights it meets.
 
     An input's units are its single numbers where the weights tell them apart (a dense first layer), else its channels.
+
+    Parameters
+    ----------
+    program : Program
+        From `export_program`
+    attention : {'feature', 'head'}, default 'feature'
+        Units of attention: of queries, keys and values, or heads
+    residual : {'writer', 'stream'}, default 'writer'
+        Units of a sum: its writers', or its own
+
+    Returns
+    -------
+    Flow
     """
     options = [_input_axes(program, name) for name in program.inputs]
     chosen = [0] * len(options)

@@ -473,7 +473,7 @@ class CoherenceWork:
         here = [i for i, sub in enumerate(self.controls.subclusters) if sub.layer == layer]
         return np.stack([self.controls.groups(i) for i in here], axis=1)
 
-
+# %% ../../nbs/13_coherence.ipynb #de3dfa66
 def prepare_coherence(
     subject: Subject,  # Whose units
     partition: Partition,  # Which cluster each unit is in

@@ -90,9 +90,9 @@ def test_planted():
         found = audit(planted.model, (planted.x, planted.y), k=2, n_visual=19)
     truth = Partition.from_labels({name: planted.labels[name] for name in found.findings[0].partition.labels})
     assert all(finding.partition.agreement(truth) == 1.0 for finding in found.findings)
-    verdicts = found.verdicts().groupby("graph")["verdict"]
-    assert set(verdicts.get_group("weights")) == {"specialized"}
-    assert set(verdicts.get_group("activations")) <= {"specialized", "important"}
+    by_graph = found.verdicts().groupby("graph")["verdict"]
+    assert set(by_graph.get_group("weights")) == {"specialized"}
+    assert set(by_graph.get_group("activations")) <= {"specialized", "important"}
     found
 
 

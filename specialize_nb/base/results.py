@@ -177,7 +177,7 @@ class Result(ABC):
         Raises: `FileNotFoundError`; `ValueError` if the file holds something else.
         """
         arrays, kept = read_result(path, _KIND, oldest=2)
-        kind = _class_of(kept["result"])
+        kind = cls if kept["result"] == cls.__name__ else _class_of(kept["result"])
         if not issubclass(kind, cls):
             raise ValueError(f"{str(path)!r} holds a {kind.__name__}, not a {cls.__name__}")
         return _made(kind, kept["fields"], arrays)

@@ -178,7 +178,8 @@ def undocumented(owner, explained=""):
     elif hasattr(owner, "_fields"):
         names = owner._fields
     elif inspect.isclass(owner):
-        names = parameters(owner) if "__init__" in vars(owner) else []
+        made = "__init__" in vars(owner) and not getattr(owner, "_is_protocol", False)  # nobody makes a protocol
+        names = parameters(owner) if made else []
     else:
         names = parameters(owner)
     patterns = {name: rf"^{re.escape(name)}( : .+)?$\n{explained}" for name in names if name[0] != "_"}

@@ -174,6 +174,18 @@ def _split_off(block: torch.Tensor, basis: torch.Tensor, known: torch.Tensor) ->
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #9c5bd0af
 class Ritz(NamedTuple):
+    """Approximate eigenpairs, and how far they are from exact ones.
+
+    Attributes
+    ----------
+    values : torch.Tensor
+        (m,) largest eigenvalues found, descending; double precision, on the CPU
+    vectors : torch.Tensor
+        (n_units, m) on the device
+    residual : float
+        Largest norm of what is left of an equation, of the k that were asked for
+    """
+
     values: torch.Tensor  # (m,) largest eigenvalues found, descending; double precision, on the CPU
     vectors: torch.Tensor  # (n_units, m) on the device
     residual: float  # Largest norm of what is left of an equation, of the k that were asked for

@@ -124,7 +124,21 @@ FIXED_STARTS = "identity", "halfway", "product"
 _MISFIT = 1e-4  # Error of a marginal, as a share, from which a coupling is not trusted
 
 
-def start_names(n_random: int) -> tuple[str, ...]:
+def start_names(
+    n_random: int,  # Random starts, at least 0
+) -> tuple[str, ...]:  # The fixed ones first
+    """What are the starts called?
+
+    Parameters
+    ----------
+    n_random : int
+        Random starts, at least 0
+
+    Returns
+    -------
+    tuple[str, ...]
+        The fixed ones first
+    """
     return (*FIXED_STARTS, *(f"random {i + 1}" for i in range(n_random)))
 
 

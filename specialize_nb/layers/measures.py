@@ -55,6 +55,16 @@ def _unlike(a: np.ndarray, b: np.ndarray) -> float:
 
 # %% ../../nbs/rooms/layers_measures.ipynb #2a2d3ac2
 class Subspace(NamedTuple):
+    """A layer as CCA compares it: the directions that hold its variance.
+
+    Attributes
+    ----------
+    basis : np.ndarray
+        (n, rank) orthonormal
+    points : np.ndarray
+        (n, d) centred
+    """
+
     basis: np.ndarray  # (n, rank) orthonormal
     points: np.ndarray  # (n, d) centred
 
@@ -116,6 +126,16 @@ def _sliced(a: tuple[int, np.ndarray], b: tuple[int, np.ndarray]) -> float:
 
 # %% ../../nbs/rooms/layers_measures.ipynb #04936dd7
 class Measure(NamedTuple):
+    """One way to say how far apart two layers are, in two steps: each layer once, then each pair.
+
+    Attributes
+    ----------
+    prepare : Callable[[np.ndarray, int], Any]
+        Of (n, d) and a seed
+    between : Callable[[Any, Any], float]
+        Of two prepared layers
+    """
+
     prepare: Callable[[np.ndarray, int], Any]  # Of (n, d) and a seed
     between: Callable[[Any, Any], float]  # Of two prepared layers
 

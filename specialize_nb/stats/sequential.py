@@ -64,7 +64,23 @@ def _computed(looks: tuple[int, ...]) -> dict[float, float]:
     return {}
 
 
-def checked_looks(looks: Sequence[int]) -> tuple[int, ...]:
+def checked_looks(
+    looks: Sequence[int],  # Planned numbers of controls, growing, the first at least 1
+) -> tuple[int, ...]:  # The same as whole numbers
+    """Can these be planned?
+
+    Parameters
+    ----------
+    looks : Sequence[int]
+        Planned numbers of controls, growing, the first at least 1
+
+    Returns
+    -------
+    tuple[int, ...]
+        The same as whole numbers
+
+    Raises: `ValueError` if looks do not grow.
+    """
     looks = tuple(int(t) for t in looks)
     if not looks or looks[0] < 1 or np.any(np.diff(looks) < 1):
         raise ValueError(f"got looks {looks}: give growing numbers of controls, the first at least 1")

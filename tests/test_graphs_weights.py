@@ -177,7 +177,7 @@ def test_stream():
             x = torch.relu(self.first(x))
             return self.head(x + torch.relu(self.second(x)))
 
-    network = trace(Summed().eval(), torch.zeros(2, 3), residual="stream")
+    network = trace(randomize(Summed()), torch.zeros(2, 3), residual="stream")
     total = next(layer.name for layer in network.layers if layer.op == "sum")
     graph = weight_graph(network)
     for writer in ("first", "second"):

@@ -322,7 +322,9 @@ def test_turned():
             h = pixels[:, 0].transpose(0, 1) if self.turned else pixels[:, 0]
             return self.head(self.rows(h).relu().mean(0 if self.turned else 1))
 
-    plain, turned = Rows(False).eval(), Rows(True).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain, turned = Rows(False).eval(), Rows(True).eval()
     turned.load_state_dict(plain.state_dict())
     data, groups = digits("test"), [("rows", [0, 3]), ("rows", [2])]
     first = visualize(plain, data, groups, steps=8)

@@ -24,7 +24,7 @@ class Part(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         return f"{len(self.numbers)} numbers < 9"
 
 

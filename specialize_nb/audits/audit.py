@@ -28,7 +28,7 @@ from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
 from .report import label_of, write_report
 from ..base.data import check_labels
-from ..base.results import Result
+from ..base.results import Result, with_notes
 from ..base.words import suggest
 from ..clusters.partition import Partition
 from ..controls.controls import draw_controls
@@ -69,7 +69,7 @@ def _in_words(audit: "Audit") -> str:
 # %% ../../nbs/14_audit.ipynb #69b8eab6
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
     """What a careful reader has to know before believing the verdict."""
-    doubts, n_controls = list(audit.notes), _most(audit.settings["n_controls"])
+    doubts, n_controls = [], _most(audit.settings["n_controls"])
     if (least := 1 / (1 + n_controls)) > audit.alpha / len(rows):
         needed = int(np.ceil(least * len(rows) / audit.alpha))
         doubts.append(
@@ -112,6 +112,8 @@ class Audit(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     model : str
         Class of the model, or the name it was given
     data : str
@@ -136,8 +138,6 @@ class Audit(Result):
         How long each stage took
     refused : str, default ''
         Why torch.export refused the model, so that its wiring is not known; '' if it did not
-    notes : tuple[str, ...], default ()
-        What was left out, and what would bring it back
     """
 
     model: str  # Class of the model, or the name it was given
@@ -152,7 +152,6 @@ class Audit(Result):
     versions: Mapping[str, str]  # Of Python, the machine and the packages
     seconds: Mapping[str, float]  # How long each stage took
     refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
-    notes: tuple[str, ...] = ()  # What was left out, and what would bring it back
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding, kind of evidence, outcome and sub-cluster."""
@@ -163,8 +162,8 @@ class Audit(Result):
         return verdicts(self.findings, self.alpha)
 
     @property
-    def verdict(self) -> str:
-        """The answer in words, with what a careful reader has to know."""
+    def headline(self) -> str:
+        """The answer in words, with what a careful reader has to know of the evidence."""
         return _in_words(self)
 
     def plot(
@@ -208,7 +207,8 @@ class Audit(Result):
         return self.verdicts().sort_values(["importance_q", "coherence_q"])
 
     def __repr__(self) -> str:
-        return f"Audit({self.model}: {self.verdicts()['verdict'].value_counts().to_dict()})"
+        counts = self.verdicts()["verdict"].value_counts().to_dict()
+        return f"Audit({with_notes(f'{self.model}: {counts}', self.notes)})"
 
 # %% ../../nbs/14_audit.ipynb #520f2f61
 def _partitions(

@@ -29,6 +29,8 @@ class Finding(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     graph : str
         What joined the units, by its name among the kinds: 'weights', 'activations', ...
     scope : str
@@ -77,7 +79,7 @@ class Finding(Result):
         return plot_verdicts(verdicts([self]), self.name, ax)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What its importance and its coherence say, one after the other."""
         return f"{self.name}: importance of {self.importance.verdict}; coherence of {self.coherence.verdict}"
 
@@ -88,6 +90,8 @@ class Exhibit(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     graph : str
         Of its finding
     scope : str
@@ -140,7 +144,7 @@ class Exhibit(Result):
         return montage([self.image, *self.controls, *self.real], titles, len(titles), ax)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """Which sub-cluster is shown, and beside what."""
         beside = f"{len(self.controls)} random groups and {len(self.real)} real images"
         return f"{self.graph}, {self.scope}: {self.layer}/{self.cluster}, {len(self.units)} units beside {beside}"

@@ -91,8 +91,12 @@ class Reported(Protocol):
         """Stage -> how long it took."""
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The answer in words, doubts included."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was decided, approximated or left out, a sentence each."""
 
     def verdicts(self) -> pd.DataFrame:
         """One row for each sub-cluster, as `audits.findings` has them."""

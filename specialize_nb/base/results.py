@@ -7,8 +7,8 @@ fields, and `load` makes it again from them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from specialize_nb.base.files import read_result, write_result
 
-__all__ = ["Result", "freeze", "plain_setting", "read_only", "small_table"]
+__all__ = ["Result", "freeze", "listed", "plain_setting", "read_only", "small_table", "with_notes"]
 
 _ROWS = 12  # of the table in a notebook
 _KIND = "Result"  # What a file says it holds; which one, its fields say
@@ -109,11 +109,57 @@ def small_table(
     return table + more
 
 
+def with_notes(
+    headline: str,  # What was found, in words
+    notes: Sequence[str],  # Sentences
+) -> str:
+    """A headline, and after it what was decided, approximated or left out on the way.
+
+    Parameters
+    ----------
+    headline : str
+        What was found, in words
+    notes : Sequence[str]
+        Sentences
+
+    Returns
+    -------
+    str
+    """
+    return " ".join([headline if headline.endswith(".") else f"{headline}.", *notes]) if notes else headline
+
+
+def listed(
+    notes: Sequence[str],  # Sentences
+) -> str:
+    """Notes as a list in HTML; nothing if there are none.
+
+    Parameters
+    ----------
+    notes : Sequence[str]
+        Sentences
+
+    Returns
+    -------
+    str
+    """
+    return f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in notes)}</ul>" if notes else ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Result(ABC):
-    """What an analysis found."""
+    """What an analysis found.
+
+    Attributes
+    ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
+    """
+
+    notes: tuple[str, ...] = ()  # What was decided, approximated or left out on the way, a sentence each
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]  # every result is a dataclass
+        for one in fields(self):
             freeze(getattr(self, one.name))
 
     @abstractmethod
@@ -140,8 +186,13 @@ class Result(ABC):
 
     @property
     @abstractmethod
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What was found, in one line of words."""
+
+    @property
+    def verdict(self) -> str:
+        """What was found, and the notes: what was decided, approximated or left out on the way."""
+        return with_notes(self.headline, self.notes)
 
     def save(
         self,
@@ -190,7 +241,8 @@ class Result(ABC):
         return f"{type(self).__name__}({self.verdict})"
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{type(self).__name__}</b>: {escape(self.verdict)}</p>{small_table(self.shown())}"
+        told = f"<p><b>{type(self).__name__}</b>: {escape(self.headline)}</p>{listed(self.notes)}"
+        return told + small_table(self.shown())
 
 
 # On disk: JSON, and arrays beside it. What JSON does not have is an object that says its kind, such as
@@ -199,7 +251,7 @@ class Result(ABC):
 
 
 def _packed_fields(result: Result, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    names = [one.name for one in fields(result) if one.init]  # type: ignore[arg-type]
+    names = [one.name for one in fields(result) if one.init]
     return {name: _packed(getattr(result, name), f"{place}{name}", arrays) for name in names}
 
 

@@ -256,6 +256,8 @@ class Agreement(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     pairs : pd.DataFrame
         Columns layer, a, b, measure, n_units, value; a row a comparison, `transfer` both ways
     draws : np.ndarray
@@ -332,7 +334,7 @@ class Agreement(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The mean of each measure over all comparisons."""
         means = self.pairs.groupby("measure", sort=False)["value"].mean()
         told = ", ".join(f"{name} {value:.3g}" for name, value in means.items())

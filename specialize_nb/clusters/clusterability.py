@@ -41,6 +41,8 @@ class Clusterability(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     k : int
         Clusters asked for, at least 2
     ncut : float
@@ -106,7 +108,7 @@ class Clusterability(Result):
         return float(apart.mean())
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What p, gap and the state of the nulls say, in words; at a level of 0.05, from p and never from z."""
         if self.p_value <= 0.05:
             said = f"more clusterable than the null, by {self.gap:.2g} of its n-cut"
@@ -388,6 +390,8 @@ class Stability(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     k : int
         Clusters asked for, at least 2
     partitions : tuple[Partition, ...]
@@ -423,7 +427,7 @@ class Stability(Result):
         return self.pairs.copy()
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """Agreement over all units, and within layers."""
         numbers = f"ARI {self.ari:.3f}, AMI {self.ami:.3f}, ARI within layers {self.ari_within:.3f}"
         return f"{counted(len(self.partitions), 'graph')}, k={self.k}: {numbers}"

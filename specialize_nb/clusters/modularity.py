@@ -85,6 +85,8 @@ class ModularPartition(Partition):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     labels : dict[str, np.ndarray]
         Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
     k : int
@@ -137,7 +139,7 @@ class ModularPartition(Partition):
         return self.labels if self.scope == "local" else {"all": np.concatenate(list(self.labels.values()))}
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """Q and the number of clusters, clustering by clustering."""
         said = [f"{row.layer}: Q {row.q:.4g} in {row.n_clusters}" for row in self.summary.head(4).itertuples()]
         more = ", ..." if len(self.runs) > 4 else ""
@@ -268,6 +270,8 @@ class ModularityTest(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     partition : ModularPartition
         Of the graph itself
     nulls : dict[str, np.ndarray]
@@ -285,7 +289,7 @@ class ModularityTest(Result):
         return pd.DataFrame([row for name, draws in self.nulls.items() for row in _rows(self.partition, name, draws)])
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """Q beside the mean of its nulls, and p, layer by layer."""
         frame = self.to_frame()
         rows = frame.head(4).itertuples()

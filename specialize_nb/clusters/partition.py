@@ -48,6 +48,8 @@ class Partition(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     labels : dict[str, np.ndarray]
         Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
     k : int
@@ -163,7 +165,7 @@ class Partition(Result):
         return float(np.average([adjusted_rand_score(x, y) for x, y in pairs], weights=[len(x) for x, _ in pairs]))
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What was clustered, into how many clusters, and how well that cuts."""
         labels = np.concatenate(list(self.labels.values()))
         n_clusters = len(np.unique(labels[labels >= 0]))

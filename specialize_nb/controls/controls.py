@@ -8,7 +8,7 @@ partition within each layer, so that each permutation is one draw of everything 
 
 # %% auto #0
 __all__ = ['ONE_LIVE_UNIT', 'WHOLE_LAYER', 'TOO_SMALL', 'NOTHING_TO_TRADE', 'n_distinct', 'Controls', 'draw_controls',
-           'judged_layers']
+           'judged_layers', 'check_testable']
 
 # %% ../../nbs/07_controls.ipynb #94b87a48
 import math
@@ -58,6 +58,8 @@ class Controls(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     subclusters : tuple[SubCluster, ...]
         Those tested, by layer and then by cluster
     labels : dict[str, np.ndarray]
@@ -99,7 +101,7 @@ class Controls(Result):
         return pd.DataFrame([_describe(self, *sub) for sub in self.subclusters], columns=_COLUMNS)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many controls there are, for how many sub-clusters."""
         layers = len({sub.layer for sub in self.subclusters})
         tested = f"{len(self.subclusters)} sub-clusters of {layers} layers"
@@ -307,3 +309,21 @@ def judged_layers(
         given, hidden = list(partition.labels), list(network.hidden)
         raise ValueError(f"the partition labels {given}; the hidden layers of {network.model} are {hidden}")
     return layers
+
+# %% ../../nbs/07_controls.ipynb #27840c88
+def check_testable(
+    controls: Controls,  # From `draw_controls`
+) -> None:
+    """Is there a sub-cluster that can be tested?
+
+    Parameters
+    ----------
+    controls : Controls
+        From `draw_controls`
+
+    Raises: `ValueError` with what stands in the way of the first ones.
+    """
+    if not controls.subclusters:
+        reasons = [f"{one.layer}/{one.cluster}: {one.reason}" for one in controls.untested.head(3).itertuples()]
+        told = "; ".join(reasons) or "the partition has none in a hidden layer"
+        raise ValueError(f"no sub-cluster can be tested ({told}): give a partition with more than one in some layer")

@@ -32,6 +32,8 @@ class UnitGraph(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layers : tuple[str, ...]
         Names, in the order the network runs them
     sizes : tuple[int, ...]
@@ -155,7 +157,7 @@ class UnitGraph(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many units, layers and edges there are, in words."""
         n_edges = sum(int((block > 0).sum()) // (1 + (a == b)) for (a, b), block in self.blocks.items())
         units = f"{counted(self.n_units, 'unit')} of {counted(len(self.layers), 'layer')}"

@@ -60,6 +60,8 @@ class Similarity(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     measure : str
         'covariance', 'input_jacobian', 'output_jacobian' or 'loss_hessian'
     mean : Mapping[str, np.ndarray]
@@ -153,7 +155,7 @@ class Similarity(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What was measured, on how many units, in words."""
         own = np.concatenate([one.diagonal() for one in self.mean.values()])
         units = f"{counted(len(own), 'unit')} of {counted(len(self.mean), 'layer')}"

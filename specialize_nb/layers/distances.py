@@ -145,6 +145,8 @@ class LayerDistances(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layers : tuple[str, ...]
         Names, in the order they run
     sizes : tuple[int, ...]
@@ -234,7 +236,7 @@ class LayerDistances(Result):
         return plot_distances(self.matrix, self.layers, ax, title=title, boundaries=boundaries)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The measure, the span of the distances, and how many doubts there are, in words."""
         upper = self.matrix[np.triu_indices(len(self.layers), 1)]
         known = upper[np.isfinite(upper)]

@@ -69,6 +69,8 @@ class GromovWasserstein(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     loss : float
         Least squared loss found, at least 0; its root is the distance
     identity : float
@@ -111,7 +113,7 @@ class GromovWasserstein(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The distance, and what there is to say of it."""
         told = f"distance {self.distance:.3g}, known pairing {math.sqrt(self.identity):.3g}"
         told += f", {counted(len(self.starts), 'start')}"

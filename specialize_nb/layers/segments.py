@@ -119,6 +119,8 @@ class LayerGroups(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layers : tuple[str, ...]
         Names, in the order they run
     matrix : np.ndarray
@@ -190,7 +192,7 @@ class LayerGroups(Result):
         return float(steps[across].mean() / np.median(steps[~across])) if 0 < across.sum() < len(across) else np.nan
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What the two p-values say, in words."""
         alpha = self.settings["alpha"]
         numbers = f"p = {self.p_order:.3g} against random order, {self.p_drift:.3g} against drift"

@@ -20,7 +20,7 @@ import pandas as pd
 from torch import nn
 
 from ..clusters.partition import Partition
-from ..controls.controls import Controls, draw_controls, judged_layers
+from ..controls.controls import Controls, check_testable, draw_controls, judged_layers
 from ..controls.matching import properties_of, strata
 from .damage import DamageRun, damage_run
 from .lesion import Ablation, Precision
@@ -280,6 +280,8 @@ class Importance(Evidence):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     keys : pd.DataFrame
         Columns layer, cluster, n_units; a row for each of the m sub-clusters
     outcomes : tuple[str, ...]
@@ -461,6 +463,7 @@ def importance(
         seed=seed,
     )
     trial = prepare_importance(subject, [partition], options)
+    check_testable(trial.tallies[0][0].null.controls(1))
     measure_importance(trial, progress=progress)
     return judge_importance(trial)[0]
 
@@ -528,10 +531,7 @@ def prepare_importance(
 
 def _tested(null: Null) -> list[str]:
     """The layers that hold a sub-cluster that can be tested."""
-    controls = null.controls(1)
-    if not controls.subclusters:
-        raise ValueError(f"no sub-cluster can be tested: {controls.untested.to_dict('records')[:3]}")
-    return list(dict.fromkeys(sub.layer for sub in controls.subclusters))
+    return list(dict.fromkeys(sub.layer for sub in null.controls(1).subclusters))
 
 
 def _check_steering(run: DamageRun, main: str, design: Sequential | None) -> None:

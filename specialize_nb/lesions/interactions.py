@@ -153,6 +153,8 @@ class Interactions(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     keys : pd.DataFrame
         Columns layer, cluster, given_layer, given_cluster; r rows, two a pair
     outcome : str
@@ -245,7 +247,7 @@ class Interactions(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many pairs interact, and how many sub-clusters still matter once the other is gone."""
         frame, alpha = self.to_frame(), 1 - self.level
         pairs = frame.iloc[::2]
@@ -432,6 +434,8 @@ class DependencyGraph(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     nodes : pd.DataFrame
         Columns layer, cluster, n_units, effect: the important sub-clusters
     edges : pd.DataFrame
@@ -496,7 +500,7 @@ class DependencyGraph(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many important sub-clusters there are, and how many pairs depend."""
         n = len(self.edges.drop_duplicates(list(_EDGE)))
         return f"{len(self.nodes)} important sub-clusters, {n} of {self.n_pairs} pairs depend"

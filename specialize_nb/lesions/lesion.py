@@ -478,6 +478,8 @@ class LesionTable(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layer : str
         Layer lesioned
     groups : np.ndarray
@@ -528,7 +530,7 @@ class LesionTable(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many lesions, of what, on how many examples, and what the worst of them cost."""
         told = f"{self.layer!r}: {len(self.groups)} lesions, {len(self.labels)} examples, {self.ablation}"
         added = self.to_frame()["loss_added"]

@@ -396,6 +396,8 @@ class Plan(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     table : pd.DataFrame
         As `to_frame` gives it
     n_images : int
@@ -470,7 +472,7 @@ class Plan(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How long, how many lesions, how much memory."""
         low, high = self.wall["least"], self.wall["most"]
         spread = f" ({_spell(low)} to {_spell(high)})" if high > low else ""

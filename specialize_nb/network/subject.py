@@ -99,7 +99,10 @@ class Subject:
         """The same model on the data to find with."""
         if self.find is self.data:
             return self
-        make = lambda: Subject(model=self.model, network=self.network, data=self.find, find=self.find)  # noqa: E731
+        kept = {"notes": self.once("notes", dict)}  # one list, whatever the data
+        make = lambda: Subject(  # noqa: E731
+            model=self.model, network=self.network, data=self.find, find=self.find, kept=kept
+        )
         return self.once("finding", make)
 
     def once(
@@ -123,6 +126,24 @@ class Subject:
         if name not in self.kept:
             self.kept[name] = make()
         return self.kept[name]
+
+    def note(
+        self,
+        sentence: str,  # With a full stop at its end
+    ) -> None:
+        """Keep what was decided, approximated or left out: every result made from now on says it.
+
+        Parameters
+        ----------
+        sentence : str
+            With a full stop at its end
+        """
+        self.once("notes", dict)[sentence] = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided, approximated or left out so far, a sentence each."""
+        return tuple(self.once("notes", dict))
 
 
 def find_and_confirm(

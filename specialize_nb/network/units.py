@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..base.data import to_model
-from ..base.results import read_only
+from ..base.results import listed, read_only, with_notes
 from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers
 from .program import Program, export_program
@@ -155,6 +155,8 @@ class Network:
         Why torch.export refused the model, so that the wiring is not known; '' if it did not
     n_parameters : int, default 0
         Parameters of the model, those that the program does without too
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     """
 
     model: str  # Class of the model
@@ -165,6 +167,7 @@ class Network:
     program: Program | HookedProgram  # The traced program; if torch refused to trace, the model itself with hooks
     refused: str = ""  # Why torch.export refused the model, so that the wiring is not known; '' if it did not
     n_parameters: int = 0  # Parameters of the model, those that the program does without too
+    notes: tuple[str, ...] = ()  # What was decided, approximated or left out on the way, a sentence each
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -235,18 +238,24 @@ class Network:
         return pd.DataFrame(rows, columns=[*fields, "feeds"]).rename(columns={"name": "layer"})
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What was found, in one line of words."""
         n_units = sum(layer.n_units for layer in self.layers)
         unknown = f", {len(self.unknown)} unknown operations" if self.unknown else ""
         unknown += ", wiring not known" if self.refused else ""
         return f"{self.model}: {len(self.layers)} layers, {n_units} units, {len(self.wires)} wires{unknown}"
 
+    @property
+    def verdict(self) -> str:
+        """What was found, and the notes."""
+        return with_notes(self.headline, self.notes)
+
     def __repr__(self) -> str:
         return f"Network({self.verdict})"
 
     def _repr_html_(self) -> str:
-        return f"<p><b>Network</b>: {escape(self.verdict)}</p>{self.to_frame().to_html(index=False)}"
+        told = f"<p><b>Network</b>: {escape(self.headline)}</p>{listed(self.notes)}"
+        return told + self.to_frame().to_html(index=False)
 
 # %% ../../nbs/01_units.ipynb #03bf3ae8
 _COLORS = {"input": "0.6", "hidden": "C0", "output": "C3"}

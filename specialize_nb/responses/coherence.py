@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..base.data import check_labels
 from ..base.words import check_choice
 from ..clusters.partition import Partition
-from ..controls.controls import Controls, draw_controls, judged_layers
+from ..controls.controls import Controls, check_testable, draw_controls, judged_layers
 from ..network.answers import answer_spread, answers_of, pictured_input, scores_of
 from ..network.subject import Subject
 from ..network.units import Network
@@ -248,6 +248,8 @@ class Coherence(Evidence):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     keys : pd.DataFrame
         Columns layer, cluster, n_units; a row for each of the m sub-clusters
     outcomes : tuple[str, ...]
@@ -353,6 +355,7 @@ def coherence(
         seed=seed,
     )
     work = prepare_coherence(subject, partition, options)
+    check_testable(work.controls)
     return judge_coherence(work, measure_coherence(work, progress=progress))
 
 # %% ../../nbs/13_coherence.ipynb #2f02e785
@@ -506,8 +509,6 @@ def prepare_coherence(
             pictured_input(subject.data.example)
         except TypeError as error:
             raise TypeError(f"{error}; leave out the outcomes {made}, the others do without") from error
-    if not work.layers:
-        raise ValueError(f"no sub-cluster can be tested: {controls.untested.to_dict('records')[:3]}")
     return work
 
 # %% ../../nbs/13_coherence.ipynb #17ca7983
@@ -555,7 +556,9 @@ def judge_coherence(
     -------
     Coherence
     """
-    outcomes, controls = work.options.outcomes, work.controls
+    outcomes, controls, n_boot = work.options.outcomes, work.controls, work.options.n_boot
+    none = np.zeros((1 + work.options.n_controls, 0)), np.zeros((n_boot, 0))  # where nothing can be tested
+    found = found or [dict.fromkeys(outcomes, none)]
     values = {name: np.concatenate([layer[name][0] for layer in found], axis=1) for name in outcomes}
     rows = [(sub.layer, sub.cluster, len(sub.units)) for sub in controls.subclusters]
     return Coherence(

@@ -30,6 +30,8 @@ class TopImages(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layers : tuple[str, ...]
         Layer of each group
     units : tuple[np.ndarray, ...]
@@ -106,7 +108,7 @@ class TopImages(Result):
         return montage(pictures, [str(label) for label in self.labels.ravel()], n, ax)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many examples, of how many groups."""
         return f"{self.index.shape[1]} examples for each of {len(self.layers)} groups"
 

@@ -273,6 +273,8 @@ class Visualization(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     layers : tuple[str, ...]
         Layer of each group
     units : tuple[np.ndarray, ...]
@@ -359,7 +361,7 @@ class Visualization(Result):
         return montage([self.image(i) for i in range(len(self))], titles, columns, ax)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many pictures, and how the groups' response to them rose."""
         told = f"{len(self)} pictures, {self.settings['steps']} steps"
         return f"{told}: mean response {self.course[:, 0].mean():.3g} -> {self.score.mean():.3g}"

@@ -31,6 +31,8 @@ class Evidence(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     keys : pd.DataFrame
         Columns layer, cluster, n_units; a row for each of the m sub-clusters
     outcomes : tuple[str, ...]
@@ -117,7 +119,7 @@ class Evidence(Result):
         return benjamini_hochberg(self._p_values(outcome)) if self.n_drawn else self._family_wise(outcome)
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """How many sub-clusters stand out in each outcome."""
         alpha, parts = 1 - self.level, []
         for outcome in self.outcomes:

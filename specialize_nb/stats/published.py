@@ -25,6 +25,8 @@ class PaperTest(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     value : np.ndarray
         (m,) measure of each real group, larger is more extreme
     draws : np.ndarray
@@ -69,7 +71,7 @@ class PaperTest(Result):
         return pd.DataFrame(columns | dict(shifted=self.shifted, effect=self.effect))
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """What Fisher's and Stouffer's methods make of all groups."""
         found, size = self.combined, f"{len(self.value)} groups, {len(self.draws)} controls"
         return f"as published, of {size}: Fisher p = {found['fisher']:.3g}, Stouffer p = {found['stouffer']:.3g}"

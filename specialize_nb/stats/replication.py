@@ -118,6 +118,8 @@ class Combined(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     networks : tuple[str, ...]
         Their names
     outcome : str
@@ -176,7 +178,7 @@ class Combined(Result):
         return frame
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The estimate, and what is missing from it."""
         k, pooled = int(self.used.sum()), self.pooled
         out = f"; {len(self.networks) - k} undefined, left out" if k < len(self.networks) else ""

@@ -106,6 +106,8 @@ class Training(Result):
 
     Attributes
     ----------
+    notes : tuple[str, ...], default ()
+        What was decided, approximated or left out on the way, a sentence each
     history : pd.DataFrame
         One row an epoch: epoch, train_loss, valid_loss (nats), valid_accuracy, cost (nats)
     best_epoch : int
@@ -140,7 +142,7 @@ class Training(Result):
         return ax
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The losses of the epoch whose weights were kept."""
         kept = self.history.loc[self.history["epoch"] == self.best_epoch].iloc[0]
         valid = "" if math.isnan(kept["valid_loss"]) else f", valid loss {kept['valid_loss']:.3g}"

@@ -10,6 +10,7 @@ Modules:
 - `specialize_nb.base.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.base.results`: The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
 - `specialize_nb.base.signatures`: What a function takes, read from its source: names, types, defaults and what the comments say. Nothing is imported.
+- `specialize_nb.base.targets`: What targets say: classes, several labels, numbers, or nothing.
 - `specialize_nb.clusters.agreement`: Do two partitions, or two measures of similarity, see the same groups?
 - `specialize_nb.clusters.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.clusters.modularity`: Which units hold together more than their degrees explain, and is that news?
@@ -32,10 +33,17 @@ Modules:
 - `specialize_nb.lesions.lesion`: What a network does without a group of its units
 - `specialize_nb.lesions.outcomes`: What a lesion costs, image by image, and which summary of it to take
 - `specialize_nb.lesions.plan`: How long an analysis will take, and what it needs, before it is started
+- `specialize_nb.lesions.proof`: Does a stack of lesions say what each lesion says alone? Tried on the user's own batch, before anything is measured.
 - `specialize_nb.network.answers`: One number for each unit and example, recorded or streamed
+- `specialize_nb.network.apart`: Does a model answer to every example by itself? Found out on the first batch of the data.
+- `specialize_nb.network.gradients`: Are the derivatives of a traced program those of its model, example by example?
 - `specialize_nb.network.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
+- `specialize_nb.network.inputs`: What a network is given: which types of numbers it takes, and which positions of a sequence are padding.
 - `specialize_nb.network.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
+- `specialize_nb.network.outputs`: What a network says: which of its outputs holds the scores, what they are for all data, and of what kind they are.
 - `specialize_nb.network.perturbation`: Change single units, and see whether the wiring told the truth
+- `specialize_nb.network.recurrence`: Recurrent modules in a traced program: the hidden state as one value, for all steps, that can be changed.
+- `specialize_nb.network.rows`: Do the rows of what a layer puts out belong to the examples of the batch, one each, and are they finite?
 - `specialize_nb.network.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
 - `specialize_nb.network.subject`: A model, its traced network and its data, joined once: what every analysis passes on instead of the three.
 - `specialize_nb.network.units`: The units of a network, and which of them feed which

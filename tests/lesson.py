@@ -28,6 +28,15 @@ def make_data():
     x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return x, torch.arange(40) % 10
 
+def make_numbers():
+    return make_data()[0], torch.randn(40, 10, generator=torch.Generator().manual_seed(1))
+
+def make_many():
+    return make_data()[0], (make_numbers()[1] > 0).float()
+
+def make_bare():
+    return make_data()[0]
+
 def make_flat():
     return torch.zeros(40, 7), torch.arange(40) % 10
 

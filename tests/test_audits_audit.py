@@ -4,10 +4,13 @@ import collections
 import contextlib
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from specialize_nb.audits.audit import Audit, _left_out, _partitions, audit, plan_audit
+from specialize_nb.audits.kinds import KINDS
 from specialize_nb.base.data import Batches, batches, digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
@@ -24,9 +28,11 @@ from specialize_nb.controls.matching import PROPERTIES
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.lesions.cut import Cut
 from specialize_nb.lesions.importance import Importance, importance
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
+from specialize_nb.responses import coherence as coherence_room
 from specialize_nb.stats.many import benjamini_hochberg
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.training.fit import fit
@@ -59,6 +65,39 @@ def worded(branches=False, n=40):
         torch.manual_seed(0)
         x = {"ids": torch.randint(9, (n, 5)), "pixels": torch.randn(n, 6)}
         return Worded(branches).eval(), (x, torch.arange(n) % 3)
+
+
+QUICK = dict(n_controls=19, n_visual=1, steps=2, n_boot=5)
+
+
+def small_data(n=40, width=6, seed=0):
+    "Noise, and labels of three classes."
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=generator), torch.arange(n) % 3
+
+
+def spelled(found):
+    "The audit, once its page is written, its file read again, and its frames made."
+    with tempfile.TemporaryDirectory() as folder:
+        page = unescape(found.report(Path(folder) / "page.html").read_text("utf-8"))
+        again = Audit.load(found.save(Path(folder) / "audit.npz"))
+    assert again.verdict == found.verdict and len(again.to_frame()) == len(found.to_frame())
+    assert all(note in page for note in found.notes)
+    axes = found.plot()
+    assert axes.get_title() == found.model
+    plt.close(axes.figure)
+    return found
+
+
+def failing(condition, function, told="no luck"):
+    "The function, which fails where the condition holds of its arguments."
+
+    def wrapper(*args, **options):
+        if condition(*args, **options):
+            raise RuntimeError(told)
+        return function(*args, **options)
+
+    return wrapper
 
 
 def test_halves():
@@ -161,6 +200,253 @@ def test_refused():
     found.notes[0]
 
 
+def test_tasks():
+    (x, y), generator = small_data(60), torch.Generator().manual_seed(1)
+    many, numbers = (torch.rand(60, 3, generator=generator) > 0.5).float(), torch.randn(60, 3, generator=generator)
+    binary, half = y % 2, slice(None, None, 2)  # every other example judges
+    three, one = mlp((6, 8, 8, 3)), mlp((6, 8, 8, 1))
+    scores, single = three(x[half]).detach(), one(x[half]).detach()[:, 0]
+    loss = nn.functional.binary_cross_entropy_with_logits
+    cases = {
+        "labels": (
+            three,
+            (x, many),
+            {"loss": loss(scores, many[half]), "label_accuracy": ((scores > 0) == (many[half] > 0)).float().mean()},
+        ),
+        "numbers": (
+            three,
+            (x, numbers),
+            {"squared_error": (((scores - numbers[half]) ** 2).mean(0) / numbers[half].var(0, correction=0)).mean()},
+        ),
+        "binary": (
+            one,
+            (x, binary),
+            {
+                "loss": loss(single, binary[half].float()),
+                "label_accuracy": ((single > 0) == (binary[half] > 0)).float().mean(),
+            },
+        ),
+        "none": (three, x, {}),
+    }
+    main = {
+        "labels": "binary_cross_entropy",
+        "numbers": "squared_error",
+        "binary": "binary_cross_entropy",
+        "none": "kl",
+    }
+    pages = {}
+    for name, (model, data, expected) in cases.items():
+        found = spelled(audit(model, data, k=4, scopes=("local",), **QUICK))
+        assert found.task == {"binary": "labels"}.get(name, name) and set(found.baseline) == {*expected, "n_examples"}
+        for key, value in expected.items():
+            assert_allclose(found.baseline[key], value, rtol=1e-5)
+        information = [] if name == "none" else ["target_information"]
+        by_weights, by_answers = (finding.coherence.outcomes for finding in found.findings)
+        assert list(by_weights) == ["correlation", *information, "visual_score"]
+        assert list(by_answers) == [
+            *information,
+            *(["visual_score", "correlation"] if name == "none" else ["correlation", "visual_score"]),
+        ]
+        assert {finding.importance.outcomes[0] for finding in found.findings} == {main[name]}
+        with tempfile.TemporaryDirectory() as folder:
+            pages[name] = found.report(Path(folder) / "page.html").read_text("utf-8")
+    assert (
+        not any("accuracy</dt>" in page for page in pages.values())
+        and "of the variance of the targets" in pages["numbers"]
+    )
+    blind = spelled(audit(*worded(), k=4, task="none", scopes=("local",), n_controls=19, n_boot=5))
+    assert [len(finding.coherence.keys) > 0 for finding in blind.findings] == [True, False]
+    assert (
+        "Coherence of clusters by activations was not tested: nothing is left to ask that they were not cut by."
+        in blind.notes
+    )
+    blind
+
+
+def test_output_and_scores():
+    class Two(nn.Module):
+        "Scores, and the features that they are made of."
+
+        def __init__(self, body):
+            super().__init__()
+            self.body, self.head = body[:-1], body[-1]
+
+        def forward(self, x):
+            features = self.body(x)
+            return {"seen": features, "said": self.head(features)}
+
+    data, plain = small_data(60), mlp((6, 8, 8, 3))
+    options = QUICK | dict(k=4, graphs=("weights",), scopes=("local",))
+    whole = audit(plain, data, **options)
+    chosen = spelled(audit(Two(plain).eval(), data, output="said", **options))
+    assert chosen.settings["output"] == "said"
+    assert_allclose(chosen.baseline["loss"], whole.baseline["loss"], rtol=1e-6)
+    with pytest.warns(UserWarning, match="taken as probabilities"):
+        soft = spelled(audit(nn.Sequential(plain, nn.Softmax(1)).eval(), data, **options))
+    said = spelled(audit(nn.Sequential(plain, nn.Softmax(1)).eval(), data, scores="probabilities", **options))
+    assert "taken as probabilities" in soft.verdict and said.notes == whole.notes == ()
+    for one in (soft, said):
+        assert_allclose(one.baseline["loss"], whole.baseline["loss"], rtol=1e-6)
+        damages = [result.findings[0].importance.value["cross_entropy"] for result in (one, whole)]
+        assert_allclose(*damages, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="no output 'sad': did you mean 'said'"):
+        audit(Two(plain).eval(), data, output="sad", **options)
+    soft
+
+
+def test_any_shape():
+    told = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for widths, k in [((), 8), ((1,), 8), ((2,), 8), ((1, 1, 1), 2), ((3, 1, 2), 50), ((2,) * 9, 3)]:
+            model, (x, y) = mlp((6, *widths, 3)), small_data()
+            network = trace(model, x[:2])
+            found = spelled(audit(model, (x, y), k=k, network=network, **QUICK))
+            scores = model(x[::2]).detach()  # every other example judges
+            loss, right = (
+                nn.functional.cross_entropy(scores, y[::2]).item(),
+                (scores.argmax(1) == y[::2]).double().mean().item(),
+            )
+            assert_allclose([found.baseline["loss"], found.baseline["accuracy"]], [loss, right], rtol=1e-6)
+            told[str(widths)] = found.verdict
+            alone = max((*widths, 0)) < 2
+            assert (
+                (len(found.verdicts()) == 0)
+                == alone
+                == ("No sub-cluster of Sequential could be tested" in found.verdict)
+            )
+            planned = plan_audit(model, (x, y), k=k, network=network, n_controls=19, probe_seconds=0.05, n_boot=5)
+            assert set(planned) <= {finding.name for finding in found.findings}
+            assert all(
+                (planned[one.name].n_lesions > 0) == (len(one.importance.keys) > 0)
+                for one in found.findings
+                if one.name in planned
+            )
+    assert "Sequential has no hidden layer, so there is nothing to test." in told["()"]
+    assert "joins 6 units, so it was cut into 6 clusters and not into 50." in told["(3, 1, 2)"]
+    assert "could be tested for importance: " in told["(1,)"] and "the layer has one live unit" in told["(1, 1, 1)"]
+    pd.Series(told).str.slice(0, 160).to_frame("verdict")
+
+
+def test_graph_fails():
+    model, data = mlp((6, 8, 8, 3)), small_data()
+    alone = audit(model, data, graphs=("activations",), **QUICK)
+    for part in ("build", "cut"):
+        broken = replace(KINDS["weights"], **{part: failing(lambda *args: True, None, "complex numbers")})
+        with mock.patch.dict(KINDS, weights=broken):
+            found = spelled(audit(model, data, **QUICK))
+            planned = plan_audit(model, data, n_controls=19, probe_seconds=0.05)
+        assert found.notes == ("Clusters by weights are missing: RuntimeError: complex numbers.",)
+        pd.testing.assert_frame_equal(found.to_frame(), alone.to_frame())
+        assert planned["activations, local"].notes == found.notes and list(planned) == [
+            "activations, global",
+            "activations, local",
+        ]
+    with mock.patch.dict(KINDS, weights=broken, activations=replace(broken, name="activations", label="activations")):
+        none = spelled(audit(model, data, **QUICK))
+        with pytest.warns(RuntimeWarning, match=r"nothing can be lesioned\. Clusters by weights are missing"):
+            assert plan_audit(model, data, n_controls=19, probe_seconds=0.05) == {}
+    assert none.findings == () and len(none.to_frame()) == 0 and none.baseline == found.baseline
+    none
+
+
+def test_layer_fails():
+    def rows_of(found, evidence, layer, inside):
+        "The rows of one kind of evidence in a layer, or in the others; what is measured against all of them left out."
+        frame = found.to_frame().query("outcome != 'selectivity'")
+        return frame[(frame["evidence"] == evidence) & ((frame["layer"] == layer) == inside)]
+
+    model, data = mlp((6, 8, 8, 3)), small_data()
+    options, first = QUICK | dict(k=5, scopes=("local",), graphs=("weights",)), trace(model, data[0]).hidden[0]
+    whole = audit(model, data, **options)
+    places = {
+        "importance": [(Cut, "__init__", lambda cut, network, program, layers, *_: first in layers)],
+        "coherence": [(coherence_room, "_on_real_data", lambda work, layer, groups: layer == first)],
+    }
+    places["importance"].append((Cut, "scores", lambda cut, *_: first in cut.layers))
+    for evidence, broken in places.items():
+        for owner, name, condition in broken:
+            with mock.patch.object(owner, name, failing(condition, getattr(owner, name))):
+                found = spelled(audit(model, data, **options))
+            told = f"{evidence.capitalize()} was not measured in layer {first!r}: RuntimeError: no luck."
+            assert told in found.notes and told in found.verdict
+            keys, same = ["graph", "layer", "cluster", "outcome"], ["value", "control_mean", "p_value"]
+            rows, others = (rows_of(one, evidence, first, inside=False).set_index(keys)[same] for one in (found, whole))
+            pd.testing.assert_frame_equal(rows, others, rtol=1e-6)
+            lost = pd.concat([getattr(one, evidence).untested for one in found.findings]).query("code == 'failed'")
+            tested = rows_of(whole, evidence, first, inside=True)[["graph", "cluster"]].drop_duplicates()
+            assert set(lost["layer"]) == {first} and len(lost) == len(tested)
+    with mock.patch.object(Cut, "scores", failing(lambda *_: True, None)):
+        bare = spelled(audit(model, data, **options))
+    assert {len(one.importance.keys) for one in bare.findings} == {0} and min(
+        len(one.coherence.keys) for one in bare.findings
+    ) > 0
+    assert set(bare.verdicts()["verdict"]) <= {"coherent", "neither"}
+    with mock.patch.object(Cut, "scores", mock.Mock(side_effect=KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+        audit(model, data, **options)
+    found
+
+
+def test_no_gradient():
+    class Sign(nn.Module):
+        "Two layers, the second behind a sign."
+
+        def __init__(self, detached=False):
+            super().__init__()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.detached = detached
+
+        def forward(self, x):
+            h = torch.relu(self.a(x.detach() if self.detached else x))
+            return self.c(torch.relu(self.b(torch.where(h > 0.3, 1.0, -1.0))))
+
+    options = QUICK | dict(k=4, scopes=("local",))
+    one, both = (spelled(audit(Sign(detached).eval(), small_data(), **options)) for detached in (False, True))
+    for found, blind in ((one, {"b"}), (both, {"a", "b"})):
+        coherence = found.to_frame().query("evidence == 'coherence'")
+        seen = coherence[coherence["outcome"].isin(["visual_score", "visual_entropy"])]
+        assert all(
+            seen[seen["layer"] == name]["value"].isna().all() == (name in blind) for name in set(coherence["layer"])
+        )
+        real = coherence[coherence["outcome"].isin(["correlation", "class_information"])]
+        assert set(real["layer"]) == {"a", "b"} and real[real["n_units"] > 1]["value"].notna().all()
+        assert len(found.notes) == len(blind) and found.notes[0].startswith("No pictures were made of groups in layer")
+        assert "has no gradient by the input, which stops at" in found.notes[0]
+        assert {exhibit.layer for exhibit in found.exhibits} == {"a", "b"} - blind
+    assert set(both.findings[0].coherence.outcomes) == {"correlation", "class_information"}
+    one
+
+
+def test_mistakes_raise():
+    def broken_outcome(outputs, labels):
+        raise ZeroDivisionError("mine")
+
+    model, data = mlp((6, 8, 8, 3)), small_data()
+    mistakes = {
+        "outcomes": "nonsense",
+        "ablation": "knife",
+        "n_controls": 0,
+        "n_boot": 0,
+        "steps": 0,
+        "min_units": 0,
+        "n_starts": 0,
+        "n_bins": 1,
+        "batch_size": 0,
+        "parameterization": "oil",
+        "precision": "float8",
+        "n_exhibits": -1,
+        "seed": "zero",
+    }
+    for name, wrong in mistakes.items():
+        with pytest.raises((ValueError, TypeError)) as caught:
+            audit(model, data, **QUICK | {name: wrong})
+        assert name in str(caught.value) or str(wrong) in str(caught.value), (name, str(caught.value))
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        audit(model, data, outcomes=broken_outcome, **QUICK)
+
+
 def test_upstream_and_downstream():
     planted = planted_mlp()
     options = dict(k=2, graphs=("upstream", "downstream"), n_controls=99, n_visual=1, n_exhibits=0)
@@ -188,7 +474,7 @@ def test_similarity_null():
         if epochs:
             fit(model, digits("train"), epochs=epochs)
         subject = Subject.of(model, data, find=digits("train"))
-        for (kind, _), partition in _partitions(subject, 2, ("upstream", "downstream"), ("local",), 0).items():
+        for (kind, _), partition in _partitions(subject, 2, ("upstream", "downstream"), ("local",), 0)[0].items():
             hurt = importance(subject, None, partition, n_controls=99, matched=False, n_boot=10)
             rows = hurt.to_frame().query("outcome == 'cross_entropy'")
             shares[epochs, kind] = (rows["q_value"] <= 0.05).mean()
@@ -279,7 +565,7 @@ def test_bad_input():
         audit(model, data, alpha=5)
     with pytest.raises(ValueError, match="give at least 4"):
         audit(model, (planted.x[:2], planted.y[:2]))
-    with pytest.raises(ValueError, match=r"one tensor of \(batch, classes\) scores"):
+    with pytest.raises(ValueError, match=r"it has to be one tensor of \(batch, classes\)"):
         audit(nn.Conv2d(1, 2, 3).eval(), (torch.zeros(8, 1, 5, 5), torch.zeros(8, dtype=torch.int64)))
     with pytest.raises(ValueError, match="in training mode"):
         audit(mlp((8, 4, 2)).train(), data)
@@ -305,7 +591,7 @@ def test_computed_once():
             collections.Counter(),
             [one for name, one in sys.modules.items() if name.startswith("specialize_nb")],
         )
-        watched = ("batches", "scores_node", "record", "lesion_engine", "fuse", "trace", "input_range")
+        watched = ("batches", "read_outputs", "record", "lesion_engine", "fuse", "trace", "input_range")
         with contextlib.ExitStack() as stack:
             for module in modules:
                 for name in watched:
@@ -320,8 +606,8 @@ def test_computed_once():
 
     model, data = mlp((64, 24, 24, 24, 10)), digits("test")
     calls = count_audit(model, data, n_controls=19, n_visual=3)
-    assert calls["batches"] <= 2 and calls["record"] <= 3 and calls["passes"] <= 30
-    once = ("scores_node", "lesion_engine", "fuse", "trace", "input_range")
+    assert calls["batches"] <= 3 and calls["record"] <= 3 and calls["passes"] <= 30
+    once = ("read_outputs", "lesion_engine", "fuse", "trace", "input_range")
     assert {name: calls[name] for name in once} == dict.fromkeys(once, 1)
     assert calls["properties"] == 3  # of each hidden layer
     pd.Series(calls, name="calls").sort_index().to_frame()

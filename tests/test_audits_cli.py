@@ -202,7 +202,11 @@ def test_mistakes():
         "audit my_model.py:make_modle --data digits": "did you mean 'make_model'",
         f"{AUDIT} --out my_model.py": "'my_model.py' is a file, not a folder",
         f"{AUDIT} --out . --name taken": "'taken' exists and is no saved audit",
-        f"{AUDIT} --k 99": "k=99",
+        f"{AUDIT} --task number": "argument --task: invalid choice: 'number' (choose from classes, labels, numbers, none)",
+        f"{AUDIT} --task numbers": "the targets have 1 number to predict an example, and the model puts out 10",
+        "audit my_model.py:make_model --data my_model.py:make_numbers --outcomes kl": "'kl'",
+        f"{AUDIT} --output logits": "has no output 'logits': it is alone and has no name",
+        f"{AUDIT} --scores probabilities": "they are no probabilities",
         "audit my_model.py:make_model --data my_model.py:make_flat": "the model does not take the data",
         "demo --out my_model.py": "'my_model.py' is a file",
         "report nowhere": "no saved audit 'nowhere': there is no such file or folder",
@@ -267,6 +271,30 @@ def test_plan():
     assert status == 0, err
     first, last = out.splitlines()
     assert first.startswith("weights, global: about") and "lesions of" in first and last.startswith("together about")
+
+
+def test_tasks():
+    "What the targets are is read from them, or said; the page says what the intact network does in terms of it."
+    small = "--k 3 --graphs weights --scopes global --controls 9 --visual 1 --steps 2 --exhibits 1 --n-boot 5 --jobs 1"
+    cases = {
+        "make_numbers": ("", "numbers", "squared error"),
+        "make_many": ("", "labels", "labels right"),
+        "make_bare": ("", "none", "targets"),
+        "make_data": ("--task none", "none", "targets"),
+        "make_many --task numbers": ("", "numbers", "squared error"),
+    }
+    with lesson() as folder:
+        for given, (more, task, told) in cases.items():
+            asked = f"audit my_model.py:make_model --data my_model.py:{given} {more} {small} --out found"
+            status, out, err = run(*asked.split())
+            assert status == 0, err
+            kept = Audit.load(folder / "found" / "sequential" / "audit.npz")
+            page = Path("found/index.html").read_text("utf-8")
+            assert kept.task == task and f"<dt>{told}</dt>" in page and "accuracy</dt>" not in page
+            assert kept.notes and all(note in " ".join(out.split()) for note in kept.notes)
+        status, out, err = run(*f"plan my_model.py:make_model --data my_model.py:make_bare {small}".split()[:-10])
+        assert status == 0 and "There are no targets" in out, err
+        assert "".join(out.splitlines()[-1:]).startswith("together about")
 
 
 def test_layers():

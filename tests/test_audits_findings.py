@@ -78,6 +78,40 @@ def test_frames():
     frame[["graph", "scope", "layer", "cluster", "evidence", "outcome", "value"]]
 
 
+def test_nothing_tested():
+    def without(evidence):
+        "The same kind of evidence with no sub-cluster tested, and the reason."
+        rows = [(*row, "failed", "no gradient") for row in evidence.keys.itertuples(index=False, name=None)]
+        none = {name: getattr(evidence, name) for name in ("outcomes", "settings")}
+        bare = (
+            {name: one[:0] for name, one in evidence.value.items()},
+            {name: one[:, :0] for name, one in evidence.draws.items()},
+        )
+        columns = ["layer", "cluster", "n_units", "code", "reason"]
+        return type(evidence)(
+            **none, keys=[], value=bare[0], draws=bare[1], untested=pd.DataFrame(rows, columns=columns)
+        )
+
+    finding = by_hand()
+    half = replace(finding, coherence=without(finding.coherence))
+    assert list(verdicts([half])["verdict"]) == ["important", "important", "neither", "neither"]
+    assert (
+        verdicts([half])["coherence_q"].isna().all()
+        and "coherence: no sub-cluster could be tested; 4 untested" in half.verdict
+    )
+    bare = replace(half, importance=without(finding.importance))
+    assert list(verdicts([half, bare])["verdict"]) == list(verdicts([half])["verdict"])
+    for none in ([], [bare], [bare, bare]):
+        rows = verdicts(none)
+        assert list(rows) == list(verdicts([finding])) and not len(rows)
+    assert list(bare.to_frame()) == list(finding.to_frame()) and not len(bare.to_frame())
+    assert [len(one.get_offsets()) for one in bare.plot().collections] == [0] * 4
+    with tempfile.TemporaryDirectory() as folder:
+        again = Finding.load(bare.save(Path(folder) / "bare.npz"))
+    assert again.verdict == bare.verdict and again.importance.untested["reason"].tolist() == ["no gradient"] * 4
+    bare
+
+
 def test_save_load():
     finding, pixels = by_hand(), np.random.default_rng(0).random((6, 4, 4, 1))
     pictures = {"image": pixels[0], "controls": pixels[1:4], "real": pixels[4:]}

@@ -435,9 +435,9 @@ def test_whatever_has_the_fields_of_an_audit_can_be_reported():
 
     toy = toy_audit()
     kept = {one.name: getattr(toy, one.name) for one in fields(toy)}
-    other = Counted(**kept, verdict=toy.verdict)
+    other = Counted(**kept, headline=toy.headline)
     assert written(other) == written(toy) and other.asked == 1
-    for name in ("alpha", "verdict"):
+    for name in ("alpha", "headline", "notes"):
         less = Counted(**{key: one for key, one in vars(other).items() if key != name})
         with pytest.raises(TypeError, match="got a Counted: give an Audit"):
             written(less)

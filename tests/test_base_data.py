@@ -3,6 +3,8 @@
 import pickle
 import struct
 import tempfile
+from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,16 +16,20 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from specialize_nb.base.data import (
     Labelled,
     batches,
     check_labels,
+    check_task,
     digits,
     halves,
     image_folder,
     modular_addition,
+    ordered_as,
+    retasked,
+    settled,
     stacked,
     to_model,
     torchvision_images,
@@ -299,18 +305,19 @@ def test_bad_data():
         "a nan scalar": (ValueError, "NaN or infinite inputs in 1 of 2", (spoilt[3:5, 1], y[:2])),
         "a label short": (ValueError, "the pair of tensors has inputs of shape \\(6, 4\\) and 5 labels", (x, y[1:])),
         "a batch with a label short": (ValueError, "batch 0 has inputs of shape \\(6, 4\\) and 5 labels", [(x, y[1:])]),
-        "labels that are fractions": (ValueError, "labels of torch.float32; expected integer", (x, y.float())),
-        "labels that are booleans": (ValueError, "labels of torch.bool; expected integer", (x, y > 2)),
-        "one-hot labels": (ValueError, "labels of shape \\(6, 6\\).*y.argmax\\(1\\)", (x, torch.eye(6).long())),
-        "a negative label": (ValueError, "has the label -1; class indices start at 0", (x, y - 1)),
-        "inputs alone": (TypeError, "batch 0 is a Tensor, not a pair", [x, x, x]),
-        "a tensor": (TypeError, "batch 0 is a Tensor, not a pair", x),
+        "a negative label": (ValueError, "example 0 has the label -1; class indices start at 0", (x, y - 1)),
+        "a class at each position": (ValueError, "a class at each position, which is not supp", (x, y.repeat(3, 1).T)),
+        "two tensors in a list": (ValueError, "may be inputs and targets or two batches", [x, x]),
+        "targets only at first": (ValueError, "targets of shape \\(6, 0\\), those before", [(x, y), (x, None)]),
+        "words and then numbers": (TypeError, "words in some batches", [(x, list("abcdef")), (x, y)]),
+        "one target for all": (ValueError, "batch 0 has one target, 3.*give a DataLoader", [(x, 3), (x, 4)]),
+        "a sparse input": (TypeError, "layout torch.sparse_coo: give it dense", (x.to_sparse(), y)),
+        "words as inputs": (TypeError, "no table of numbers", (np.array(list("abcdef")), y)),
         "three to a batch": (TypeError, "batch 0 is a tuple of 3, not a pair", [(x, y, y)]),
         "inputs without a tensor": (TypeError, "batch 0 holds no inputs: inputs are one tensor", [({}, y)]),
-        "a list of numbers": (TypeError, "batch 0 holds a float: inputs are one tensor", [([0.5] * 6, y)]),
+        "a list of words": (TypeError, "batch 0 holds a str: inputs are one tensor", [(["a"] * 6, y)]),
         "an input too long": (ValueError, "inputs of shape \\(5, 4\\) and 6 labels", [((x, x[1:]), y)]),
         "images of two sizes": (ValueError, "batch 1 .* \\(3,\\), those before it \\(4,\\)", [(x, y), (x[:, 1:], y)]),
-        "a data set": (TypeError, "got a TensorDataset.* wrap it in a DataLoader", TensorDataset(x, y)),
         "a number": (TypeError, "got data of type int: pass a pair of tensors, a DataLoader", 3),
         "none": (TypeError, "got data of type NoneType: pass a pair", None),
     }
@@ -325,23 +332,27 @@ def test_bad_data():
 
 
 def test_numbers():
-    x, y = torch.rand(5, 3), torch.rand(5, 2)
-    with pytest.raises(ValueError, match="integer class indices"):
-        batches((x, y))
-    numbers = batches((x, y), batch_size=2, targets="any")
-    assert_allclose(numbers.labels, y.numpy(), rtol=1e-6, strict=True)
-    assert_allclose(torch.cat([part for _, part in numbers]), y, rtol=1e-6, strict=True)
-    assert batches((x, y[:, 0]), targets="any").labels.shape == (5,)
-    assert batches((x, torch.arange(5)), targets="any").labels.dtype == np.int64
-    assert batches(numbers, targets="any") is numbers
-    with pytest.raises(ValueError, match=r"the `Batches` has labels of torch.float32; expected integer class indices"):
-        batches(numbers)
-    classes = batches((x, torch.arange(5)), targets="any")  # numbers were allowed, but these are classes
-    assert batches(classes) is classes
-    with pytest.raises(ValueError, match="finite numbers"):
-        batches((x, y / 0), targets="any")
-    with pytest.raises(ValueError, match="targets='labels'"):
-        batches((x, y), targets="labels")
+    x, y = torch.rand(5, 3), 9 * torch.rand(5, 2)
+    numbers = batches((x, y), batch_size=2)
+    assert numbers.task == "numbers" and numbers.notes == ()
+    assert_allclose(numbers.labels, y.double().numpy(), rtol=1e-6, strict=True)
+    assert_allclose(torch.cat([part for _, part in numbers]), y.double(), rtol=1e-6, strict=True)
+    assert batches((x, y[:, 0])).labels.shape == (5,)
+    assert batches(numbers) is numbers and retasked(numbers, "numbers").labels is numbers.labels
+    for wrong in (numbers, (x, y)):
+        with pytest.raises(ValueError, match=r"classes are \(n,\) whole numbers from 0 on"):
+            batches(wrong, task="classes")
+    assert batches((x, torch.arange(5)), task="numbers").labels.dtype == np.float64
+    with pytest.raises(ValueError, match=r"NaN or infinite targets in examples 0, 1, 2, 3, 4, 5 of 5.*expected finite"):
+        batches((x, y / 0))
+    with pytest.raises(ValueError, match="task='label': allowed are"):
+        batches((x, y), task="label")
+    with pytest.raises(
+        ValueError, match="`fit` needs integer class indices as targets; these data have floating numbers"
+    ):
+        check_task(numbers, ("classes",), "`fit`")
+    without = retasked(numbers, "none")
+    assert [len(part) for part, _ in without] == [2, 2, 1] and without.labels.shape == (5, 0)
 
 
 def test_to_model():
@@ -373,3 +384,121 @@ def test_check_labels():
     with pytest.raises(ValueError, match="example 3 has the label 5"):
         check_labels(read, 5)
     str(caught.value)
+
+
+def test_forms():
+    class Rows:
+        """What Hugging Face's `Dataset` is to a reader: rows that are mappings, and a format to ask for."""
+
+        column_names = ("pixels", "label")
+
+        def with_format(self, kind):
+            return [{"pixels": one, "label": answer} for one, answer in zip(x, y, strict=True)]
+
+    class Single(Dataset):
+        """Examples without targets."""
+
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, i):
+            return x[i]
+
+    x, y = torch.arange(15.0).view(5, 3), torch.tensor([2, 0, 1, 1, 0])
+    words = [["ant", "bee", "cat"][i] for i in y]
+    frame = pd.DataFrame(x.numpy(), columns=list("abc"))
+    inside = {"pixels": x, "labels": y, "nothing": None}
+    forms = {
+        "tensors": (x, y),
+        "a list of whole numbers": (x, y.tolist()),
+        "a list of tensors": (x, list(y)),
+        "lists": (x.tolist(), y.tolist()),
+        "read-only arrays": (np.broadcast_to(x.numpy(), (5, 3)), np.broadcast_to(y.numpy(), 5)),
+        "reversed arrays": (x.numpy()[::-1][::-1], y.numpy()[::-1][::-1]),
+        "objects": (x.numpy(), y.numpy().astype(object)),
+        "a frame and a series": (frame, pd.Series(y)),
+        "a column": (x, y[:, None]),
+        "a Dataset": TensorDataset(x, y),
+        "a DataLoader": DataLoader(TensorDataset(x, y), batch_size=2),
+        "a mapping": inside,
+        "a UserDict": UserDict(inside),
+        "batches that are mappings": [UserDict(pixels=x[:3], label=y[:3]), UserDict(pixels=x[3:], label=y[3:])],
+        "rows": Rows(),
+        "words": (x, words),
+        "an array of words": (x, np.array(words, dtype=object)),
+        "a series of words": [(x[:2], pd.Series(words[:2])), (x[2:], pd.Series(words[2:]).astype("category"))],
+        "one-hot rows": (x, torch.eye(3)[y]),
+    }
+    for name, form in forms.items():
+        read = batches(form, batch_size=2)
+        found = [next(iter(one.values())) if isinstance(one, dict) else one for one, _ in read]
+        assert all(type(one) in (dict, torch.Tensor) for one, _ in read), name
+        assert read.task == "classes" and read.labels.tolist() == [2, 0, 1, 1, 0], name
+        assert torch.equal(torch.cat(found), x) and torch.equal(torch.cat([one for _, one in read]), y), name
+        assert bool(read.notes) == any(word in name for word in ("word", "mapping", "UserDict", "rows")), (
+            name,
+            read.notes,
+        )
+    assert batches(forms["words"]).names == ("ant", "bee", "cat")
+    assert "class 0 is 'ant', class 2 is 'cat'." in batches(forms["words"]).notes[0]
+    assert batches(inside).notes == ("The targets are the inputs' entry 'labels'.",)
+    alone = [
+        x,
+        x.numpy(),
+        frame,
+        {"pixels": x},
+        (x, None),
+        Single(),
+        DataLoader(Single()),
+        TensorDataset(x),
+        [(x, None)],
+    ]
+    for form in alone:
+        read = batches(form)
+        assert read.task == "none" and read.labels.shape == (5, 0) and sum(len(one) for _, one in read) == 5
+        check_task(read, ("none", "labels"), "anything")
+    assert batches(inside, task="none").notes == ()
+    batches(forms["words"])
+
+
+def test_settled():
+    x, y = torch.rand(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])
+    grades = torch.tensor([0, 4, 1, 2, 3, 1])
+    for targets, n_scores, task, told in [
+        (y, 2, "classes", 0),
+        (y, 1, "labels", 1),
+        (y.bool(), 1, "labels", 1),
+        (y[:, None], 1, "labels", 1),
+        (y.float(), 1, "labels", 1),
+        (y.float()[:, None], 1, "labels", 1),
+        (y.float(), 2, "classes", 1),
+        (["yes" if one else "no" for one in y], 1, "labels", 2),
+        (grades, 5, "classes", 0),
+        (grades, 1, "numbers", 1),
+        (grades.float(), 5, "classes", 1),
+        (grades.float(), 1, "numbers", 1),
+        (grades + 0.5, 1, "numbers", 0),
+        (torch.stack([y, y], 1), 2, "labels", 0),
+    ]:
+        read = settled(batches((x, targets), batch_size=4), n_scores)
+        assert read.task == task and len(read.notes) == told and not read.others, (targets, n_scores, read.notes)
+        check_labels(read, n_scores)
+        expected = torch.as_tensor(y if isinstance(targets, list) else targets).double().view(read.labels.shape)
+        assert np.array_equal(read.labels, expected)
+        assert np.array_equal(torch.cat([part for _, part in read]).numpy(), read.labels)
+        assert settled(read, n_scores) is read
+        part = batches((x, targets), batch_size=4)
+        part = replace(part, source=list(part))  # as a half of the data has it, whose targets were read already
+        assert settled(part, n_scores).task == task and np.array_equal(settled(part, n_scores).labels, read.labels)
+    assert settled(batches((x, y), task="classes"), 1).task == "classes"  # it was said
+    with pytest.raises(
+        ValueError, match="whole numbers up to 4, and the model puts out 3 an example: they fit neither"
+    ):
+        settled(batches((x, grades.float())), 3)
+    with pytest.raises(ValueError, match="the targets have 2 labels of 0 or 1 an example, and the model puts out 3"):
+        check_labels(batches((x, torch.stack([y, y], 1))), 3)
+    read = ordered_as(batches((x, ["b", "a", "a", "b", "c", "a"]), batch_size=2), ["c", "b", "d", "a"])
+    assert read.labels.tolist() == [1, 3, 3, 1, 0, 3] == torch.cat([part for _, part in read]).tolist()
+    with pytest.raises(ValueError, match=r"the model has no class 'a'; it has \['b', 'c'\]"):
+        ordered_as(batches((x, ["b", "a", "a", "b", "c", "a"])), ["b", "c"])
+    settled(batches((x, y)), 1).notes

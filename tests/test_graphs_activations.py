@@ -222,7 +222,7 @@ def test_constant_units():
     assert len(x[:, 1].unique()) == 2
     model = copies(5)
     network = trace(model, x)
-    extent = _Range([network.layer("0")])
+    extent = _Range()
     for part in x.T.split(500, dim=1):
         extent.add(part)
     assert extent.constant().tolist() == [False, True, False, False, False]
@@ -257,10 +257,17 @@ def test_activation_graph_errors():
         activation_graph(model[6:].eval(), (torch.ones(3, 6), flat[1][:3]), trace(model[6:].eval(), torch.ones(1, 6)))
     with pytest.raises(MemoryError, match=r"edges between 1,000,000,000 units need 8,000,000,000\.0 GB: name"):
         _Moments((10**9,), torch.device("cpu"))
-    large = torch.cat([images.x[:-1], images.x[-1:] * 1e38]), images.y
+    large = torch.cat([images.x[:-1], images.x[-1:] * 1e38]), images.y  # too large for both layers, or for the first
+    less = torch.cat([images.x[:-1], images.x[-1:] * 1e37]), images.y
     for corr in ("pearson", "spearman"):
-        with pytest.raises(ValueError, match="activations of '4' hold NaN or infinite numbers") as caught:
+        with pytest.raises(ValueError, match="NaN or infinite numbers, of layer '4' for example 449") as caught:
             activation_graph(model, large, network, corr=corr, layers=["4"], n_reference=100)
+        with pytest.raises(ValueError, match="of layer '0' for example 449, '4' for example 449"):
+            activation_graph(model, large, network, corr=corr, n_reference=100)
+        left = activation_graph(model, less, network, corr=corr, n_reference=100)
+        same = activation_graph(model, less, network, corr=corr, layers=left.layers, n_reference=100)
+        assert left.layers == ("4",) and "Layer '0' is left out of activations" in left.notes[-1]
+        assert_allclose(left.block("4", "4"), same.block("4", "4"), rtol=1e-6)
     str(caught.value)
 
 

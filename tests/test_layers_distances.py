@@ -200,6 +200,59 @@ def test_tokens():
     pd.DataFrame({str(points): one.matrix[0, 1:] for points, one in found.items()}, index=names[1:]).round(3)
 
 
+def test_padding():
+    class Padded(nn.Module):
+        "Tokens and a mask; what counts is averaged."
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.inner, self.outer = nn.Embedding(9, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+        def forward(self, ids, attention_mask):
+            h, own = self.inner(self.table(ids)).tanh(), attention_mask[..., None].float()
+            return self.outer((h * own).sum(1) / own.sum(1))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Padded().eval()
+    lengths = torch.arange(20) % 4 + 2
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(9, (int(length),), generator=generator) for length in lengths]
+    states = [model.inner(model.table(row)).tanh().detach().double().numpy() for row in rows]
+
+    def padded(width, holds, left=False):
+        "The sequences in a table, and which positions count."
+        ids, mask = torch.full((20, width), holds), torch.zeros(20, width, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            own = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, own], mask[i, own] = row, 1
+        return {"ids": ids, "attention_mask": mask}
+
+    names = ["table", "inner"]
+    for points in ("mean", 0, 1, -1, -2):
+        found = [
+            layer_distances(model, padded(*form), n=20, measure="identity", layers=names, points=points)
+            for form in ((5, 0), (5, 3), (8, 0), (8, 1, True))
+        ]
+        inner = [one.mean(0) if points == "mean" else one[points] for one in states]
+        table = [model.table(row).detach().double().numpy() for row in rows]
+        outer = [one.mean(0) if points == "mean" else one[points] for one in table]
+        expected = [point_distances(np.stack(one)) for one in (outer, inner)]
+        right = np.sqrt(((expected[0] - expected[1]) ** 2).mean())
+        for one in found:
+            assert_allclose(one.matrix[0, 1], right, rtol=1e-5)
+            assert "Padding was found by 'attention_mask'" in one.notes[0]
+    for points in ("flatten", "tokens"):
+        found = [
+            layer_distances(model, padded(*form), n=20, measure="identity", layers=names, points=points)
+            for form in ((5, 0), (5, 3), (8, 0))
+        ]
+        assert len({one.matrix[0, 1].round(5) for one in found}) == 1
+    with pytest.raises(ValueError, match="points=2: layer 'table' has only 2 positions that count in an example"):
+        layer_distances(model, padded(5, 0), n=20, measure="identity", layers=names, points=2)
+    found[0]
+
+
 def test_packs():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

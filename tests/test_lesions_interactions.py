@@ -12,6 +12,7 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 from torch import nn
+from torch.nn import functional as F
 
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition, SubCluster
@@ -100,7 +101,9 @@ def test_closed_form():
         linear = interactions(model, data, BLOCKS, outcome=output_lost, n_controls=19)
     assert np.abs(linear.interaction).max() <= 1e-6 and np.abs(linear.to_frame()["interaction_low"]).max() < 1e-9
     squared = interactions(model, data, BLOCKS, outcome="squared_error", n_controls=99)
-    parts = (data[0] * model[2].weight[0]).numpy()
+    parts = (data[0] * model[2].weight[0]).numpy() / data[
+        1
+    ].numpy().std()  # errors are divided by the targets' variance
     sums = np.stack([parts[:, BLOCKS.labels["0"] == c].sum(1) for c in range(3)])
     frame = squared.to_frame()
     for row, (x, y) in zip(frame.itertuples(), [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)], strict=True):
@@ -120,7 +123,9 @@ def test_controls_by_hand():
         model, data, BLOCKS, pairs=[(("0", 0), ("0", 1))], outcome="squared_error", n_controls=99, n_boot=7
     )
     X, Y = BLOCKS.subclusters()[:2]
-    parts = (data[0] * model[2].weight[0]).numpy()
+    parts = (data[0] * model[2].weight[0]).numpy() / data[
+        1
+    ].numpy().std()  # errors are divided by the targets' variance
     gone = parts[:, Y.units].sum(1)
     rows = _replacements(BLOCKS.labels["0"], X, Y, 99, seed=0)
     by_hand = np.stack([(parts[:, row].sum(1) + gone) ** 2 - gone**2 for row in rows])
@@ -138,6 +143,32 @@ def test_controls_by_hand():
     assert_allclose([row.ci_low, row.ci_high], [excess.min(), excess.max()], rtol=1e-4, strict=True)
     assert_allclose(row.p_value, (1 + (by_hand.mean(1) >= left.mean() - 1e-6).sum()) / 100, rtol=1e-6, strict=True)
     row[["damage_given", "control_mean", "effect", "p_value"]]
+
+
+def test_tasks():
+    def silenced(model, x, *groups):
+        """What the network says with groups of hidden units set to 0."""
+        handle = model[1].register_forward_hook(
+            lambda module, inputs, out: out * ~torch.as_tensor(np.any(groups, axis=0))
+        )
+        try:
+            return model(x)
+        finally:
+            handle.remove()
+
+    model, (x, _) = summing_model()
+    y, intact = torch.arange(150) % 2, model(x)
+    losses = {
+        "binary_cross_entropy": (y, lambda out: F.binary_cross_entropy_with_logits(out[:, 0], y.double())),
+        "change": (None, lambda out: ((out - intact) / intact.std(correction=0)).square().mean()),
+    }
+    a, b = (BLOCKS.labels["0"] == c for c in (0, 1))
+    for name, (targets, loss) in losses.items():
+        found = interactions(model, (x, targets), BLOCKS, pairs=[(("0", 0), ("0", 1))], n_controls=2, n_boot=3)
+        costs = [loss(silenced(model, x, *groups)) - loss(intact) for groups in ([a], [b], [a, b])]
+        assert found.outcome == name and len(found.notes) == 1 and found.notes[0] in found.verdict
+        assert_allclose([found.damage[0], found.given[0], found.joint[0]], costs, rtol=1e-5, atol=2e-6)
+    found.notes
 
 
 def test_redundant():

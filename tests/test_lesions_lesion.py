@@ -396,7 +396,7 @@ def test_regression():
     net = mlp((3, 8, 1)).double()
     rng = np.random.default_rng(0)
     x, y = (torch.as_tensor(rng.normal(size=(40, n))) for n in (3, 1))
-    numbers = batches((x, y), targets="any")
+    numbers = batches((x, y))
     network, groups = trace(net, x), some_groups(8, 4)
     engine = lesion_engine(net, numbers, network, ["1"], regression=True)
     error = measure_lesions(engine, numbers, [{"1": groups}], [lambda out, intact, y: (out - y).square().mean(2)])[0][0]
@@ -404,6 +404,18 @@ def test_regression():
     slow = [(net[3](h * ~torch.as_tensor(group)) - y).square().mean(1) for group in groups]
     assert_allclose(error, torch.stack(slow).detach(), rtol=1e-10, strict=True)
     engine
+
+
+def test_probabilities():
+    net, groups = mlp((64, 12, 10)), some_groups(12, 6)
+    soft = nn.Sequential(*net, nn.Softmax(1)).eval()
+    plain = lesion_table(net, data, None, "1", groups)
+    with pytest.warns(UserWarning, match="they are taken as probabilities, not as logits"):
+        again = lesion_table(soft, data, None, "1", groups)
+    for name in plain.measures:
+        assert_allclose(again.measures[name], plain.measures[name], rtol=1e-5, atol=1e-6, strict=True)
+        assert_allclose(again.intact[name], plain.intact[name], rtol=1e-5, atol=1e-6, strict=True)
+    assert any("taken as probabilities" in note for note in again.notes)
 
 
 def test_invariance():
@@ -465,7 +477,7 @@ def test_bad_input():
         lesion_table(net, data, network, "1", np.zeros((2, 12), dtype=bool), ablation="noise")
     with pytest.raises(ValueError, match="label"):
         lesion_table(net, (data.x, data.y + 5), network, "1", np.zeros((2, 12), dtype=bool))
-    with pytest.raises(ValueError, match=r"is \(batch, 4, 8, 8\); it has to be one tensor of \(batch, classes\)"):
+    with pytest.raises(ValueError, match=r"is \(batch, 4, 8, 8\); .* one tensor of \(batch, classes\)"):
         scores_node(trace(nn.Conv2d(1, 4, 3, padding=1).eval(), data.x))
     with pytest.raises(ValueError, match="two classes or more"):
         scores_node(trace(mlp((64, 1)), data.x))
@@ -480,7 +492,7 @@ def test_bad_input():
             return {"one": h, "other": h * 2, "tokens": h[:, None].expand(-1, 3, -1)}
 
     with pytest.raises(
-        ValueError, match=r"'one' \(batch, 10\); 'other' \(batch, 10\); 'tokens' \(batch, 3, 10\); one of them"
+        ValueError, match=r"'one' \(batch, 10\); 'other' \(batch, 10\); 'tokens' \(batch, 3, 10\): 2 of them"
     ) as error:
         scores_node(trace(Twins().eval(), data.x))
     str(error.value)

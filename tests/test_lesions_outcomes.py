@@ -17,10 +17,14 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from specialize_nb.base.data import digits
+from specialize_nb.base.targets import TASKS
 from specialize_nb.lesions.outcomes import (
+    OUTCOMES,
     _class_range,
     _error_added,
     _kl,
+    _label_kl,
+    _label_loss,
     _loss_added,
     _macro,
     _margin_lost,
@@ -28,9 +32,11 @@ from specialize_nb.lesions.outcomes import (
     _one_class,
     _right_lost,
     _selectivity,
+    as_logits,
     find_outcomes,
     residual,
     resolved,
+    usual_outcomes,
 )
 from specialize_nb.stats.tests import p_values
 from specialize_nb.training.fit import fit
@@ -42,7 +48,7 @@ def lesioned(sizes, n=400):
     model, (x, y), rng = mlp((64, 64, 64, 10)), digits("test"), np.random.default_rng(0)
     fit(model, digits("train"), epochs=20)
     names = ["cross_entropy", "margin", "kl", "accuracy", "micro_accuracy", "selectivity", "class_range"]
-    found, outcomes = {}, find_outcomes(names, n_classes=10)
+    found, outcomes = {}, find_outcomes(names, n_scores=10)
     with torch.no_grad():
         hidden = model[:5](x)
         for size in sizes:
@@ -169,7 +175,7 @@ def test_regression():
     column = lesioned[..., :1], intact[:, :1], targets[:, :1]
     for flat in [(lesioned[..., 0], *column[1:]), (*column[:2], targets[:, 0]), tuple(one[..., 0] for one in column)]:
         assert_allclose(_error_added(*flat, power=2), _error_added(*column, power=2), rtol=1e-6, strict=True)
-    for wrong in (targets[:, 0], targets[:1], targets.T[:, None]):
+    for wrong in (targets[:, 0], targets[:1], targets.T[:1].T):
         with pytest.raises(
             ValueError, match=r"outputs are \(2, 2\) and targets .* give a target for each output"
         ) as caught:
@@ -179,23 +185,144 @@ def test_regression():
     str(caught.value)
 
 
+def test_numbers_unit_free():
+    rng = np.random.default_rng(3)
+    targets = rng.normal(size=(50, 2, 2)) * np.array([1.0, 30.0]) + 5
+    mean = torch.as_tensor(np.broadcast_to(targets.mean(0), targets.shape).reshape(50, 4).copy())
+    y, exact = torch.as_tensor(targets), torch.as_tensor(targets).flatten(1)
+    found = find_outcomes(["squared_error", "absolute_error"], task="numbers", n_scores=4, targets=targets)
+    costs = {one.name: one.measure(mean[None], exact, y).mean().item() for one in found}
+    assert_allclose(costs["squared_error"], 1.0, rtol=1e-12)
+    scores, intact = torch.randn(3, 50, 4).double(), torch.randn(50, 4).double()
+    sd = torch.as_tensor(targets.reshape(50, 4).std(0))
+    for one, loss in zip(found, (F.mse_loss, F.l1_loss), strict=True):
+        scaled = [loss(part / sd, exact / sd, reduction="none").mean(1) for part in (*scores, intact)]
+        assert_allclose(one.measure(scores, intact, y), torch.stack(scaled[:3]) - scaled[3], rtol=1e-9, strict=True)
+        (other,) = find_outcomes(one.name, task="numbers", n_scores=4, targets=1000 * targets)
+        assert_allclose(
+            other.measure(1000 * scores, 1000 * intact, 1000 * y), one.measure(scores, intact, y), rtol=1e-9
+        )
+        assert one.note == other.note == "" and pickle.loads(pickle.dumps(one)).measure == one.measure
+    still = np.concatenate([targets.reshape(50, 4), np.full((50, 1), 7.0)], 1)
+    (half,) = find_outcomes("squared_error", task="numbers", n_scores=5, targets=still)
+    assert half.note == "1 of 5 targets do not vary in the data and are left out."
+    wide = [torch.cat([one, torch.full((*one.shape[:-1], 1), 9.0)], -1) for one in (scores, intact)]
+    assert_allclose(half.measure(*wide, torch.as_tensor(still)), found[0].measure(scores, intact, y), rtol=1e-9)
+    (none,) = find_outcomes("squared_error", task="numbers", n_scores=1, targets=np.full(50, 7.0))
+    assert none.note == "No target varies in the data: damage is in the targets' own units."
+    assert_allclose(none.measure(torch.zeros(1, 3, 1), torch.full((3, 1), 7.0), torch.full((3,), 7.0)), [[49.0] * 3])
+    pd.Series(costs, name="cost of always saying the mean")
+
+
+def test_labels():
+    rng = np.random.default_rng(4)
+    scores, intact = torch.tensor(rng.normal(size=(3, 40, 5)) * 3), torch.tensor(rng.normal(size=(40, 5)))
+    y = torch.tensor(rng.integers(2, size=(40, 5))).double()
+    names = ["binary_cross_entropy", "label_accuracy", "kl"]
+    found = {one.name: one.measure(scores, intact, y) for one in find_outcomes(names, task="labels", n_scores=5)}
+    rows = [F.binary_cross_entropy_with_logits(one, y, reduction="none").mean(1) for one in (*scores, intact)]
+    assert_allclose(found["binary_cross_entropy"], torch.stack(rows[:3]) - rows[3], rtol=1e-9, strict=True)
+    right = [((one > 0) == (y == 1)).double().mean(1) for one in (*scores, intact)]
+    assert_allclose(found["label_accuracy"], right[3] - torch.stack(right[:3]), rtol=1e-9, atol=1e-12, strict=True)
+    pair = [np.stack([one.sigmoid().numpy(), (-one).sigmoid().numpy()]) for one in (intact, *scores)]
+    assert_allclose(found["kl"], [stats.entropy(pair[0], one).mean(1) for one in pair[1:]], rtol=1e-6, strict=True)
+    sure = torch.tensor([[-torch.inf, 40.0]]), torch.tensor([[0.0, 1.0]])
+    assert_allclose(_label_loss(*sure), [0.0], atol=1e-12, strict=True)
+    assert_allclose(_label_kl(sure[0][None], sure[0], sure[1]), [[0.0]], atol=1e-12, strict=True)
+    assert [find_outcomes(usual_outcomes(task), task=task, n_scores=3)[0].name for task in TASKS] == [
+        "cross_entropy",
+        "binary_cross_entropy",
+        "squared_error",
+        "kl",
+    ]
+    {name: one.mean().item() for name, one in found.items()}
+
+
+def test_change():
+    rng = np.random.default_rng(5)
+    intact = torch.tensor(rng.normal(size=(60, 3)) * [1, 20, 0] + 4)
+    scores = intact[rng.permutation(60)][None].repeat(2, 1, 1)
+    scores[1, :, 2] += 1e6  # this output does not vary in the data
+    found = find_outcomes("change", task="none", n_scores=3, spread=lambda: intact.numpy().std(0))[0]
+    by_hand = ((scores - intact)[..., :2] / intact[:, :2].std(0, correction=0)).square().mean(-1)
+    assert_allclose(found.measure(scores, intact, torch.zeros(60, 0)), by_hand, rtol=1e-9, strict=True)
+    assert "There are no targets" in found.note and usual_outcomes("none", as_classes=False) == ("change",)
+    masked = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]])
+    (moved,) = find_outcomes("change", n_scores=2, spread=lambda: np.ones(2))
+    assert_allclose(moved.measure(masked[None] + 2, masked, torch.tensor([0, 1])), [[2.0, 4.0]], rtol=1e-9, strict=True)
+    by_hand.mean(1).tolist()
+
+
+def test_probabilities():
+    rng = np.random.default_rng(6)
+    scores, intact = torch.tensor(rng.normal(size=(2, 30, 4))) * 5, torch.tensor(rng.normal(size=(30, 4)))
+    for task, squash, y in (
+        ("classes", lambda one: one.softmax(-1), torch.tensor(rng.integers(4, size=30))),
+        ("labels", torch.sigmoid, torch.tensor(rng.integers(2, size=(30, 4))).double()),
+    ):
+        names = [name for name, one in OUTCOMES.items() if task in one.tasks and name != "change"]
+        logits = find_outcomes(names, task=task, n_scores=4)
+        shares = find_outcomes(names, task=task, n_scores=4, scores="probabilities")
+        for a, b in zip(logits, shares, strict=True):
+            told = b.measure(squash(scores), squash(intact), y)
+            assert_allclose(told, a.measure(scores, intact, y), rtol=1e-6, atol=1e-9, strict=True)
+            assert pickle.loads(pickle.dumps(b)).measure == b.measure != a.measure
+
+    def squares(outputs, labels):
+        return outputs.square().sum(1) - 1
+
+    y = torch.tensor([1, 0])
+    never = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # what single precision makes of certainty
+    (loss,) = find_outcomes("cross_entropy", n_scores=2, scores="probabilities")
+    assert_allclose(
+        loss.measure(never[None], torch.full((2, 2), 0.5), y), [[87.3365 - np.log(2), -np.log(2)]], rtol=1e-4
+    )
+    (own,) = find_outcomes(squares, n_scores=2, scores="probabilities")
+    assert_allclose(own.measure(never[None], never, y), [[0.0, 0.0]], atol=1e-12)
+    as_logits(never, "probabilities", "classes")
+
+
+def test_masked():
+    scores, intact = torch.randn(2, 20, 4).double(), torch.randn(20, 4).double()
+    y, gone = torch.arange(20) % 3, torch.full((1,), -torch.inf, dtype=torch.float64)
+    wide = [torch.cat([one, gone.expand(*one.shape[:-1], 1)], -1) for one in (scores, intact)]
+    names = ["cross_entropy", "accuracy", "margin", "kl"]
+    for a, b in zip(find_outcomes(names, n_scores=4), find_outcomes(names, n_scores=5), strict=True):
+        assert_allclose(b.measure(*wide, y), a.measure(scores, intact, y), rtol=1e-9, atol=1e-12, strict=True)
+    only = torch.tensor([[2.0, -torch.inf]])
+    alone = find_outcomes(names, n_scores=2)
+    assert all(one.measure(only[None] + 1, only, torch.tensor([0])).item() == 0 for one in alone)
+    for bad in (float("nan"), float("inf")):
+        broken = scores.clone()
+        broken[1, 3, 2] = bad
+        for task, answers in (
+            ("classes", y),
+            ("labels", torch.ones(20, 4)),
+            ("numbers", intact),
+            ("none", y[:, None] * 0),
+        ):
+            for one in find_outcomes([k for k, o in OUTCOMES.items() if task in o.tasks], task=task, n_scores=4):
+                found = one.measure(broken, intact, answers).isnan()
+                assert found[1, 3] and found.sum() == 1, (one.name, bad)
+
+
 def test_outcomes_by_name():
     listed = find_outcomes(
-        ["cross_entropy", "class_accuracy", "selectivity_residual", "accuracy", "micro_accuracy"], n_classes=2
+        ["cross_entropy", "class_accuracy", "selectivity_residual", "accuracy", "micro_accuracy"], n_scores=2
     )
     assert [o.name for o in listed[:4]] == ["cross_entropy", "accuracy_0", "accuracy_1", "selectivity_residual"]
     assert listed[3].residual_on == "cross_entropy" and {o.residual_on for o in listed[:3]} == {""}
-    assert len({o.measure for o in listed}) == 2 and listed[0].measure is listed[3].measure
+    assert len({o.measure for o in listed}) == 2 and listed[0].measure == listed[3].measure
     again = pickle.loads(pickle.dumps(listed))
-    assert again == listed and hash(again[1]) == hash(listed[1]) and again[0].measure is listed[0].measure
-    assert find_outcomes("accuracy_1", n_classes=2) == listed[2:3] and repr(listed[0]) == "Outcome('cross_entropy')"
+    assert again == listed and hash(again[1]) == hash(listed[1]) and again[0].measure == listed[0].measure
+    assert find_outcomes("accuracy_1", n_scores=2) == listed[2:3] and repr(listed[0]) == "Outcome('cross_entropy')"
     y, ones = torch.tensor([0, 0, 1]), np.ones((1, 3))
     intact, scores = 9 * F.one_hot(y).double(), 9 * F.one_hot(torch.tensor([[1, 0, 1], [1, 0, 0]])).double()
     lost = {o.name: o.reduce(o.measure(scores, intact, y).numpy(), y.numpy(), ones)[:, 0] for o in listed}
     rows = [lost[a] for a in ("accuracy_0", "accuracy_1", "accuracy", "micro_accuracy")]
     assert_allclose(rows, [[0.5, 0.5], [0, 1], [0.25, 0.75], [1 / 3, 2 / 3]], rtol=1e-6, strict=True)
-    numbers = find_outcomes(["squared_error", "absolute_error"], n_classes=None)
-    fell = [o.measure(torch.ones(1, 3), torch.zeros(3), torch.full((3,), 3.0)) for o in numbers]
+    numbers = find_outcomes(["squared_error", "absolute_error"], task="numbers", n_scores=1)
+    fell = [o.measure(torch.ones(1, 3, 1), torch.zeros(3, 1), torch.full((3,), 3.0)) for o in numbers]
     assert_allclose(fell, [[[-5.0] * 3], [[-1.0] * 3]], rtol=1e-6, strict=True)
     pd.DataFrame(lost, index=["lesion 0", "lesion 1"]).round(3)
 
@@ -208,13 +335,13 @@ def test_own_function():
         return F.cross_entropy(outputs, labels)
 
     y, intact, scores = torch.tensor([0, 1]), torch.zeros(2, 2), torch.tensor([[[0.0, 40.0], [0.0, 0.0]]])
-    (own,) = find_outcomes(brier, n_classes=2)
+    (own,) = find_outcomes(brier, n_scores=2)
     assert own.name == "brier" and own.measure(scores, intact, y).dtype == torch.float64
     assert_allclose(own.measure(scores, intact, y), [[1.5, 0]], rtol=1e-6, atol=1e-12, strict=True)
     with pytest.raises(
         ValueError, match=r"gave shape \(\) for 2 examples: give one number an example, \(2,\)"
     ) as caught:
-        find_outcomes(careless, n_classes=2)[0].measure(scores, intact, y)
+        find_outcomes(careless, n_scores=2)[0].measure(scores, intact, y)
     str(caught.value)
 
 
@@ -222,25 +349,28 @@ def test_refused():
     def kl(outputs, labels):
         return labels
 
+    def mine(outputs, labels):
+        return labels
+
     said = []
     refused = {
-        "'squared_error' needs targets that are numbers; for scores of 3 classes choose": ("squared_error", 3),
-        "'kl' needs class scores; for regression choose one or more of \\['squared_error', 'absolute_error'\\]": (
-            "kl",
-            None,
-        ),
-        "'class_accuracy' needs class scores": (["class_accuracy"], None),
+        "'squared_error' needs targets that are numbers; for task='classes' choose": ("squared_error", 3),
+        "'kl' needs class scores or .*; for task='numbers' choose one or more of \\['squared_error'": ("kl", "numbers"),
+        "'class_accuracy' needs class scores": (["class_accuracy"], "labels"),
+        "scores of two classes or more; for task='none' choose one or more of \\['change'\\]": ("kl", "none"),
+        "outcome 'mine' is a function of targets, and there are none: take 'change'": (mine, "none"),
         "no outcome 'cross_entrpy': .* did you mean 'cross_entropy'": (["cross_entrpy"], 3),
         "no outcome 'accuracy_3'": (["accuracy_3"], 3),
         "no outcomes: choose one or more of \\['cross_entropy', 'accuracy'": ([], 3),
         "\\['accuracy_1'\\] come twice": (["class_accuracy", "accuracy_1"], 3),
         "'kl', as an outcome built in": (kl, 3),
-        "n_classes=1: class scores need two or more": ("kl", 1),
+        "n_scores=1: class scores need two or more": ("kl", 1),
         "outcome of type int": ([3], 3),
     }
-    for match, (names, n_classes) in refused.items():
+    for match, (names, n_scores) in refused.items():
+        other = dict(task=n_scores, n_scores=1) if isinstance(n_scores, str) else dict(n_scores=n_scores)
         with pytest.raises((ValueError, TypeError), match=match) as caught:
-            find_outcomes(names, n_classes=n_classes)
+            find_outcomes(names, **other)
         said.append(str(caught.value))
     said
 

@@ -186,6 +186,19 @@ def test_saved():
     again.to_frame().drop(columns="seconds")
 
 
+def test_tasks():
+    x, partition = torch.rand(40, 5), Partition.from_labels({"1": [0] * 4 + [1] * 4})
+    numbers = torch.tensor(np.random.default_rng(0).normal(size=40))
+    cases = (1, torch.arange(40) % 2, "labels", 1), (1, numbers, "numbers", 0), (3, None, "none", 1)
+    for n_out, y, task, n_notes in cases:
+        net, options = mlp((5, 8, n_out)), dict(n_controls=9, n_boot=3)
+        found = plan(net, (x, y), partition, probe_seconds=0.01, **options)
+        done = importance(net, (x, y), partition, **options)
+        assert found.notes == done.notes and len(found.notes) == n_notes and done.settings["task"] == task
+        assert all(note in found.verdict for note in found.notes)
+    found
+
+
 def test_bad_input():
     model, data, partition, network = scene()
     with pytest.raises(ValueError, match="give the probe some time"):

@@ -13,6 +13,7 @@ from specialize_nb.dev.testing import unchanged
 from specialize_nb.network.answers import (
     answers_of,
     input_range,
+    outputs_of,
     range_of,
     record,
     scores_node,
@@ -152,6 +153,7 @@ def test_kept():
     assert list(passes) == ["0", "4"] and answers_of(subject, ["4"])["4"] is passes["4"]
     assert unit_scales(subject)["0"] is unit_scales(subject)["0"] and not first.flags.writeable
     assert range_of(subject) is range_of(subject) and scores_of(subject) == scores_node(subject.network)
+    assert outputs_of(subject) is outputs_of(subject)
     for function in (record, unit_scales):
         with pytest.raises(ValueError, match="traced from another Sequential"):
             function(copy.deepcopy(model), images, subject.network)

@@ -63,7 +63,7 @@ def test_the_three_are_joined_and_nothing_is_changed():
     np.testing.assert_array_equal(found.data.labels, data[1])
     network, checked = traced(model), batches(data)
     found = Subject.of(model, checked, network=network)
-    assert found.network is network and found.data is checked
+    assert found.network is network and found.data.source is checked.source
 
 
 @pytest.mark.parametrize("branch", [False, True])
@@ -116,15 +116,15 @@ def test_bad_models_and_data_are_told_as_ever():
         Subject.of(build(), None)
 
 
-def test_targets_are_classes_where_classes_are_asked_for():
+def test_the_task_is_looked_up_or_said():
     x, model = examples()[0], build()
     numbers = (x, x.sum(1))
-    assert Subject.of(model, numbers).data.labels.dtype == np.float32
-    for data in (numbers, batches(numbers, targets="any")):
-        with pytest.raises(ValueError, match="expected integer class indices"):
-            Subject.of(model, data, targets="classes")
-        with pytest.raises(ValueError, match="expected integer class indices"):
-            Subject.of(model, examples(), find=data, targets="classes")
+    assert Subject.of(model, numbers).data.task == "numbers" and Subject.of(model, x).data.task == "none"
+    for data in (numbers, batches(numbers)):
+        with pytest.raises(ValueError, match="classes are whole numbers from 0 on"):
+            Subject.of(model, data, task="classes")
+        with pytest.raises(ValueError, match="classes are whole numbers from 0 on"):
+            Subject.of(model, examples(), find=data, task="classes")
 
 
 def test_finding_has_the_data_to_find_with_and_is_made_once():
@@ -165,13 +165,13 @@ def test_what_fails_is_not_kept():
 def test_a_subject_is_taken_as_it_is():
     model = build()
     found = Subject.of(model, examples())
-    assert Subject.of(found) is found is Subject.of(found, network=found.network, targets="classes")
+    assert Subject.of(found) is found is Subject.of(found, network=found.network, task="classes")
     for wrong in (dict(data=examples()), dict(network=traced(model))):
         with pytest.raises(ValueError, match="a `Subject` has its data and its network: leave both out"):
             Subject.of(found, **wrong)
     x = examples()[0]
-    with pytest.raises(ValueError, match="expected integer class indices"):
-        Subject.of(Subject.of(model, (x, x)), targets="classes")
+    with pytest.raises(ValueError, match="a `Subject` has its task, 'numbers'"):
+        Subject.of(Subject.of(model, (x, x)), task="classes")
 
 
 def test_each_is_checked_once(monkeypatch):

@@ -178,6 +178,30 @@ def test_unknown_operation():
     cut.unknown
 
 
+def test_notes():
+    class Experts(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.first, self.expert, self.last, self.p = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2), p
+
+        def forward(self, x):
+            x = F.dropout(torch.relu(self.first(x)), self.p)
+            rows = (x[:, 0] > 0.5).nonzero().flatten()
+            return self.last(x.index_add(0, rows, self.expert(x[rows])))
+
+    x = torch.rand(6, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        networks = [trace(random_model(Experts(p)), x) for p in (0.5, 0.0)]
+    told = [str(one.message) for one in caught]
+    assert told == [*networks[0].notes, *networks[1].notes] and networks[0].notes[:-1] == networks[1].notes
+    assert "Layer 'expert' is left out: it runs on rows that are chosen by their values." in told
+    assert networks[0].notes[-1].startswith("Random in evaluation, by dropout: two passes differ")
+    assert [layer.name for layer in networks[0].layers] == ["input", "first", "last"]
+    assert networks[0].verdict.endswith(networks[0].notes[-1]) and networks[0].notes[-1] in networks[0]._repr_html_()
+    networks[0].notes
+
+
 def test_hooks_instead():
     class Branching(nn.Module):
         def __init__(self):
@@ -201,6 +225,83 @@ def test_hooks_instead():
     x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, -0.5]])
     assert_allclose(network.activations(x, ["first"])["first"], torch.relu(model.first(x)), rtol=1e-6, strict=True)
     assert_allclose(network.activations(-x, ["first"], at="pre")["first"], model.first(x), rtol=1e-6, strict=True)
+    network
+
+
+def test_why_refused():
+    class Packed(nn.Module):
+        def __init__(self, recurrent):
+            super().__init__()
+            self.words, self.recurrent, self.head = (
+                nn.Embedding(9, 5),
+                recurrent(5, 4, batch_first=True),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, ids):
+            lengths = (ids != 0).sum(1).cpu()
+            parts = nn.utils.rnn.pack_padded_sequence(self.words(ids), lengths, batch_first=True, enforce_sorted=False)
+            return self.head(nn.utils.rnn.pad_packed_sequence(self.recurrent(parts)[0], batch_first=True)[0].sum(1))
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.edges = nn.Linear(3, 4), nn.Linear(4, 2), nn.Buffer(torch.rand(5, 5))
+
+        def forward(self, x):
+            return self.last(self.edges @ torch.relu(self.first(x)))
+
+    def noted(model, x):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            network = trace(model.eval(), x)
+        assert {str(one.message) for one in caught if one.category is RuntimeWarning} == set(network.notes)
+        return network
+
+    for lengths in ((4, 4, 2), (2, 4, 1), (3, 3, 3)):
+        ids = torch.tensor([[1] * n + [0] * (4 - n) for n in lengths])
+        for recurrent in (nn.LSTM, nn.GRU, nn.RNN):
+            network = noted(Packed(recurrent), ids)
+            assert [layer.name for layer in network.layers] == ["words", "head"]
+            assert (
+                "`pack_padded_sequence` cuts a batch" in network.refused
+                and "'recurrent' is left out" in network.notes[1]
+            )
+    for name in ('a"b', "class", "a\\b", "a\nb"):
+        model = nn.Sequential()
+        model.add_module(name, nn.Linear(3, 4))
+        assert [layer.name for layer in noted(model, torch.zeros(2, 3)).layers] == [name]
+        assert "which no exported program can hold" in noted(model, torch.zeros(2, 3)).refused
+    for name in ("a'b", "a b", "größe", "a/b", "input", "self", "forward"):
+        model = nn.Sequential()
+        model.add_module(name, nn.Linear(3, 4)) if name != "forward" else model.append(nn.Linear(3, 4))
+        network = trace(model.eval(), torch.zeros(2, 3))
+        assert network.notes == () and network.layers[0].name == "input" and len(network.wires) == 1
+    network = noted(Fixed(), torch.rand(5, 3))
+    assert "fixes the batch size at 5" in network.refused and network.hidden == ("first",)
+    with pytest.raises(ValueError, match=r"if it takes whole batches alone, give one as `example`"):
+        trace(Fixed().eval(), torch.rand(2, 3))
+    network.notes
+
+
+def test_compiled_and_quantized():
+    import torch.ao.quantization as quantization
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.rand(5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its older ways
+        scripted, frozen = torch.jit.script(model), torch.jit.freeze(torch.jit.script(model))
+        traced = torch.jit.trace(model, x)
+        quantized = quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).eval()
+        partly = nn.Sequential(torch.jit.script(nn.Linear(3, 4).eval()), nn.Linear(4, 2)).eval()
+    for one in (scripted, frozen, traced):
+        with pytest.raises(ValueError, match=r"it is TorchScript.*trace the `nn.Module` that it was compiled from"):
+            trace(one, x)
+    for one, told in ((partly, "module '0' is TorchScript"), (quantized, "module '0' is quantized")):
+        with pytest.warns(RuntimeWarning, match=f"{told}, which torch.export does not read"):
+            network = trace(one, x)
+    assert network.hidden == ("0",)  # the rounded weights put out numbers all the same
+    assert_allclose(network.activations(x, ["0"], at="pre")["0"], quantized[0](x), rtol=1e-6, strict=True)
     network
 
 

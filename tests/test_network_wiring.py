@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 
+from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.network import wiring
 from specialize_nb.network.perturbation import check_wiring
 from specialize_nb.network.units import trace
 
@@ -299,7 +302,7 @@ def test_a_sum_of_unequal_shapes_is_a_layer_when_asked():
 
 def test_recurrent_modules_unroll_step_by_step():
     model = build(lambda m, x: m.b(m.a(x)[0][:, -1]), a=nn.LSTM(4, 3, batch_first=True), b=nn.Linear(3, 2))
-    network = true_network(model, normal(3, 3, 4))
+    network = true_network(model, normal(3, 3, 4), recurrent="gate")
     names = [layer.name for layer in network.layers]
     assert names == ["input", "a.weight_ih_l0", "a.weight_hh_l0", "a.weight_hh_l0#2", "b"]
 
@@ -353,3 +356,134 @@ def test_weights_that_depend_on_the_input_are_told():
     with pytest.warns(RuntimeWarning, match="could not be followed"):
         network = trace(build(function, a=nn.Linear(4, 4)), VECTORS)
     assert network.unknown
+
+
+def test_a_failure_while_one_operation_is_followed_cuts_off_there(monkeypatch):
+    "Whatever goes wrong on the way: the operation, its node and the error are named, and all else is as it was."
+
+    def fails(follower, node):
+        raise ZeroDivisionError("of all things")
+
+    model = build(lambda m, x: m.c(torch.tanh(m.b(m.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 3), c=nn.Linear(3, 2))
+    whole = trace(model, VECTORS)
+    monkeypatch.setitem(wiring._HANDLERS, "tanh", fails)
+    with pytest.warns(RuntimeWarning, match=r"aten.tanh.default could not be followed \(node 'tanh'.*: of all things"):
+        cut = trace(model, VECTORS)
+    assert [one.layers for one in cut.unknown] == [("b",)] and "of all things" in cut.notes[0]
+    assert [layer.name for layer in cut.layers] == [layer.name for layer in whole.layers]
+    assert [(wire.source, wire.target) for wire in cut.wires] == [("input", "a"), ("a", "b")]
+    assert cut.notes[0] in cut.verdict and not whole.notes
+
+
+def test_a_failure_in_a_weighted_operation_leaves_no_half_layer(monkeypatch):
+    def fails(follower, node):
+        follower._new_layer(node, "half", "", "", 1)
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(wiring._PRODUCERS, "matmul", fails)
+    model = build(lambda m, x: m.b(m.a(x) @ torch.ones(5, 5, dtype=x.dtype)), a=nn.Linear(4, 5), b=nn.Linear(5, 3))
+    with pytest.warns(RuntimeWarning, match="aten.matmul.default could not be followed"):
+        network = trace(model, VECTORS)
+    assert [layer.name for layer in network.layers] == ["input", "a", "b"] and len(network.wires) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda m, x: m.b(m.a(x)[x[:, 0] > 0]), "runs on rows that are chosen by their values"),
+        (lambda m, x: m.b(m.a(x).mean(0, keepdim=True)), "mixes the examples of a batch into a fixed number of rows"),
+        (lambda m, x: m.b(torch.cat([m.a(x), x[:1, :1].expand(1, 5)])), "does not have as many rows for every example"),
+        (lambda m, x: m.b(m.a(x).to(torch.complex128)), "puts out complex numbers"),
+    ],
+)
+def test_layers_without_a_number_for_each_example_are_left_out(function, told):
+    model = build(function, a=nn.Linear(4, 5), b=nn.Linear(5, 3, dtype=torch.complex128 if "complex" in told else None))
+    model.b = model.b if "complex" in told else model.b.double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        network = trace(model, VECTORS)
+    assert [layer.name for layer in network.layers] == ["input", "a"]
+    assert f"Layer 'b' is left out: it {told}." in network.notes
+    assert {wire.target for wire in network.wires} == {"a"}
+
+
+def test_complex_weights_count_by_their_size():
+    "Units whose numbers become real behind the weight are units like others; the imaginary part is not dropped."
+
+    def function(m, x):
+        return m.c((m.a(x).to(torch.complex128) @ m.kernel).abs())
+
+    model = build(function, a=nn.Linear(4, 5), c=nn.Linear(3, 2))
+    model.kernel = nn.Parameter(torch.randn(5, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = trace(model, VECTORS)
+        found = check_wiring(network, VECTORS)
+    wire = next(wire for wire in network.wires if wire.target == "kernel")
+    torch.testing.assert_close(wire.weight[:, :, 0], model.kernel.detach().abs().T)
+    assert found[["missing", "idle"]].sum().tolist() == [0, 0]
+    expected = (model.a(VECTORS).to(torch.complex128) @ model.kernel).abs()
+    torch.testing.assert_close(network.activations(VECTORS, ["kernel"], at="pre")["kernel"], expected)
+    for norm in ("l1", "l2", "max"):
+        block = weight_graph(network, norm=norm).blocks["a", "kernel"]
+        torch.testing.assert_close(torch.as_tensor(block), model.kernel.detach().abs())
+
+
+def test_einsums_are_followed_however_they_are_written():
+    weight = nn.Linear(5, 5)
+    ways = [
+        lambda m, h: torch.einsum("...i,ji->...j", h, m.w.weight),
+        lambda m, h: torch.einsum("bi,ji", h, m.w.weight),
+        lambda m, h: torch.tensordot(h, m.w.weight, dims=([1], [1])),
+        lambda m, h: torch.einsum("b i, j i -> b j", h, m.w.weight),
+    ]
+    wires = []
+    for way in ways:
+        model = build(lambda m, x, way=way: m.b(way(m, m.a(x)).relu()), a=nn.Linear(4, 5), w=weight, b=nn.Linear(5, 3))
+        network = trace(model, VECTORS)
+        found = check_wiring(network, VECTORS)
+        assert network.unknown == () and found[["missing", "idle"]].sum().tolist() == [0, 0]
+        wires.append([(wire.source, wire.target, wire.weight.tolist()) for wire in network.wires])
+    assert all(one == wires[0] for one in wires) and len(wires[0]) == 3
+
+
+class Adapted(nn.Module):
+    def __init__(self, out, inside):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.ones(2, inside)), nn.Parameter(torch.ones(out, 2))
+
+    def forward(self, weight):
+        return weight + self.up @ self.down
+
+
+class Kernel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return x @ self.kernel + self.bias
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: prune.random_unstructured(m, "weight", 0.5),
+        lambda m: prune.ln_structured(m, "weight", 0.5, n=2, dim=0),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.orthogonal,
+        lambda m: parametrize.register_parametrization(m, "weight", Adapted(8, 8)),
+        lambda m: Kernel(),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_is_called_as_its_module(change):
+    "However its weight is computed, and whatever its parameters are called."
+    layers = [nn.Linear(8, 8) for _ in range(11)]
+    layers[1], layers[10] = change(layers[1]), change(layers[10])
+    network = trace(nn.Sequential(*layers).eval(), torch.zeros(2, 8))
+    assert [layer.name for layer in network.layers] == ["input", *map(str, range(11))]
+    assert network.layer("10").n_units == 8

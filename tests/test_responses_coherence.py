@@ -348,11 +348,61 @@ def test_tokens():
         rtol=1e-5,
         strict=True,
     )
+    assert found.notes == ()
+    usual = coherence(model, data, halves, n_controls=19)
+    assert usual.outcomes == outcomes and usual.value["correlation"] == pytest.approx(found.value["correlation"])
+    assert (
+        len(usual.notes) == 1
+        and usual.notes[0] in usual.verdict
+        and usual.notes[0].startswith(
+            "Coherence is measured without 'visualisation score' and 'decisiveness of the output on its visualisation': "
+        )
+    )
     with pytest.raises(
         TypeError, match=r"int64.*; leave out the outcomes \['visual_score'\], the others do without"
     ) as caught:
         coherence(model, data, halves, n_controls=19, outcomes=(*outcomes, "visual_score"))
     str(caught.value)
+
+
+def test_tasks():
+    def information(response, codes):
+        """Mutual information of binned responses and whole numbers, corrected; the mean over columns."""
+        bins, found = np.searchsorted(np.quantile(response, np.arange(1, 8) / 8), response), []
+        for one in codes.T:
+            filled = [len(np.unique(part, axis=0)) for part in (np.c_[bins, one], bins, one)]
+            found.append(mutual_info_score(bins, one) - (filled[0] - filled[1] - filled[2] + 1) / (2 * len(one)))
+        return np.mean(found)
+
+    model, (x, y), truth = pattern_net()
+    answers = model[:3](x).double().numpy()
+    numbers = np.c_[answers[:, :2] + np.random.default_rng(0).normal(size=(300, 2)) / 20, np.zeros(300)]
+    cut = np.stack([np.searchsorted(np.quantile(one, np.arange(1, 8) / 8), one) for one in numbers[:, :2].T], 1)
+    several = (numbers > np.median(numbers, axis=0)).astype(int)
+    options, rows = dict(n_controls=9, n_visual=2, steps=2, n_boot=2), {}
+    for targets, codes, task in ((several, several[:, :2], "labels"), (numbers, cut, "numbers"), (None, None, "none")):
+        found = coherence(model, (x, targets), truth, **options)
+        expected = () if codes is None else ("target_information",)
+        assert found.outcomes == ("correlation", *expected, "visual_score") and found.settings["task"] == task
+        for i in range(3) if expected else ():
+            response = (np.abs(answers) / answers.std(0))[:, np.asarray(truth.labels["1"]) == i].mean(1)
+            by_hand = information(response, codes)
+            assert_allclose(found.value["target_information"][i], by_hand, rtol=1e-4, atol=1e-6, strict=True)
+        assert all(note in found.verdict for note in found.notes)
+        assert sum("without" in note for note in found.notes) == (1 if expected else 2), found.notes
+        rows[task] = found.value[found.outcomes[1]]
+    wide = np.random.default_rng(1).normal(size=(300, 100))
+    broad = nn.Sequential(*model, nn.Linear(3, 100)).eval()
+    some = coherence(broad, (x, wide), truth, outcomes="target_information", **options)
+    assert "The information of coherence is about 32 of 100 targets, evenly spaced." in some.notes
+    for match, targets, outcome in [
+        ("'class_information' is for task='classes', and this is 'labels'; leave out", several, "class_information"),
+        ("'target_information' is for task='labels' or 'numbers', and this is 'classes'", y, "target_information"),
+        ("'visual_entropy' is for task='classes', and this is 'none'", None, "visual_entropy"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            coherence(model, (x, targets), truth, outcomes=outcome, **options)
+    pd.DataFrame(rows)
 
 
 def test_one_outcome():

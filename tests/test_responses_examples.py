@@ -68,3 +68,36 @@ def test_save_load():
     pd.testing.assert_frame_equal(again.to_frame(), top.to_frame(), check_exact=True)
     assert again.verdict == top.verdict == "2 examples for each of 2 groups"
     again
+
+
+def test_tasks():
+    model, _ = templates()
+    x, y = digits("test")
+    plain = top_images(model, (x, y), [("1", [0])], n=3)
+    told = {
+        "words": [f"a {one}" for one in y.tolist()],
+        "labels": torch.stack([y % 2, (y > 4).long(), 1 - y % 2], 1),
+        "number": y / 7,
+        "numbers": torch.stack([y / 7, y / 3], 1),
+    }
+    found = {name: top_images(model, (x, one), [("1", [0])], n=3) for name, one in told.items()}
+    found["none"] = top_images(model, x, [("1", [0])], n=3)
+    for one in found.values():
+        assert_allclose(one.index, plain.index, rtol=0, strict=True)
+    places = plain.index[0]
+    assert found["words"].labels[0].tolist() == [f"a {y[i]}" for i in places]
+    held = ["+".join(str(k) for k in range(3) if told["labels"][i, k]) for i in places]
+    assert found["labels"].labels[0].tolist() == held and found["none"].labels[0].tolist() == [""] * 3
+    assert_allclose(found["number"].labels[0], (y[places.tolist()] / 7).double(), rtol=1e-6)
+    assert found["numbers"].labels[0].tolist() == [f"{y[i] / 7:.3g}, {y[i] / 3:.3g}" for i in places]
+    pd.DataFrame({name: one.labels[0] for name, one in found.items()})
+
+
+def test_bytes():
+    model, _ = templates()
+    x, y = digits("test")
+    whole = (x * 255).to(torch.uint8)
+    found = top_images(model, (whole, y), [("1", [0])], n=3)
+    assert_allclose(found.images, (whole.float() / 255)[torch.tensor(found.index)], rtol=1e-6, strict=True)
+    assert "were made numbers from 0 to 1" in found.verdict
+    found.verdict

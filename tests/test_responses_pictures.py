@@ -78,6 +78,21 @@ class Colours(nn.Module):
         return self.head(self.conv(x).relu().mean((2, 3)))
 
 
+def shut(*units, by=-100.0):
+    "A small network, these hidden units shut."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].bias[list(units)] = by
+    return model
+
+
+def noise():
+    "Inputs of six features, and labels of three classes."
+    return torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+
+
 def test_group_weights():
     weights = group_weights(np.array([[True, True, False], [False, True, True]]), np.array([2.0, 0.5, 0.0]))
     assert_allclose(weights, [[1 / 4, 1, 0], [0, 1, 0]], rtol=1e-6, strict=True)
@@ -162,6 +177,8 @@ def test_softmax_entropy():
         strict=True,
     )
     assert np.isnan(softmax_entropy(np.zeros((2, 0)))).all()
+    masked = softmax_entropy([[0, 0, -np.inf], [1, -np.inf, -np.inf], [-np.inf] * 3, [0, np.nan, 0]])
+    assert_allclose(masked, [np.log(2), 0, np.nan, np.nan], rtol=1e-12, atol=1e-15, strict=True)
     found
 
 
@@ -373,17 +390,91 @@ def test_transforms():
     moved
 
 
+def test_dead_units():
+    x, y = noise()
+    found = visualize(shut(1, 2), (x, y), [("0", [0]), ("0", [1]), ("0", [1, 2]), ("0", [0, 1])])
+    assert (
+        found.moved.tolist() == [True, False, False, True]
+        and found.to_frame()["moved"].tolist() == found.moved.tolist()
+    )
+    assert found.notes == (
+        "No step moved the picture of groups 1, 2 of 4, since no unit in it opened or changed: the noise that it started from is shown.",
+    )
+    assert found.notes[0] in found.verdict and [one.get_text() for one in found.plot().texts][1] == "0: noise"
+    start = visualize(shut(), (x, y), [("0", [1])], steps=1, lr=1e-12)
+    assert_allclose(found.images[1:3], np.repeat(start.images, 2, axis=0), rtol=0, atol=1e-5)
+    alone = visualize(shut(1, 2), (x, y), [("0", [0])])
+    assert alone.notes == () and alone.moved.all()
+    assert_allclose(found.images[:1], alone.images, rtol=0, atol=1e-5)
+    ones = {"0": np.ones(8)}  # spreads of other data, where unit 1 was open
+    deaf = visualize(shut(1), (x, y), [("0", [1])], steps=8, scales=ones)
+    assert deaf.notes == (
+        "No picture on the way excited group 0 of 1: what is shown would excite units before their activation alone.",
+    )
+    found
+
+
+def test_no_gradient():
+    class Steps(nn.Module):
+        "Two layers with something between them."
+
+        def __init__(self, between, before=lambda x: x):
+            super().__init__()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.between, self.before = between, before
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(self.between(torch.relu(self.a(self.before(x)))))))
+
+    stops = {
+        "gt": lambda h: torch.where(h > 0.3, 1.0, -1.0),
+        "argmax": lambda h: nn.functional.one_hot(h.argmax(1), 8).float(),
+        "detach": lambda h: h.detach(),
+    }
+    messages, (x, y) = [], noise()
+    for op, between in stops.items():
+        model = Steps(between).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a one-hot code joins no units
+            network = trace(model, x[:2])
+        assert visualize(model, (x, y), [("a", range(8))], steps=2, network=network).moved.all()
+        with pytest.raises(ValueError, match=f"layer 'b' has no gradient by the input, which stops at '{op}") as caught:
+            visualize(model, (x, y), [("a", range(8)), ("b", [0])], steps=2, network=network)
+        messages.append(str(caught.value))
+    with pytest.raises(ValueError, match="layer 'a' has no gradient by the input"):
+        visualize(Steps(torch.tanh, torch.Tensor.detach).eval(), (x, y), [("a", [0])], steps=2)
+    messages[0]
+
+
+def test_inference_mode():
+    x, y = noise()
+    twin = visualize(shut(1), (x, y), [("0", [0, 3]), ("0", [1])], steps=8)
+    with torch.inference_mode():
+        model, data = shut(1), (x.clone(), y.clone())
+        before = [*model.parameters()]
+        inside = visualize(model, data, [("0", [0, 3]), ("0", [1])], steps=8)
+    outside = visualize(model, (x, y), [("0", [0, 3]), ("0", [1])], steps=8)
+    for one in (inside, outside):
+        assert_allclose(one.images, twin.images, rtol=0, atol=1e-6, strict=True)
+        assert_allclose(one.course, twin.course, rtol=1e-6, atol=1e-9, strict=True)
+        assert one.moved.tolist() == twin.moved.tolist() == [True, False]
+    assert all(one is other and one.is_inference() for one, other in zip(before, model.parameters(), strict=True))
+    outside
+
+
 def test_save_load():
     model, patterns = templates()
     asked = visualize(model, digits("test"), [("1", [0]), ("1", [1, 2])], steps=2)
     with tempfile.TemporaryDirectory() as folder:
         again = Visualization.load(asked.save(Path(folder) / "pictures.npz"))
-    for name in ("images", "course", "logits", "low", "high"):
+    for name in ("images", "course", "logits", "low", "high", "moved"):
         assert_allclose(getattr(again, name), getattr(asked, name), rtol=0, strict=True)
     assert [one.tolist() for one in again.units] == [[0], [1, 2]] and again.layers == asked.layers
     assert again.settings == asked.settings and again.verdict == asked.verdict and not again.images.flags.writeable
     pd.testing.assert_frame_equal(again.to_frame(), asked.to_frame(), check_exact=True)
-    assert len(fields(again)) == 8  # all of them are compared here
+    assert len(fields(again)) == 10 and again.notes == asked.notes  # all of them are compared here
     again
 
 

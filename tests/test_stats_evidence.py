@@ -220,13 +220,31 @@ def test_plot():
     )
 
 
+def test_nothing_tested():
+    reasons = [{"layer": "fc1", "cluster": 0, "n_units": 4, "code": "whole_layer", "reason": "it is all 4 live units"}]
+    none = {"value": dict.fromkeys(["loss"], np.zeros(0)), "draws": {"loss": np.zeros((19, 0))}}
+    none |= {"keys": [], "outcomes": ("loss",), "replicates": {"loss": np.zeros((9, 0))}, "untested": reasons}
+    for looks in ((), (9, 19)):
+        bare = Evidence(**none, looks=looks)
+        assert bare.headline == "no sub-cluster could be tested; 1 untested"
+        assert list(bare.to_frame()) == list(toy_evidence().to_frame()) and not len(bare.to_frame())
+        assert "no sub-cluster" in bare._repr_html_() and not len(bare.shown())
+        fig, ax = plt.subplots()
+        assert bare.plot(ax) is ax
+        plt.close(fig)
+        with tempfile.TemporaryDirectory() as folder:
+            again = Evidence.load(bare.save(f"{folder}/none.npz"))
+        assert again.headline == bare.headline and again.untested.to_dict() == bare.untested.to_dict()
+    bare
+
+
 def test_refused():
     evidence, empty = toy_evidence(), np.zeros((0, 6))
     twice = {"layer": ["a"] * 6, "cluster": [0, 0, 1, 2, 3, 4], "n_units": [1] * 6}
     refused = {
         "missing 'n_units'|'n_units'\\] missing": dict(keys={"layer": ["a"], "cluster": [0]}),
         "sub-clusters \\[\\['a', 0\\]\\] twice": dict(keys=twice),
-        "give at least one of each": dict(outcomes=(), value={}, draws={}, replicates={}),
+        "give at least one outcome": dict(outcomes=(), value={}, draws={}, replicates={}),
         "`value` has outcomes": dict(value={"loss": np.zeros(6)}),
         "`value` of 'loss' has shape \\(5,\\): give \\(6,\\)": dict(
             value=dict.fromkeys(["loss", "accuracy"], np.zeros(5))

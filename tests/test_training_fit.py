@@ -291,6 +291,19 @@ def test_fit_errors():
         "a label without a score": (mlp((4, 2)), (x, y * 2), {}, "example 1 has the label 2, but the model scores 2"),
         "one in the validation data": (mlp((4, 2)), (x, y), dict(valid=(x, y + 1)), "example 1 has the label 2"),
         "no scores per class": (scalar, (x, y), {}, "output for 2 examples is \\(4,\\): expected \\(batch, classes\\)"),
+        "targets that are numbers": (
+            mlp((4, 2)),
+            (x, y.float()),
+            {},
+            "`fit` needs integer class indices.*task='classes'",
+        ),
+        "no targets": (mlp((4, 2)), x, {}, "`fit` needs integer class indices as targets; these data have no targets"),
+        "words that training does not have": (
+            mlp((4, 2)),
+            (x, ["a", "b"] * 4),
+            dict(valid=(x, ["a", "c"] * 4)),
+            "the model has no class 'c'; it has \\['a', 'b'\\]",
+        ),
         "inputs of nan": (mlp((4, 2)), (x * float("nan"), y), {}, "NaN or infinite inputs in 8 of 8"),
         "a training that runs away": (
             mlp((4, 2)),
@@ -306,3 +319,17 @@ def test_fit_errors():
         assert name.startswith("no scores") or not model.training
         said[name] = str(caught.value)
     said
+
+
+def test_words():
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    words, valid = [["ant", "bee", "cat"][i] for i in y], (x[1:3], y[1:3])
+    told = (x[1:3], ["bee", "cat"])
+    fits = [
+        (fit(one := mlp((4, 6, 3)), data, epochs=2, valid=other), one)
+        for data, other in (((x, y), valid), ((x, words), told), ((x.numpy(), np.array(words)), told))
+    ]
+    for found, net in fits[1:]:
+        assert_allclose(found.history.to_numpy(dtype=float), fits[0][0].history.to_numpy(dtype=float), rtol=1e-12)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fits[0][1].parameters(), strict=True))
+    assert accuracy(fits[0][1], TensorDataset(x, y)) == accuracy(fits[0][1], (x, words)) == accuracy(fits[0][1], (x, y))

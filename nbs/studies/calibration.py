@@ -106,7 +106,7 @@ def specimen(kind: str, state: str, seed: int, root: Path | None, n_images: int)
 def judged(damage: dict[str, np.ndarray], outcomes: Sequence[str]) -> dict[str, np.ndarray]:
     """Outcome -> (1 + n, m), rounding and overall damage taken out of real groups and controls alike."""
     rows = {name: resolved(damage[name]) for name in damage}
-    on = {one.name: one.residual_on for one in find_outcomes(list(outcomes), n_classes=10)}
+    on = {one.name: one.residual_on for one in find_outcomes(list(outcomes), n_scores=10)}
     return {name: resolved(residual(rows[name], rows[on[name]])) if on[name] else rows[name] for name in outcomes}
 
 

@@ -12,42 +12,64 @@ __all__ = ['Audit', 'audit', 'plan_audit']
 # %% ../../nbs/14_audit.ipynb #06525cd5
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from torch import nn
+from tqdm.auto import tqdm
 
 from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
 from .report import label_of, write_report
+from .sources import one_line
 from ..base.data import check_labels
 from ..base.results import Result, with_notes
-from ..base.words import suggest
-from ..clusters.partition import Partition
-from ..controls.controls import draw_controls
-from ..lesions.importance import LesionOptions, judge_importance, measure_importance, prepare_importance
-from ..lesions.lesion import TABLE_MEASURES, Ablation, LesionEngine, Precision, measure_lesions
+from ..base.targets import Task
+from ..base.words import check_choice, suggest
+from ..clusters.partition import Partition, SubCluster
+from ..controls.controls import FAILED, draw_controls
+from ..lesions.damage import kind_of
+from specialize_nb.lesions.importance import (
+    Importance,
+    LesionOptions,
+    Trial,
+    judge_importance,
+    measure_importance,
+    prepare_importance,
+)
+from ..lesions.lesion import Ablation, Precision
+from ..lesions.outcomes import as_logits, loss_of, right_of
 from ..lesions.plan import Plan, price
-from ..network.answers import pictured_input, scores_of
+from ..network.answers import outputs_of, pictured_input
+from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from specialize_nb.responses.coherence import (
     MEASURES,
+    Coherence,
     CoherenceOptions,
     CoherenceWork,
+    Measured,
     judge_coherence,
     measure_coherence,
+    possible_outcomes,
     prepare_coherence,
 )
 from ..responses.examples import top_images
 from ..responses.pictures import Parameterization, visualize
+from ..stats.evidence import UNTESTED_COLUMNS, Evidence
 from ..stats.many import benjamini_hochberg
 from ..stats.sequential import Sequential
 
@@ -55,6 +77,8 @@ from ..stats.sequential import Sequential
 def _in_words(audit: "Audit") -> str:
     """The verdict in plain sentences."""
     rows = audit.verdicts()
+    if not len(rows):
+        return " ".join([f"No sub-cluster of {audit.model} could be tested.", *_doubts(audit, rows)])
     n = {name: int((rows["verdict"] == name).sum()) for name in RANK}
     told = f"{n['specialized'] or 'None'} of the {len(rows)} sub-clusters tested in {audit.model} " + (
         "is" if n["specialized"] == 1 else "are"
@@ -70,20 +94,34 @@ def _in_words(audit: "Audit") -> str:
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
     """What a careful reader has to know before believing the verdict."""
     doubts, n_controls = [], _most(audit.settings["n_controls"])
-    if (least := 1 / (1 + n_controls)) > audit.alpha / len(rows):
+    if len(rows) and (least := 1 / (1 + n_controls)) > audit.alpha / len(rows):
         needed = int(np.ceil(least * len(rows) / audit.alpha))
         doubts.append(
             f"With {n_controls} controls no p-value is below {least:.2g}, so at least {needed} "
             "sub-clusters must reach it together before any is called important: more controls see more."
         )
     doubts += _matched_doubt(audit)
-    if audit.unknown:
+    if audit.unknown and not any("could not be followed" in note for note in audit.notes):
         doubts.append(f"Operations that could not be followed cut the weight graph: {', '.join(audit.unknown)}.")
     for finding in audit.findings:
         if finding.partition.n_components > 1:
             apart = f"falls apart into {finding.partition.n_components} components"
             doubts.append(f"The graph of {label_of(finding.graph)}, {finding.scope} {apart}.")
-    return doubts
+    return doubts + [told for finding in audit.findings for told in _untested(finding)]
+
+
+def _untested(finding: Finding) -> list[str]:
+    """For each kind of evidence that a whole finding lacks, why."""
+    told = []
+    for name in ("importance", "coherence"):
+        evidence = getattr(finding, name)
+        if not len(evidence.keys):
+            reasons = evidence.untested["reason"].value_counts()
+            words = "; ".join(f"{n} because {why}" for why, n in reasons.items()) or "it has none in a hidden layer"
+            told.append(
+                f"No sub-cluster by {label_of(finding.graph)}, {finding.scope} could be tested for {name}: {words}."
+            )
+    return told
 
 # %% ../../nbs/14_audit.ipynb #0714bf0a
 def _most(n_controls: int | Mapping[str, Any]) -> int:
@@ -93,9 +131,10 @@ def _most(n_controls: int | Mapping[str, Any]) -> int:
 
 def _matched_doubt(audit: "Audit") -> list[str]:
     """Of how many important sub-clusters is that no more than their strength would make it?"""
-    parts = [finding.importance.to_frame() for finding in audit.findings]
-    mains = [part[part["outcome"] == part["outcome"].iloc[0]] for part in parts]
-    frame = pd.concat(mains, ignore_index=True)
+    mains = [one.importance.to_frame().query("outcome == @one.importance.outcomes[0]") for one in audit.findings]
+    if not any(map(len, mains)):
+        return []
+    frame = pd.concat([part for part in mains if len(part)], ignore_index=True)
     q = benjamini_hochberg(frame["p_value"].to_numpy())
     important, known = q <= audit.alpha, frame["p_matched"].notna()
     weak = int((important & known & (frame["p_matched"] > audit.alpha)).sum())
@@ -106,6 +145,9 @@ def _matched_doubt(audit: "Audit") -> list[str]:
     return [f"{told} {verb} not shown to matter more than units as strong as theirs do (p_matched > {audit.alpha:g})."]
 
 # %% ../../nbs/14_audit.ipynb #ab730979
+_COLUMNS = ["layer", "cluster", "n_units", "outcome", "value", "evidence", "graph", "scope"]  # where nothing was found
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Audit(Result):
     """Which groups of units of one model are locally specialized, and all the evidence for it.
@@ -129,13 +171,15 @@ class Audit(Result):
     alpha : float
         False discovery rate of the verdicts, between 0 and 1
     baseline : Mapping[str, float]
-        'loss' (nats), 'accuracy', 'n_examples' of the intact model
+        What the intact model says, by the task: see the page; and 'n_examples'
     settings : Mapping[str, Any]
         What was asked for, as JSON has it
     versions : Mapping[str, str]
         Of Python, the machine and the packages
     seconds : Mapping[str, float]
         How long each stage took
+    task : str, default 'classes'
+        What was to be predicted: 'classes', 'labels', 'numbers', or 'none'
     refused : str, default ''
         Why torch.export refused the model, so that its wiring is not known; '' if it did not
     """
@@ -147,15 +191,18 @@ class Audit(Result):
     findings: tuple[Finding, ...]  # One for each way of partitioning the units
     exhibits: tuple[Exhibit, ...]  # Pictures of the sub-clusters at the head of the list
     alpha: float  # False discovery rate of the verdicts, between 0 and 1
-    baseline: Mapping[str, float]  # 'loss' (nats), 'accuracy', 'n_examples' of the intact model
+    baseline: Mapping[str, float]  # What the intact model says, by the task: see the page; and 'n_examples'
     settings: Mapping[str, Any]  # What was asked for, as JSON has it
     versions: Mapping[str, str]  # Of Python, the machine and the packages
     seconds: Mapping[str, float]  # How long each stage took
+    task: str = "classes"  # What was to be predicted: 'classes', 'labels', 'numbers', or 'none'
     refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding, kind of evidence, outcome and sub-cluster."""
-        return pd.concat([finding.to_frame() for finding in self.findings], ignore_index=True)
+        parts = [finding.to_frame() for finding in self.findings]
+        some = [part for part in parts if len(part)] or parts[:1]
+        return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=_COLUMNS)
 
     def verdicts(self) -> pd.DataFrame:
         """One row a sub-cluster: its damage, its coherence, and what follows."""
@@ -211,16 +258,46 @@ class Audit(Result):
         return f"Audit({with_notes(f'{self.model}: {counts}', self.notes)})"
 
 # %% ../../nbs/14_audit.ipynb #520f2f61
+T = TypeVar("T")
+
+
+def _tried(function: Callable[..., T], *args: Any, **options: Any) -> tuple[T | None, Exception | None]:
+    """What a part of the work gives; or None, and why it cannot be done."""
+    try:
+        return function(*args, **options), None
+    except Exception as error:  # of whatever kind: the other parts go on, and the reason is told
+        return None, error
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, on one line, without a full stop."""
+    kind = "" if isinstance(error, ValueError | TypeError | KeyError) else f"{type(error).__name__}: "
+    return kind + shorten(one_line(error).rstrip("."), 300, placeholder=" ...")
+
+# %% ../../nbs/14_audit.ipynb #c25bb438
 def _partitions(
     subject: Subject, k: int, graphs: Sequence[str], scopes: Sequence[Scope], seed: int
-) -> dict[tuple[str, str], Partition]:
-    """(graph, scope) -> partition."""
-    found = {}
+) -> tuple[dict[tuple[str, str], Partition], list[str]]:
+    """(graph, scope) -> partition; and a sentence for each that there is not."""
+    found: dict[tuple[str, str], Partition] = {}
+    notes = []
     for name in graphs:
         kind = KINDS[name]
-        cut = kind.cut(kind.build(subject), subject, k, [one for one in scopes if one in kind.scopes], seed)
+        wanted = [one for one in scopes if one in kind.scopes]
+        graph, error = _tried(kind.build, subject)
+        if error is not None:
+            notes.append(f"Clusters by {kind.label} are missing: {_why(error)}.")
+            continue
+        cut, error = _tried(kind.cut, graph, subject, k, wanted, seed)
+        if error is not None:
+            tried = {scope: _tried(kind.cut, graph, subject, k, [scope], seed) for scope in wanted}
+            cut = {scope: one[scope] for scope, (one, why) in tried.items() if why is None}
+            whys = {scope: _why(why) for scope, (_, why) in tried.items() if why is not None}
+            notes += [
+                f"Clusters by {kind.label}{f', {scope}' * bool(cut)} are missing: {why}." for scope, why in whys.items()
+            ]
         found |= {(name, scope): partition for scope, partition in cut.items()}
-    return found
+    return found, list(dict.fromkeys(notes))
 
 # %% ../../nbs/14_audit.ipynb #4dcd856f
 class _Possible(NamedTuple):
@@ -258,6 +335,20 @@ def _check(k: int, graphs: Sequence[str], scopes: Sequence[str], alpha: float) -
         raise ValueError(f"k={k!r}: give how many clusters to look for, a whole number from 2")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r}: give a false discovery rate between 0 and 1, such as 0.05")
+
+
+_LEAST = dict(min_units=1, n_boot=1, n_visual=1, n_starts=1, steps=1, n_bins=2, batch_size=1, n_exhibits=0, seed=0)
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Before anything is computed, which is where a room that knows them would find out."""
+    for name, least in _LEAST.items():
+        if name not in given:
+            continue
+        number = given[name]
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
+            raise ValueError(f"{name}={number!r}: give a whole number from {least}")
+    check_choice("parameterization", given.get("parameterization", "fft"), get_args(Parameterization))
 
 # %% ../../nbs/14_audit.ipynb #32f0f855
 @contextmanager
@@ -302,7 +393,7 @@ class _Shown:
 
 def _to_show(subject: Subject, finding: Finding, chosen: list[tuple[str, int]], seed: int) -> list[_Shown]:
     """Those of one finding, in the order of `chosen`."""
-    layers = subject.network.hidden
+    layers = [name for name in subject.network.hidden if name in finding.partition.labels]
     controls = draw_controls(finding.partition, n_controls=_N_RANDOM, layers=layers, seed=seed)
     found = {
         (sub.layer, sub.cluster): _Shown(finding=finding, **sub._asdict(), groups=controls.groups(i))
@@ -312,25 +403,45 @@ def _to_show(subject: Subject, finding: Finding, chosen: list[tuple[str, int]], 
 
 # %% ../../nbs/14_audit.ipynb #5f47deae
 def _exhibits(
-    subject: Subject, findings: Sequence[Finding], rows: pd.DataFrame, n: int, options: CoherenceOptions
-) -> tuple[Exhibit, ...]:
-    shown = [_to_show(subject, finding, _chosen(rows, finding, n), options.seed) for finding in findings] if n else []
-    if not any(shown):
-        return ()
-    subs = [(one.layer, one.units) for part in shown for one in part]
-    real = top_images(subject, None, subs, n=min(6, subject.data.n))
-    place, exhibits = 0, []
-    for part in filter(None, shown):
-        groups = [(one.layer, np.flatnonzero(group)) for one in part for group in one.groups]
-        made = visualize(subject, None, groups, **{name: getattr(options, name) for name in _PAINTED})
-        for i, one in enumerate(part):
-            image, *others = (made.image(i * len(one.groups) + j) for j in range(len(one.groups)))
-            seen = [real.image(place, j) for j in range(real.index.shape[1])]
-            pictures = dict(image=image, controls=np.stack(others), real=np.stack(seen))
-            keys = dict(graph=one.finding.graph, scope=one.finding.scope, layer=one.layer, cluster=int(one.cluster))
-            exhibits.append(Exhibit(**keys, units=tuple(one.units.tolist()), **pictures))
-            place += 1
-    return tuple(exhibits)
+    subject: Subject, findings: Sequence[Finding], rows: pd.DataFrame, n: int, given: Mapping[str, Any]
+) -> tuple[tuple[Exhibit, ...], list[str]]:
+    """Pictures of the sub-clusters at the head of each finding, and a sentence for each reason why some are missing."""
+    shown = [
+        one for finding in findings for one in _to_show(subject, finding, _chosen(rows, finding, n), given["seed"])
+    ]
+    if not n or not shown:
+        return (), []
+    subs = [(one.layer, one.units) for one in shown]
+    real, error = _tried(top_images, subject, None, subs, n=min(6, subject.data.n))
+    if real is None:
+        return (), [f"No pictures are shown: {_why(error)}."]
+    exhibits, missing = [], {}
+    for i, one in enumerate(shown):
+        seen = np.stack([real.image(i, j) for j in range(real.index.shape[1])])
+        made, error = _tried(_exhibit, subject, one, seen, given)
+        exhibits += [] if made is None else [made]
+        told = [note for note in one.finding.coherence.notes if note.startswith("No pictures were made")]
+        known = error is None or any(repr(one.layer) in note for note in told)
+        missing |= {} if known else {one.layer: error}
+    return tuple(exhibits), _told("No pictures are shown of groups in {layers}: {why}.", missing)
+
+
+def _exhibit(subject: Subject, one: _Shown, real: np.ndarray, given: Mapping[str, Any]) -> Exhibit:
+    """The picture of a sub-cluster beside those of random groups."""
+    groups = [(one.layer, np.flatnonzero(group)) for group in one.groups]
+    made = visualize(subject, None, groups, **{name: given[name] for name in _PAINTED})
+    image, *others = (made.image(i) for i in range(len(groups)))
+    keys = dict(graph=one.finding.graph, scope=one.finding.scope, layer=one.layer, cluster=int(one.cluster))
+    pictures = dict(image=image, controls=np.stack(others), real=real)
+    return Exhibit(**keys, units=tuple(one.units.tolist()), **pictures, notes=_noise(made.moved))
+
+
+def _noise(moved: np.ndarray) -> tuple[str, ...]:
+    """A sentence where pictures are the noise that they started from; that of the sub-cluster is the first."""
+    whose = [] if moved[0] else ["this sub-cluster"]
+    whose += [f"{still} of {len(moved) - 1} random groups"] if (still := int((~moved[1:]).sum())) else []
+    told = "no step moved it, since no unit opened or changed: it shows the noise that it started from"
+    return (f"Of the picture of {' and of '.join(whose)}: {told}.",) if whose else ()
 
 
 _PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coherence that pictures take
@@ -344,50 +455,237 @@ def _options(kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**{one.name: given[one.name] for one in fields(kind)})
 
 
-def _for_coherence(graph: str, pictured: bool, given: Mapping[str, Any]) -> CoherenceOptions:
+def _for_coherence(
+    subject: Subject, graph: str, pictured: bool, given: Mapping[str, Any]
+) -> tuple[CoherenceOptions | None, tuple[str, ...]]:
+    """What is asked of clusters of one kind of graph, None if nothing can be; and a sentence on what is left out."""
+    kind = KINDS[graph]
     pictures = [name for name, measure in MEASURES.items() if measure.on_pictures and pictured]
+    names, notes = possible_outcomes(subject, (*kind.coherence, *pictures))
+    if not possible_outcomes(subject, kind.coherence[:1])[0]:  # by what is left on real data, the clusters were cut
+        names = tuple(sorted(names, key=lambda name: MEASURES[name].on_pictures is None))
+        if not names or MEASURES[names[0]].on_pictures is None:
+            told = f"Coherence of clusters by {kind.label} was not tested: nothing is left to ask that they were not cut by."
+            return None, (*notes, told)
     n = given["n_controls"]
     n = min(n.most, _N_COHERENCE) if isinstance(n, Sequential) else n
-    own = dict(outcomes=(*KINDS[graph].coherence, *pictures), n_controls=n)
-    return _options(CoherenceOptions, {**given, **own})
+    return _options(CoherenceOptions, {**given, "outcomes": names, "n_controls": n}), notes
 
 # %% ../../nbs/14_audit.ipynb #db42b54a
+def _within(partitions: Mapping[tuple[str, str], Partition], layers: Sequence[str]) -> dict[tuple[str, str], Partition]:
+    """Those partitions that have a cluster in one of these layers, without the other layers."""
+    labels = {key: {name: own for name, own in one.labels.items() if name in layers} for key, one in partitions.items()}
+    some = {key: own for key, own in labels.items() if any((one >= 0).any() for one in own.values())}
+    return {key: replace(partitions[key], labels=own) for key, own in some.items()}
+
+
+def _spared(attempt: Callable[[Sequence[str]], T], layers: Sequence[str]) -> tuple[T, dict[str, Exception]]:
+    """What an attempt makes of all layers but those that it fails for, and why it fails for these.
+
+    Raises: what it raises without any layer, which is no layer's fault.
+    """
+    whole, error = _tried(attempt, layers)
+    if error is None:
+        return whole, {}
+    nothing = attempt(())
+    failed = {name: why for name in layers if (why := _tried(attempt, (name,))[1]) is not None}
+    rest = [name for name in layers if name not in failed]
+    some, error = _tried(attempt, rest) if failed and rest else (nothing, error if rest else None)
+    return (some, failed) if error is None else (nothing, failed | dict.fromkeys(rest, error))
+
+# %% ../../nbs/14_audit.ipynb #ee10d4a4
+class _Lesioned(NamedTuple):
+    """Lesions, prepared or measured, and what was left out."""
+
+    trial: Trial
+    found: tuple[tuple[str, str], ...]  # Graph and scope of each of its partitions
+    missing: dict[str, Exception]  # Layer -> why it has no lesions
+
+
+def _lesioned(
+    subject: Subject,
+    partitions: Mapping[tuple[str, str], Partition],
+    options: LesionOptions,
+    layers: Sequence[str],
+    measure: Callable[[Trial], None] = lambda trial: None,
+) -> _Lesioned:
+    """The lesions of some layers."""
+
+    def attempt(names: Sequence[str]) -> tuple[Trial, tuple[tuple[str, str], ...]]:
+        kept = _within(partitions, names)
+        trial = prepare_importance(subject, list(kept.values()), options)
+        measure(trial)
+        return trial, tuple(kept)
+
+    (trial, found), missing = _spared(attempt, layers)
+    return _Lesioned(trial, found, missing)
+
+
+def _measured(prepared: _Lesioned, partitions: Mapping[tuple[str, str], Partition], progress: bool) -> _Lesioned:
+    """All lesions done, but for the layers where one fails."""
+    trial, measure = prepared.trial, partial(measure_importance, progress=progress)
+    _, error = _tried(measure, trial)
+    if error is None:
+        return prepared
+    layers = [name for name in trial.subject.network.hidden if name not in prepared.missing]
+    with TemporaryDirectory() as folder:
+        kept = replace(trial.options, store=trial.options.store or folder)
+        again = _lesioned(trial.subject, partitions, kept, layers, measure)
+    if not again.found and any(map(callable, _listed(trial.options.outcomes))):
+        raise error  # most likely a function that was given
+    return again._replace(missing=prepared.missing | again.missing)
+
+
+def _listed(outcomes: Any) -> list[Any]:
+    return [outcomes] if isinstance(outcomes, str) or callable(outcomes) else list(outcomes or ())
+
+# %% ../../nbs/14_audit.ipynb #60ac7ed2
+class _Agreed(NamedTuple):
+    """The coherence of one partition's layers, and what was left out."""
+
+    found: dict[str, Measured]  # Layer -> what was measured
+    blind: dict[str, Exception]  # Layer -> why it has no pictures
+    missing: dict[str, Exception]  # Layer -> why it has nothing
+
+
+def _agreed(work: CoherenceWork, progress: bool) -> _Agreed:
+    """Every layer on its own; where pictures fail, without them."""
+    agreed, outcomes = _Agreed({}, {}, {}), work.names(pictures=False)
+    plain = replace(work, options=replace(work.options, outcomes=outcomes)) if outcomes else None
+    for layer in tqdm(work.layers, desc="coherence", disable=not progress):
+        real, error = ({}, None) if plain is None else _tried(_measure_layer, plain, layer)
+        if error is not None:
+            agreed.missing[layer] = error
+            continue
+        made, error = _tried(_measure_layer, _pictured(work), layer) if work.names(pictures=True) else ({}, None)
+        if error is not None:
+            agreed.blind[layer] = error
+        agreed.found[layer] = real | (made or {})
+    return agreed
+
+
+def _measure_layer(work: CoherenceWork, layer: str) -> Measured:
+    (found,) = measure_coherence(_only(work, [layer]))
+    return found
+
+
+def _pictured(work: CoherenceWork) -> CoherenceWork:
+    return replace(work, options=replace(work.options, outcomes=work.names(pictures=True)))
+
+
+def _only(work: CoherenceWork, layers: Collection[str]) -> CoherenceWork:
+    """The sub-clusters of some layers."""
+    some = tuple(sub for sub in work.controls.subclusters if sub.layer in layers)
+    return replace(work, controls=replace(work.controls, subclusters=some))
+
+# %% ../../nbs/14_audit.ipynb #6caee8d9
+def _coherence(work: CoherenceWork, agreed: _Agreed) -> Coherence:
+    """The judgement of what could be measured; a measure that some layers lack is undefined there."""
+    sighted, names = set(agreed.found) - set(agreed.blind), work.options.outcomes
+    if not sighted:
+        names = tuple(work.names(pictures=False)) or names
+    kept = _only(replace(work, options=replace(work.options, outcomes=names)), agreed.found)
+    sizes = {layer: sum(sub.layer == layer for sub in kept.controls.subclusters) for layer in agreed.found}
+    n_boot = work.options.n_boot
+    rows = {
+        name: 1 + (work.options.n_visual if name in work.names(pictures=True) else work.options.n_controls)
+        for name in names
+    }
+    none = {
+        layer: {name: (np.full((rows[name], m), np.nan), np.full((n_boot, m), np.nan)) for name in names}
+        for layer, m in sizes.items()
+    }
+    found = judge_coherence(kept, [none[layer] | own for layer, own in agreed.found.items()])
+    failed = _failed(work.controls.subclusters, agreed.missing)
+    told = _told("No pictures were made of groups in {layers}: {why}.", agreed.blind)
+    told += _told("Coherence was not measured in {layers}: {why}.", agreed.missing)
+    return replace(found, untested=_joined(found.untested, failed), notes=(*found.notes, *told))
+
+
+def _failed(subclusters: Sequence[SubCluster], missing: Mapping[str, Exception]) -> list[tuple]:
+    """Rows of what could not be tested, as `Controls.untested` has them."""
+    some = [sub for sub in subclusters if sub.layer in missing]
+    return [(sub.layer, sub.cluster, len(sub.units), FAILED, _why(missing[sub.layer])) for sub in some]
+
+
+def _joined(untested: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
+    more = pd.DataFrame(rows, columns=UNTESTED_COLUMNS)
+    return pd.concat([untested, more], ignore_index=True) if rows else untested
+
+
+def _told(sentence: str, missing: Mapping[str, Exception]) -> list[str]:
+    """A sentence for each reason, with the layers that it holds for."""
+    whys: dict[str, list[str]] = {}
+    for layer, error in missing.items():
+        whys.setdefault(_why(error), []).append(repr(layer))
+    return [
+        sentence.format(layers=f"layer{'s' * (len(one) > 1)} {', '.join(one)}", why=why) for why, one in whys.items()
+    ]
+
+# %% ../../nbs/14_audit.ipynb #96692c6d
 def _findings(
     subject: Subject,
     partitions: Mapping[tuple[str, str], Partition],
     pictured: bool,
     given: Mapping[str, Any],
     seconds: dict[str, float],
-) -> tuple[tuple[Finding, ...], LesionEngine]:
-    """Everything is prepared before anything is measured; what measured it tells the accuracy later."""
+) -> tuple[Finding, ...]:
+    """Everything is prepared before anything is measured."""
     with _timed(seconds, "preparation"):
-        trial = prepare_importance(subject, list(partitions.values()), _options(LesionOptions, given))
-        works = [
-            prepare_coherence(subject, partition, _for_coherence(graph, pictured, given))
-            for (graph, _), partition in partitions.items()
-        ]
+        lesioned = _lesioned(subject, partitions, _options(LesionOptions, given), subject.network.hidden)
+        asked = {key: _for_coherence(subject, key[0], pictured, given) for key in partitions}
+        judged = {key: one for key, one in _within(partitions, subject.network.hidden).items() if asked[key][0]}
+        works = {key: prepare_coherence(subject, one, asked[key][0]) for key, one in judged.items()}
     with _timed(seconds, "importance"):
-        measure_importance(trial, progress=given["progress"])
-        hurt = judge_importance(trial)
+        lesioned = _measured(lesioned, partitions, given["progress"])
+        hurt = dict(zip(lesioned.found, judge_importance(lesioned.trial), strict=True))
     with _timed(seconds, "coherence"):
-        agree = [_agreement(work, given["progress"]) for work in works]
-    found = zip(partitions.items(), hurt, agree, strict=True)
+        agree = {key: _coherence(work, _agreed(work, given["progress"])) for key, work in works.items()}
     return tuple(
-        Finding(graph=graph, scope=scope, partition=partition, importance=one, coherence=other)
-        for ((graph, scope), partition), one, other in found
-    ), trial.run.work.engine
+        Finding(
+            graph=key[0],
+            scope=key[1],
+            partition=partition,
+            importance=_importance(hurt.get(key), lesioned, partition),
+            coherence=_noted(agree.get(key) or _nothing(Coherence, KINDS[key[0]].coherence), asked[key][1]),
+        )
+        for key, partition in partitions.items()
+    )
 
 
-def _agreement(work: CoherenceWork, progress: bool) -> Any:
-    return judge_coherence(work, measure_coherence(work, progress=progress))
+def _importance(found: Importance | None, lesioned: _Lesioned, partition: Partition) -> Importance:
+    """The judgement of a partition, with what was left out of it."""
+    found = found or _nothing(Importance, lesioned.trial.names)
+    here = {layer: why for layer, why in lesioned.missing.items() if layer in partition.labels}
+    told = _told("Importance was not measured in {layers}: {why}.", here)
+    failed = _failed(partition.subclusters(list(here)) if here else (), here)
+    return replace(found, untested=_joined(found.untested, failed), notes=(*found.notes, *told))
+
+
+def _noted(evidence: Any, notes: Sequence[str]) -> Any:
+    return replace(evidence, notes=tuple(dict.fromkeys([*evidence.notes, *notes])))
+
+
+def _nothing(kind: type[Evidence], outcomes: Sequence[str]) -> Any:
+    """Evidence about no sub-cluster."""
+    values, draws = dict.fromkeys(outcomes, np.zeros(0)), dict.fromkeys(outcomes, np.zeros((1, 0)))
+    return kind(keys=(), outcomes=tuple(outcomes), value=values, draws=draws)
 
 # %% ../../nbs/14_audit.ipynb #57fc7daa
-def _baseline(subject: Subject, engine: LesionEngine) -> dict[str, float]:
-    """What the intact network says: the engine with nothing silenced."""
-    (names, *_) = engine.cuts
-    none = {name: np.zeros((1, subject.network.layer(name).n_units), dtype=bool) for name in names}
-    ((loss, right),) = measure_lesions(engine, subject.data, [none], list(TABLE_MEASURES.values()))
-    return {"loss": float(loss.mean()), "accuracy": float(right.mean()), "n_examples": subject.data.n}
+def _baseline(subject: Subject) -> dict[str, float]:
+    """What the intact network says: by the task, and how many examples there are."""
+    found, y = torch.as_tensor(np.array(outputs_of(subject))), torch.as_tensor(np.array(subject.data.labels))
+    logits, told = as_logits(found, kind_of(subject), subject.task).double(), {}
+    if subject.task == "classes":
+        told = {"loss": loss_of(logits, y).mean(), "accuracy": right_of(logits, y).mean()}
+    elif subject.task == "labels":
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, y.double())
+        told = {"loss": loss, "label_accuracy": ((logits > 0) == (y == 1)).double().mean()}
+    elif subject.task == "numbers":
+        spread = y.double().reshape(len(y), -1).var(0, correction=0)
+        error = ((found.double() - y.double().reshape(found.shape)) ** 2).mean(0)
+        told = {"squared_error": (error / spread)[spread > 0].mean()}
+    return {name: float(value) for name, value in told.items()} | {"n_examples": subject.data.n}
 
 # %% ../../nbs/14_audit.ipynb #cde972ba
 def audit(
@@ -413,6 +711,9 @@ def audit(
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
     alpha: float = 0.05,  # False discovery rate of each kind of evidence
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
@@ -420,6 +721,8 @@ def audit(
     progress: bool = False,  # Show a progress bar?
 ) -> Audit:
     """Which groups of a model's units are locally specialized?
+
+    The targets decide the task: classes, several labels an example, numbers, or nothing to predict.
 
     Parameters
     ----------
@@ -465,6 +768,12 @@ def audit(
         False discovery rate of each kind of evidence
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
     precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
     store : str | Path | None, default None
@@ -480,13 +789,15 @@ def audit(
     -------
     Audit
 
-    Raises: `ValueError` for a model in training mode, with NaN weights or without class scores, and for bad options.
+    Raises: `ValueError` for a model in training mode, with NaN weights or without the scores that the task needs, for
+    outputs that are not numbers, and for bad options.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
     given = dict(locals())
     _check(k, graphs, scopes, alpha)
+    _check_numbers(given)
     with _timed(seconds := {}, "trace"):
-        subject = _bound(model, data, network, find)
+        subject = _bound(model, data, given)
         possible = _left_out(subject, graphs)
     return _audited(subject, possible, given | {"graphs": possible.graphs}, seconds)
 
@@ -494,12 +805,11 @@ def audit(
 def _audited(subject: Subject, possible: _Possible, given: Mapping[str, Any], seconds: dict[str, float]) -> Audit:
     """Everything there is to find out; `given` is what was asked for."""
     with _timed(seconds, "partition"):
-        partitions = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
-    findings, engine = _findings(subject, partitions, possible.pictured, given, seconds)
+        partitions, missing = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
+    findings = _findings(subject, partitions, possible.pictured, given, seconds)
     with _timed(seconds, "pictures"):
-        painted = _for_coherence(possible.graphs[0], possible.pictured, given)
         n_exhibits = given["n_exhibits"] * possible.pictured
-        exhibits = _exhibits(subject, findings, verdicts(findings, given["alpha"]), n_exhibits, painted)
+        exhibits, unseen = _exhibits(subject, findings, verdicts(findings, given["alpha"]), n_exhibits, given)
     return Audit(
         model=type(subject.model).__name__,
         data=repr(subject.data),
@@ -508,18 +818,34 @@ def _audited(subject: Subject, possible: _Possible, given: Mapping[str, Any], se
         findings=findings,
         exhibits=exhibits,
         alpha=given["alpha"],
-        baseline=_baseline(subject, engine),
+        baseline=_baseline(subject),
         settings=_told_settings(given),
         versions=_versions(),
         seconds=seconds,
+        task=subject.task,
         refused=subject.network.refused,
-        notes=possible.notes,
+        notes=_gathered(subject, [*possible.notes, *missing], findings, unseen),
     )
 
+
+def _gathered(
+    subject: Subject, before: Sequence[str], findings: Sequence[Finding], after: Sequence[str]
+) -> tuple[str, ...]:
+    """The notes of all parts, each once."""
+    parts = [part for one in findings for part in (one.partition, one.importance, one.coherence, one)]
+    notes = [*subject.network.notes, *subject.notes, *before, *(note for part in parts for note in part.notes), *after]
+    none = (
+        [] if subject.network.hidden else [f"{subject.network.model} has no hidden layer, so there is nothing to test."]
+    )
+    return tuple(dict.fromkeys([*none, *notes]))
+
 # %% ../../nbs/14_audit.ipynb #02a872a9
-def _bound(model: nn.Module, data: Any, network: Network | None, find: Any) -> Subject:
-    subject = Subject.of(model, data, network=network, find=find, split=True, targets="classes")
-    check_labels(subject.data, scores_of(subject)[1])
+def _bound(model: nn.Module, data: Any, given: Mapping[str, Any]) -> Subject:
+    """The three joined, and what the model says of the data known to be numbers that fit the targets."""
+    asked = {name: given[name] for name in ("network", "find", "task", "output", "scores")}
+    subject = Subject.of(model, data, split=True, **asked).checked()
+    check_labels(subject.data, subject.scores_node.n)
+    kind_of(subject)  # decided, and noted, before anything asks for it
     return subject
 
 
@@ -537,7 +863,7 @@ def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         "matched",
         "min_units",
     ]
-    asked += ["n_boot", "n_starts", "steps", "parameterization", "n_bins", "precision"]
+    asked += ["n_boot", "n_starts", "steps", "parameterization", "n_bins", "precision", "task", "output", "scores"]
     plain = {tuple: list, list: list, Sequential: asdict}
     told = {name: plain.get(type(given[name]), lambda same: same)(given[name]) for name in asked}
     outcomes = [given["outcomes"]] if callable(given["outcomes"]) else given["outcomes"]
@@ -561,6 +887,9 @@ def plan_audit(
     min_units: int = 1,  # Smaller sub-clusters are not tested
     n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder with finished work of the same run, which is not counted
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
@@ -569,6 +898,8 @@ def plan_audit(
     important: float = 0.5,  # Share of the sub-clusters taken to be important, for what a `Sequential` design needs
 ) -> dict[str, Plan]:  # Graph and scope in words -> what the lesions of that partition will take
     """How many lesions will an audit do, and how long will they take?
+
+    A partition without a unit to lesion has no plan.
 
     Parameters
     ----------
@@ -598,6 +929,12 @@ def plan_audit(
         Bootstrap draws of the images
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
     precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
     store : str | Path | None, default None
@@ -617,12 +954,20 @@ def plan_audit(
         Graph and scope in words -> what the lesions of that partition will take
 
     Raises: what `audit` would.
+    Warns: `RuntimeWarning` if there is nothing to lesion at all.
     """
     given = dict(locals())
     _check(k, graphs, scopes, 0.05)
-    start, subject = time.perf_counter(), _bound(model, data, network, find)
-    partitions = _partitions(subject, k, _left_out(subject, graphs).graphs, scopes, seed)
-    trial = prepare_importance(subject, list(partitions.values()), _options(LesionOptions, given))
+    _check_numbers(given)
+    start, subject = time.perf_counter(), _bound(model, data, given)
+    possible = _left_out(subject, graphs)
+    partitions, missing = _partitions(subject, k, possible.graphs, scopes, seed)
+    lesioned = _lesioned(subject, partitions, _options(LesionOptions, given), subject.network.hidden)
     took = time.perf_counter() - start
-    plans = price(trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)
-    return dict(zip(map(", ".join, partitions), plans, strict=True))
+    plans = price(lesioned.trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)
+    told = [*possible.notes, *missing, *_told("Importance cannot be measured in {layers}: {why}.", lesioned.missing)]
+    told = list(dict.fromkeys([*subject.network.notes, *subject.notes, *told]))
+    if not plans:
+        warnings.warn(" ".join(["nothing can be lesioned.", *told]), RuntimeWarning, stacklevel=2)
+    noted = [replace(one, notes=tuple(dict.fromkeys([*one.notes, *told]))) for one in plans]
+    return dict(zip(map(", ".join, lesioned.found), noted, strict=True))

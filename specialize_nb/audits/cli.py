@@ -570,7 +570,9 @@ def _plan(options: argparse.Namespace) -> None:
     with _running(_PLAN, options) as chosen:
         plans = _PLAN(model, data, **chosen)
     for name, one in plans.items():
-        print(f"{name}: {one.verdict}")
+        print(f"{name}: {one.headline}")
+    for note in dict.fromkeys(note for one in plans.values() for note in one.notes):
+        print(_told(note))
     print(
         f"together about {sum(one.seconds for one in plans.values()) / 60:.1f} min; coherence and pictures come on top"
     )

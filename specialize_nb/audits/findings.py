@@ -58,7 +58,8 @@ class Finding(Result):
         """One row for each kind of evidence, outcome and sub-cluster, with the columns of every other room."""
         parts = [self.importance.to_frame(), self.coherence.to_frame()]
         parts = [part.assign(evidence=name) for part, name in zip(parts, ("importance", "coherence"), strict=True)]
-        return pd.concat(parts, ignore_index=True).assign(graph=self.graph, scope=self.scope)
+        known = [part for part in parts if len(part)] or parts[:1]
+        return pd.concat(known, ignore_index=True).assign(graph=self.graph, scope=self.scope)
 
     def plot(
         self,
@@ -81,7 +82,9 @@ class Finding(Result):
     @property
     def headline(self) -> str:
         """What its importance and its coherence say, one after the other."""
-        return f"{self.name}: importance of {self.importance.verdict}; coherence of {self.coherence.verdict}"
+        told = {name: getattr(self, name) for name in ("importance", "coherence")}
+        parts = [f"{name}{' of' if len(one.keys) else ':'} {one.verdict}" for name, one in told.items()]
+        return f"{self.name}: {'; '.join(parts)}"
 
 # %% ../../nbs/rooms/audits_findings.ipynb #6ff038bf
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -154,6 +157,10 @@ RANK = ("specialized", "important", "coherent", "neither")  # Verdicts, the stro
 
 
 _KEYS = ["graph", "scope", "layer", "cluster", "n_units"]
+_NUMBERS = ["value", "effect", "ci_low", "ci_high", "p_value"]
+_NOTHING = pd.DataFrame(columns=[*_KEYS, *_NUMBERS, "outcome"]).astype(  # where no sub-cluster was tested
+    {"cluster": int, "n_units": int} | dict.fromkeys(_NUMBERS, float)
+)
 
 
 def _main_rows(findings: Sequence[Finding], evidence: str, value: str) -> pd.DataFrame:
@@ -162,8 +169,8 @@ def _main_rows(findings: Sequence[Finding], evidence: str, value: str) -> pd.Dat
     for finding in findings:
         result = getattr(finding, evidence)
         rows = result.to_frame().query("outcome == @result.outcomes[0]")
-        parts.append(rows.assign(graph=finding.graph, scope=finding.scope))
-    frame = pd.concat(parts, ignore_index=True)
+        parts += [rows.assign(graph=finding.graph, scope=finding.scope)] if len(rows) else []
+    frame = pd.concat(parts, ignore_index=True) if parts else _NOTHING
     kept = {"value": value, "effect": "effect", "ci_low": "ci_low", "ci_high": "ci_high", "p_value": "p"}
     named = {old: new if old == "value" else f"{evidence}_{new}" for old, new in kept.items()}
     named["outcome"] = f"{evidence}_outcome"

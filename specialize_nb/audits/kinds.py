@@ -7,7 +7,7 @@ report and the shell read everything else from the row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from specialize_nb.clusters.modularity import modularity_partition
@@ -17,8 +17,8 @@ from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.graphs.graph import UnitGraph
 from specialize_nb.graphs.similarity import unit_similarity
 from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.network.refusals import how_to_lift
 from specialize_nb.network.subject import Subject
-from specialize_nb.network.units import HOW_TO_LIFT
 
 __all__ = ["KINDS", "GraphKind", "GraphKindName", "Scope"]
 
@@ -60,12 +60,17 @@ class GraphKind:
 def _by_eigenvectors(
     graph: UnitGraph, subject: Subject, k: int, scopes: Sequence[Scope], seed: int
 ) -> dict[Scope, Partition]:
-    """A local partition has as many clusters in each layer as the global one has there."""
-    whole = spectral_partition(graph, k, seed=seed)
+    """A local partition has as many clusters in each layer as the global one has there; no cluster is without units."""
+    live = int(graph.alive().sum())
+    if live < 2:
+        raise ValueError(f"the graph joins {live} of its {graph.n_units} units, so there is nothing to cut")
+    whole = spectral_partition(graph, min(k, live), seed=seed)
     found: dict[Scope, Partition] = {"global": whole}
     if "local" in scopes:
         found["local"] = local_partition(graph, whole, layers=subject.network.hidden, seed=seed)
-    return {scope: found[scope] for scope in scopes}
+    told = f"The graph of {graph.kind} joins {live} units, so it was cut into {live} clusters and not into {k}."
+    fewer = (told,) if live < k else ()
+    return {scope: replace(found[scope], notes=(*found[scope].notes, *fewer)) for scope in scopes}
 
 
 def _by_modularity(
@@ -80,7 +85,7 @@ def _never(subject: Subject) -> str:
 
 
 def _no_wiring(subject: Subject) -> str:
-    return f"{subject.network.refused}. To have them, {HOW_TO_LIFT}" if subject.network.refused else ""
+    return f"{subject.network.refused}. To have them, {how_to_lift(subject.model)}" if subject.network.refused else ""
 
 
 def _no_gradients_by_inputs(subject: Subject) -> str:

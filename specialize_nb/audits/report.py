@@ -64,7 +64,7 @@ class Reported(Protocol):
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """The partitions and the evidence about them, at least one."""
+        """The partitions and the evidence about them; none if no partition could be found."""
 
     @property
     def exhibits(self) -> Sequence[Exhibit]:
@@ -76,7 +76,8 @@ class Reported(Protocol):
 
     @property
     def baseline(self) -> Mapping[str, float]:
-        """'loss' (nats), 'accuracy' (from 0 to 1) and 'n_examples' of the intact model."""
+        """Of the intact model 'n_examples', and by the task 'loss' (nats), 'accuracy', 'label_accuracy' (from 0 to 1),
+        'squared_error' (of the targets' variance)."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -156,17 +157,33 @@ def _section(audit: Reported, anchor: str) -> dict[str, Any]:
     return {
         "audit": audit,
         "anchor": anchor,
+        "intact": _intact(audit.baseline),
         "n_tested": len(verdicts),
         "n_hidden": int(hidden["n_units"].sum()),
         "n_hidden_layers": len(hidden),
         "counts": {name: int((verdicts["verdict"] == name).sum()) for name in _VERDICTS},
-        "outcome": audit.findings[0].importance.outcomes[0],
+        "outcome": next((one.importance.outcomes[0] for one in audit.findings), "damage"),
         "listed": _listed(verdicts, exhibits),
         "clusters": [_clusters(finding, own) for finding, own in pairs],
         "exhibits": exhibits,
         "evidence": [_evidence(finding, own, audit.alpha) for finding, own in pairs],
         **_method(audit),
     }
+
+
+_INTACT = {  # What a model is judged by: what the page calls it, and how the number is told
+    "accuracy": ("accuracy", "{:.1%} of {:,.0f} examples"),
+    "label_accuracy": ("labels right", "{:.1%} in {:,.0f} examples"),
+    "squared_error": ("squared error", "{:.1%} of the variance of the targets in {:,.0f} examples"),
+}
+
+
+def _intact(baseline: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What the model does without a lesion: names and values, the main one first."""
+    n = baseline["n_examples"]
+    told = [(name, words.format(baseline[key], n)) for key, (name, words) in _INTACT.items() if key in baseline]
+    told += [("loss", f"{_number(baseline['loss'])} nats")] if "loss" in baseline else []
+    return told or [("targets", f"none; {n:,.0f} examples")]
 
 
 _KEYS = ["graph", "scope", "layer", "cluster"]
@@ -295,6 +312,8 @@ def _column(evidence: Evidence, rows: pd.DataFrame, name: str, alpha: float) -> 
 def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     """Main outcome: effects (m,), and controls (5, m) at 0, 25, 50, 75 and 100 percent, in sds of the controls."""
     name = evidence.outcomes[0]
+    if not len(evidence.keys):
+        return np.zeros(0), np.zeros((5, 0))
     mean, sd, effect = effect_size(evidence.value[name], evidence.draws[name])
     draws = (evidence.draws[name] - mean) / np.where(sd > 0, sd, np.nan)
     known = np.where(np.isfinite(draws).any(0), draws, 0.0)  # a column without a number draws nothing visible
@@ -312,6 +331,7 @@ def _exhibits(exhibits: Sequence[Exhibit], verdicts: pd.DataFrame, anchor: str) 
         keys = {key: getattr(exhibit, key) for key in _KEYS}
         pictures = {name: [_picture(one, "small") for one in getattr(exhibit, name)] for name in ("controls", "real")}
         told = {"n_units": len(exhibit.units), "verdict": known.get(tuple(keys.values()), "neither")}
+        told["notes"] = exhibit.notes
         found.append(
             keys | told | pictures | {"image": _picture(exhibit.image, "large"), "anchor": f"{anchor}-picture-{i}"}
         )
@@ -369,8 +389,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _shared(findings: Sequence[Finding], name: str) -> dict[str, str]:
     """Settings that one kind of evidence has in every finding."""
-    all_settings = [_flat(getattr(finding, name).settings) for finding in findings]
-    return {key: value for key, value in all_settings[0].items() if all(one.get(key) == value for one in all_settings)}
+    results = [getattr(finding, name) for finding in findings]
+    every = [_flat(one.settings) for one in results if one.settings]
+    return {key: value for key, value in next(iter(every), {}).items() if all(one.get(key) == value for one in every)}
 
 
 def _agreement(findings: Sequence[Finding]) -> list[tuple[str, list[float]]]:
@@ -393,9 +414,10 @@ def _untested(findings: Sequence[Finding]) -> list[Any]:
     for finding in findings:
         for name in ("importance", "coherence"):
             parts.append(getattr(finding, name).untested.assign(evidence=name, partition=_name(finding)))
-    frame, keys = pd.concat(parts, ignore_index=True), ["partition", "layer", "cluster", "n_units", "reason"]
-    if not len(frame):
+    if not any(map(len, parts)):
         return []
+    keys = ["partition", "layer", "cluster", "n_units", "reason"]
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return list(frame.groupby(keys, sort=False)["evidence"].agg(" and ".join).reset_index().itertuples())
 
 

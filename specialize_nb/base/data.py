@@ -9,13 +9,14 @@ that measures a model reads its data through `batches`, which takes a pair of te
 
 # %% auto #0
 __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves', 'stacked', 'modular_addition', 'Batches',
-           'batches', 'to_model', 'to_like', 'check_labels']
+           'UnevenBatches', 'batches', 'to_model', 'to_like', 'check_labels', 'check_task', 'retasked', 'settled',
+           'ordered_as']
 
 # %% ../../nbs/rooms/base_data.ipynb #13f9748b
 import operator
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .words import check_choice
+from .targets import TASKS, Task, TaskFound, check_said, class_names, encoded, raw_targets, task_of
+from .words import check_choice, counted
 
 # %% ../../nbs/rooms/base_data.ipynb #5a0c8a23
 class Labelled(NamedTuple):
@@ -277,23 +279,35 @@ class Batches:
     source : Iterable
         What they are read from
     labels : np.ndarray
-        (n,) int64 class indices, or floating targets (n, ...), in the order of reading, read-only
-    example : Tensor
-        The first inputs, at most two
+        In the order of reading, read-only: (n,) int64 classes, (n, L) float64 labels of 0 or 1, (n,) or (n,
+        ...) float64 numbers, (n, 0) where there are no targets
+    example : Any
+        The first inputs, at most two: one tensor, or several
     n_batches : int
         Batches a pass
     ordered : bool, default True
         Must the examples come in the same order in every pass?
-    targets : {'classes', 'any'}, default 'classes'
-        What may be predicted; 'any': floating numbers too
+    task : Task, default 'classes'
+        What is to be predicted
+    names : tuple[str, ...], default ()
+        Of the classes, where the targets were words
+    others : tuple[Task, ...], default ()
+        Tasks that the targets may belong to as well; `settled` decides, by the model
+    notes : tuple[str, ...], default ()
+        What was decided about the data, a sentence each
     """
 
     source: Iterable  # What they are read from
-    labels: np.ndarray  # (n,) int64 class indices, or floating targets (n, ...), in the order of reading, read-only
-    example: Tensor  # The first inputs, at most two
+    # In the order of reading, read-only: (n,) int64 classes, (n, L) float64 labels of 0 or 1, (n,) or (n, ...) float64
+    # numbers, (n, 0) where there are no targets
+    labels: np.ndarray
+    example: Any  # The first inputs, at most two: one tensor, or several
     n_batches: int  # Batches a pass
     ordered: bool = True  # Must the examples come in the same order in every pass?
-    targets: Literal["classes", "any"] = "classes"  # What may be predicted; 'any': floating numbers too
+    task: Task = "classes"  # What is to be predicted
+    names: tuple[str, ...] = ()  # Of the classes, where the targets were words
+    others: tuple[Task, ...] = ()  # Tasks that the targets may belong to as well; `settled` decides, by the model
+    notes: tuple[str, ...] = ()  # What was decided about the data, a sentence each
 
     def __post_init__(self) -> None:
         self.labels.setflags(write=False)
@@ -306,81 +320,164 @@ class Batches:
     def __len__(self) -> int:
         return self.n_batches
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         start, advice = 0, "examples must come in the same order in every pass: set shuffle=False"
-        for x, y in _read(self.source, self.targets):
+        for x, raw, _ in _read(self.source):
+            y = encoded(raw, self.task, self.names)
             known = self.labels[start : start + len(y)]
-            if self.ordered and not np.array_equal(known, y.cpu().numpy()):
+            if self.ordered and not np.array_equal(known, y):
                 where = f"examples {start} to {start + len(y) - 1}"
                 raise ValueError(f"labels differ from the first pass's in {where}; {advice}")
             start += len(y)
-            yield x, y
+            yield x, torch.as_tensor(y)
         if start != self.n:
             raise ValueError(f"this pass gave {start} examples and the first {self.n}; {advice}")
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(shape) for shape in _shapes(self.example))
-        classes = len(np.unique(self.labels))
-        return f"Batches({self.n} examples of shape {shapes} in {classes} classes, {len(self)} batches)"
+        size = f"{self.n} examples of shape {shapes}"
+        return f"Batches({size} {_told_targets(self)}, {len(self)} batches)"
+
+
+def _told_targets(data: Batches) -> str:
+    width = data.labels[0].size
+    return {
+        "classes": f"in {len(np.unique(data.labels))} classes",
+        "labels": f"with {width} label{'s' * (width != 1)} each",
+        "numbers": f"with {width} number{'s' * (width != 1)} each to predict",
+        "none": "without targets",
+    }[data.task]
 
 # %% ../../nbs/rooms/base_data.ipynb #b6f9c4a7
-def _read(source: Iterable, targets: str) -> Iterator[tuple[Tensor, Tensor]]:
+class _Item(NamedTuple):
+    """One checked batch."""
+
+    x: Any  # One tensor, or several in a tuple, list or dict
+    raw: np.ndarray  # (n, ...) its targets as they are, numbers or words
+    key: str  # The entry of the inputs that held them; '' for none
+
+
+class UnevenBatches(ValueError):
+    "Inputs of one shape in some batches, and of another in others."
+
+
+def _read(source: Iterable) -> Iterator[_Item]:
     """Read once through `source`, checking every batch; empty batches are left out."""
     with torch.random.fork_rng(devices=[]):
         iterator = iter(source)
-    shape = None
-    for i, item in enumerate(iterator):
-        x, y = _checked(item, f"batch {i}", targets)
-        if shape is not None and _shapes(x) != shape:
-            raise ValueError(f"batch {i} has inputs of shape {_told(_shapes(x))}, those before it {_told(shape)}")
-        shape = _shapes(x)
-        if len(y):
-            yield x, y
+    shape = width = None
+    for i, item in enumerate(_without_raw_errors(iterator)):
+        found = _checked(item, f"batch {i}")
+        if shape is not None and _shapes(found.x) != shape:
+            told = f"inputs of shape {_told(_shapes(found.x))}, those before it {_told(shape)}"
+            raise UnevenBatches(f"batch {i} has {told}")
+        if width is not None and found.raw.shape[1:] != width:
+            told = f"targets of shape {found.raw.shape}, those before it {('n', *width)}"
+            raise ValueError(f"batch {i} has {told}".replace("'", ""))
+        shape, width = _shapes(found.x), found.raw.shape[1:]
+        if len(found.raw):
+            yield found
 
 
-def _checked(item: Any, where: str, targets: str) -> tuple[Tensor, Tensor]:
-    """One `(x, y)` batch as tensors, class labels as int64."""
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise TypeError(f"{where} is a {type(item).__name__}{size}, not a pair (inputs, labels)")
-    leaves = [*pytree.tree_leaves(item[0]), item[1]]
-    wrong = [type(part).__name__ for part in leaves if not isinstance(part, Tensor | np.ndarray)]
-    if wrong or len(leaves) < 2:
-        found = f"a {wrong[0]}" if wrong else "no inputs"
-        raise TypeError(
-            f"{where} holds {found}: inputs are one tensor, or several in a tuple or mapping; labels are one"
-        )
-    x, y = pytree.tree_map(torch.as_tensor, tuple(item))
-    if y.dtype.is_floating_point and targets == "any":
-        return _with_numbers(x, y, where)
-    _check_classes(str(y.dtype), where, "classes")
-    if y.ndim != 1:
-        raise ValueError(f"{where} has labels of shape {tuple(y.shape)}; expected (n,); if one-hot, y.argmax(1)")
-    for one in pytree.tree_leaves(x):
-        _check_input(one, y, where)
-    if len(y) and int(y.min()) < 0:
-        raise ValueError(f"{where} has the label {int(y.min())}; class indices start at 0")
-    return x, y.long()
+def _without_raw_errors(iterator: Iterator) -> Iterator:
+    """What a loader gives; examples that it cannot put together are named."""
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except TypeError as error:
+            if "default_collate" not in str(error):
+                raise
+            advice = "give a transform that makes tensors of them, or a DataLoader with a collate_fn"
+            raise TypeError(f"the examples cannot be put together into a batch ({error}): {advice}") from error
+        yield item
 
 # %% ../../nbs/rooms/base_data.ipynb #08a10925
-def _with_numbers(x: Any, y: Tensor, where: str) -> tuple[Any, Tensor]:
-    """A batch whose targets are floating numbers, (n,) or (n, ...)."""
-    if not y.ndim or bool(~y.isfinite().all()):
-        raise ValueError(f"{where} has targets of shape {tuple(y.shape)}; expected finite numbers (n,) or (n, ...)")
-    for one in pytree.tree_leaves(x):
-        _check_input(one, y, where)
-    return x, y
+_TARGETS = ("labels", "label")  # entries of a mapping that are targets, not inputs
+
+
+_FROM = "The targets are the inputs' entry"
+
+
+def _parted(item: Any, where: str) -> tuple[Any, Any, str]:
+    """Inputs, targets, and the entry of the inputs that held them."""
+    if isinstance(item, Mapping):
+        key = next((name for name in _TARGETS if item.get(name) is not None), "")
+        return {name: one for name, one in item.items() if name not in _TARGETS}, item[key] if key else None, key
+    if _is_table(item):
+        return item, None, ""
+    if isinstance(item, tuple | list) and len(item) == 1:
+        return _parted(item[0], where)
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        advice = "; several inputs go together in a tuple or mapping: ((x1, x2), y)" if size else ""
+        raise TypeError(f"{where} is a {type(item).__name__}{size}, not a pair (inputs, labels){advice}")
+    return item[0], item[1], ""
+
+
+def _checked(item: Any, where: str) -> _Item:
+    """One batch: inputs as tensors, targets as an array, one for each input."""
+    inputs, targets, key = _parted(item, where)
+    x = _inputs(inputs, where)
+    leaves = pytree.tree_leaves(x)
+    if not leaves:
+        raise TypeError(
+            f"{where} holds no inputs: inputs are one tensor, or several in a tuple or mapping; labels are one"
+        )
+    raw = raw_targets(targets, len(leaves[0]) if leaves[0].ndim else 0, where)
+    for one in leaves:
+        _check_input(one, len(raw), where)
+    return _Item(x, raw, key)
 
 # %% ../../nbs/rooms/base_data.ipynb #07b4c4f6
-def _check_classes(dtype: str, where: str, targets: str) -> None:
-    """Do labels of that type, in PyTorch's words, name classes, if it is classes that are predicted?"""
-    if targets == "classes" and not dtype.removeprefix("torch.").startswith(("int", "uint")):
-        raise ValueError(f"{where} has labels of {dtype}; expected integer class indices, such as y.long()")
+def _is_table(one: Any) -> bool:
+    """A tensor, an array, a series or a frame?"""
+    return isinstance(one, Tensor | np.ndarray) or hasattr(one, "to_numpy")
 
 
-def _check_input(x: Tensor, y: Tensor, where: str) -> None:
-    if not x.ndim or len(x) != len(y):
-        raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {len(y)} labels: one label for each input")
+def _is_nested(one: Any) -> bool:
+    """A number, or lists of numbers however deep?"""
+    plain = isinstance(one, bool | int | float | np.generic)
+    return plain or (isinstance(one, list | tuple) and len(one) > 0 and all(map(_is_nested, one)))
+
+
+def _inputs(x: Any, where: str) -> Any:
+    """Inputs of any form as tensors; mappings of any kind become dicts, so that PyTorch sees what is in them."""
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise TypeError(f"{where} holds a tensor of layout {x.layout}: give it dense, as x.to_dense()")
+        return x
+    if isinstance(x, Mapping):
+        return {name: _inputs(one, where) for name, one in x.items() if one is not None}
+    if _is_table(x):
+        return _tensor(x, where)
+    if isinstance(x, list | tuple) and x and _is_nested(x):
+        return _tensor(x, where)
+    if isinstance(x, list | tuple):
+        parts = [_inputs(one, where) for one in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    wanted = "inputs are one tensor, or several in a tuple or mapping; labels are one"
+    raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}")
+
+
+def _tensor(x: Any, where: str) -> Tensor:
+    """An array, a frame, a series, or lists of numbers as a tensor; frames become float32."""
+    try:
+        if hasattr(x, "to_numpy"):
+            return torch.as_tensor(np.array(x.to_numpy(), dtype=np.float32))
+        array = x if isinstance(x, np.ndarray) else None
+        if array is not None and not (array.flags.writeable and all(step >= 0 for step in array.strides)):
+            x = array.copy()
+        return torch.as_tensor(x)
+    except (TypeError, ValueError) as error:
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{where} holds inputs ({kind}) that are no table of numbers: {error}") from error
+
+# %% ../../nbs/rooms/base_data.ipynb #1fba1e60
+def _check_input(x: Tensor, n: int, where: str) -> None:
+    if not x.ndim or len(x) != n:
+        raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {n} labels: one label for each input")
     if bad := int((~x.isfinite().flatten(1).all(1)).sum()) if x.ndim > 1 else int((~x.isfinite()).sum()):
         raise ValueError(f"{where} has NaN or infinite inputs in {bad} of {len(x)} examples: drop or replace them")
 
@@ -395,69 +492,103 @@ def _told(shapes: list[tuple[int, ...]]) -> str:
 
 # %% ../../nbs/rooms/base_data.ipynb #f15200f0
 def batches(
-    data: Any,  # Pair of tensors x (n, ...), y (n,); or `DataLoader`, or re-iterable of such pairs; or `Batches`
+    data: Any,  # (x, y) or x alone; a mapping; a `Dataset` or `DataLoader`; or a re-iterable of batches of these forms
     *,
-    batch_size: int = 256,  # Examples a batch when a pair of tensors is cut; a re-iterable comes as it is
+    batch_size: int = 256,  # Examples a batch when tables or a `Dataset` are cut; a re-iterable comes as it is
     ordered: bool = True,  # False for training only: lets a `DataLoader` shuffle
-    targets: Literal["classes", "any"] = "classes",  # What may be predicted; 'any': floating numbers too
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
 ) -> Batches:
     """Data of any accepted form, checked in one pass, as batches that can be read again.
 
     Parameters
     ----------
     data : Any
-        Pair of tensors x (n, ...), y (n,); or `DataLoader`, or re-iterable of such pairs; or `Batches`
+        (x, y) or x alone; a mapping; a `Dataset` or `DataLoader`; or a re-iterable of batches of these forms
     batch_size : int, default 256
-        Examples a batch when a pair of tensors is cut; a re-iterable comes as it is
+        Examples a batch when tables or a `Dataset` are cut; a re-iterable comes as it is
     ordered : bool, default True
         False for training only: lets a `DataLoader` shuffle
-    targets : {'classes', 'any'}, default 'classes'
-        What may be predicted; 'any': floating numbers too
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
 
     Returns
     -------
     Batches
 
     Raises: `TypeError` for data of another form; `ValueError` for data that can be read only once, shuffle, are empty,
-    hold NaN or infinite inputs, or labels that are not class indices, one for each input.
+    hold NaN or infinite inputs, or targets that are not those of a task, one for each input.
     """
-    check_choice("targets", targets, ("classes", "any"))
+    if task is not None:
+        check_choice("task", task, TASKS)
     if isinstance(data, Batches):
-        _check_classes(f"torch.{data.labels.dtype}", "the `Batches`", targets)
-        return data
+        return data if task is None else retasked(data, task)
     if batch_size < 1:
         raise ValueError(f"got batch_size={batch_size}: at least 1")
-    source = _source(data, batch_size, targets)
+    source, key = _source(data, batch_size)
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
     if ordered and isinstance(getattr(data, "sampler", None), random):
         raise ValueError("the DataLoader shuffles, so passes would not line up: set shuffle=False")
-    labels, example = [], None
+    raws, keys, example = [], {key: True} if key else {}, None
     with torch.random.fork_rng(devices=[]):
-        for x, y in _read(source, targets):
+        for x, raw, key in _read(source):
             example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
-            labels.append(y.cpu().numpy())
+            raws.append(raw)
+            keys |= {key: True} if key else {}
     if example is None:
         raise ValueError("the data gave no examples: pass at least one batch")
-    joined = np.concatenate(labels)
-    return Batches(
-        source=source, labels=joined, example=example, n_batches=len(labels), ordered=ordered, targets=targets
-    )
+    notes = [f"{_FROM} {key!r}." for key in keys if task != "none"]
+    fields = _encoded(_joined(raws), task, notes)
+    return Batches(source=source, example=example, n_batches=len(raws), ordered=ordered, **fields)
+
+# %% ../../nbs/rooms/base_data.ipynb #2338fc0f
+def _joined(raws: Sequence[np.ndarray]) -> np.ndarray:
+    """The targets of all batches."""
+    if len({raw.dtype.kind == "U" for raw in raws}) > 1:
+        raise TypeError("the targets are words in some batches and numbers in others: give one kind")
+    return np.concatenate(raws)
+
+
+def _encoded(raw: np.ndarray, task: Task | None, notes: Sequence[str]) -> dict[str, Any]:
+    """What `Batches` says of its targets."""
+    found = task_of(raw) if task is None else TaskFound(task, (), check_said(raw, task))
+    names = class_names(raw) if found.task in ("classes", "labels") else ()
+    told = [*notes, found.told] if found.told else notes
+    labels = encoded(raw, found.task, names)
+    return dict(labels=labels, task=found.task, names=names, others=found.others, notes=tuple(told))
 
 # %% ../../nbs/rooms/base_data.ipynb #e9c0acba
-def _source(data: Any, batch_size: int, targets: str) -> Iterable:
-    """The re-iterable behind `data`."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor | np.ndarray):
-        x, y = _checked(data, "the pair of tensors", targets)
-        cuts = [slice(start, start + batch_size) for start in range(0, max(len(y), 1), batch_size)]
-        return [(pytree.tree_map(operator.itemgetter(cut), x), y[cut]) for cut in cuts]
+def _source(data: Any, batch_size: int) -> tuple[Iterable, str]:
+    """The re-iterable behind `data`, and the entry of the inputs that held the targets."""
+    if hasattr(data, "with_format") and hasattr(data, "column_names"):  # rows of Hugging Face's library
+        return DataLoader(data.with_format("torch"), batch_size=batch_size, generator=torch.Generator()), ""
     if isinstance(data, Dataset):
-        raise TypeError(f"got a {type(data).__name__}, which gives single examples: wrap it in a DataLoader")
+        return DataLoader(data, batch_size=batch_size, generator=torch.Generator()), ""  # spares the global one
+    if _is_whole(data):
+        x, raw, key = _checked(data, "the pair of tensors" if isinstance(data, tuple | list) else "the data")
+        cuts = [slice(start, start + batch_size) for start in range(0, max(len(raw), 1), batch_size)]
+        return [(pytree.tree_map(operator.itemgetter(cut), x), raw[cut]) for cut in cuts], key
     if not isinstance(data, Iterable):
         wanted = "pass a pair of tensors, a DataLoader, or a list of (x, y) batches"
         raise TypeError(f"got data of type {type(data).__name__}: {wanted}")
     if isinstance(data, Iterator):
         raise ValueError(f"got a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
-    return data
+    return data, ""
+
+
+def _is_whole(data: Any) -> bool:
+    """All examples in one piece, not batches of them?"""
+    if isinstance(data, Mapping) or _is_table(data):
+        return True
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    x, y = data
+    if isinstance(data, list) and isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.ndim > 1:
+        told = "a list of two tensors of one shape may be inputs and targets or two batches"
+        raise ValueError(f"{told}: give a tuple (x, y), or batches [(x, None), ...]")
+    several = isinstance(y, tuple | list)
+    flat = several and (_is_table(x) or all(isinstance(one, str | int | float | np.generic | None) for one in y))
+    batch = isinstance(data, list) and isinstance(x, tuple | list) and len(x) == 2 and _is_table(x[0])
+    return y is None or _is_table(y) or flat or (_is_nested(y) and not batch)
 
 # %% ../../nbs/rooms/base_data.ipynb #a0dbba36
 def to_model(
@@ -508,20 +639,170 @@ def to_like(
 # %% ../../nbs/rooms/base_data.ipynb #eccae466
 def check_labels(
     data: Batches,  # Checked data
-    n_classes: int,  # Classes the model scores
+    n_scores: int,  # Numbers an example that the model puts out: of classes, the scores
 ) -> None:
-    """Is there a score for every label?
+    """Is there a number that the model puts out for every target, and a score for every class?
 
     Parameters
     ----------
     data : Batches
         Checked data
-    n_classes : int
-        Classes the model scores
+    n_scores : int
+        Numbers an example that the model puts out: of classes, the scores
 
-    Raises: `ValueError` that names the first label without a score.
+    Raises: `ValueError` that names the first class without a score, or says how many numbers there are and should be.
     """
-    if data.labels.max() >= n_classes:
-        first = int(np.argmax(data.labels >= n_classes))
-        message = f"example {first} has the label {data.labels[first]}, but the model scores {n_classes} classes"
-        raise ValueError(f"{message} (0 to {n_classes - 1}): fix the labels, or use a model with more outputs")
+    if data.task == "classes" and data.labels.max() >= n_scores:
+        first = int(np.argmax(data.labels >= n_scores))
+        message = f"example {first} has the label {data.labels[first]}, but the model scores {n_scores} classes"
+        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the labels, or use a model with more outputs")
+    if data.task in ("labels", "numbers") and (width := data.labels[0].size) != n_scores:
+        labels, numbers = f"{counted(width, 'label')} of 0 or 1", f"{counted(width, 'number')} to predict"
+        kind = labels if data.task == "labels" else numbers
+        message = f"the targets have {kind} an example, and the model puts out {n_scores}"
+        raise ValueError(f"{message}: give as many, or say with `output` which output is meant, or `task`")
+
+# %% ../../nbs/rooms/base_data.ipynb #dfad913b
+def check_task(
+    data: Batches,  # Checked data
+    allowed: Sequence[Task],  # Tasks that will do
+    what: str,  # What needs them, such as a function's name
+) -> None:
+    """Do the targets belong to a task that will do?
+
+    Parameters
+    ----------
+    data : Batches
+        Checked data
+    allowed : Sequence[Task]
+        Tasks that will do
+    what : str
+        What needs them, such as a function's name
+
+    Raises: `ValueError` that says what they are, what is needed and how to say so.
+    """
+    if data.task in allowed:
+        return
+    needed, found = " or ".join(_TOLD[one] for one in allowed), _TOLD[data.task]
+    open_to = [one for one in data.others if one in allowed]
+    hint = f"; if that is what they are, give batches(data, task={open_to[0]!r})" if open_to else ""
+    raise ValueError(f"{what} needs {needed}; these data have {found}{hint}")
+
+
+_TOLD = {
+    "classes": "integer class indices as targets",
+    "labels": "several labels of 0 or 1 an example as targets",
+    "numbers": "floating numbers as targets",
+    "none": "no targets",
+}
+
+# %% ../../nbs/rooms/base_data.ipynb #e56bbdf0
+def retasked(
+    data: Batches,  # Checked data
+    task: Task,  # What their targets are
+) -> Batches:
+    """The same data with targets of another task, such as labels of 0 or 1 instead of two classes.
+
+    Parameters
+    ----------
+    data : Batches
+        Checked data
+    task : Task
+        What their targets are
+
+    Returns
+    -------
+    Batches
+
+    Raises: `ValueError` if the targets cannot be that.
+    """
+    check_choice("task", task, TASKS)
+    if task == data.task:
+        return replace(data, others=())
+    if data.names and task == "numbers":
+        raise ValueError(f"the targets are words, {list(data.names)[:3]}, not numbers: leave `task` out")
+    if task != "none" and (data.task == "labels" or data.labels[0].size != 1 or data.task == "classes"):
+        return _reread(data, task)
+    told = check_said(data.labels, task)
+    labels = encoded(data.labels, task)
+    return replace(data, task=task, labels=labels, others=(), notes=(*data.notes, told) if told else data.notes)
+
+
+def _reread(data: Batches, task: Task) -> Batches:
+    """From the targets as they were given."""
+    raw = _joined([item.raw for item in _read(data.source)])
+    kept_notes = [one for one in data.notes if one.startswith(_FROM)]
+    kept = {"names": data.names} if raw.dtype.kind != "U" else {}  # of a part of data whose words were read already
+    return replace(data, **_encoded(raw, task, kept_notes) | {"others": ()} | kept)
+
+# %% ../../nbs/rooms/base_data.ipynb #d76df1bf
+def settled(
+    data: Batches,  # Checked data
+    n_scores: int,  # Numbers an example that the model puts out
+) -> Batches:
+    """The data with a task that fits the model, where the targets alone left it open.
+
+    Whole numbers may be classes, labels or numbers: with one output, zeros and ones are labels and others are numbers;
+    with several, they are classes.
+
+    Parameters
+    ----------
+    data : Batches
+        Checked data
+    n_scores : int
+        Numbers an example that the model puts out
+
+    Returns
+    -------
+    Batches
+
+    Raises: `ValueError` if they fit in no way.
+    """
+    if not data.others:
+        return data
+    said, flat = "say `task` if they are something else", data.labels
+    if n_scores == 1:
+        task: Task = "labels" if bool(np.isin(flat, (0, 1)).all()) else "numbers"
+        what = "labels of 0 or 1" if task == "labels" else "numbers to predict"
+    elif flat.max() < n_scores:
+        task, what = "classes", "classes"
+    elif data.task == "numbers":
+        told = f"the targets are whole numbers up to {flat.max():g}, and the model puts out {n_scores} an example"
+        advice = f"give classes from 0 to {n_scores - 1}, or {n_scores} numbers an example"
+        raise ValueError(f"{told}: they fit neither as classes nor as numbers; {advice}")
+    else:
+        return replace(data, others=())
+    if task == data.task == "classes":
+        return replace(data, others=())
+    outputs = "one number" if n_scores == 1 else f"{n_scores} numbers"
+    told = f"The model puts out {outputs} an example, so the targets are taken as {what}; {said}."
+    found = retasked(data, task)
+    return replace(found, notes=(*found.notes, told))
+
+# %% ../../nbs/rooms/base_data.ipynb #4a1e32cf
+def ordered_as(
+    data: Batches,  # Checked data, whose targets were words
+    names: Sequence[str],  # The model's classes, in the order of its outputs
+) -> Batches:
+    """The same data with its classes in the model's order.
+
+    Parameters
+    ----------
+    data : Batches
+        Checked data, whose targets were words
+    names : Sequence[str]
+        The model's classes, in the order of its outputs
+
+    Returns
+    -------
+    Batches
+
+    Raises: `ValueError` if the model does not know a word.
+    """
+    if not data.names:
+        return data
+    if unknown := [one for one in data.names if one not in names]:
+        raise ValueError(f"the model has no class {unknown[0]!r}; it has {list(names)[:10]}")
+    place = np.array([list(names).index(one) for one in data.names], dtype=np.int64)
+    told = "The targets are words; their classes are in the order that the model's configuration gives."
+    return replace(data, labels=place[data.labels], names=tuple(names), notes=(told,))

@@ -350,6 +350,15 @@ def _search(walk: Walk, trivial: torch.Tensor, k: int, max_iter: int | None) -> 
 _DENSE = 512  # Up to as many units, a dense solver is the faster one
 
 
+def _top_pairs(matrix: np.ndarray, last: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenpairs from place to place, ascending. LAPACK's fastest routine fails for a few matrices."""
+    try:
+        return scipy.linalg.eigh(matrix, subset_by_index=last)
+    except np.linalg.LinAlgError:
+        values, vectors = scipy.linalg.eigh(matrix, driver="evd")
+        return values[last[0] : last[1] + 1], vectors[:, last[0] : last[1] + 1]
+
+
 def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarray | None = None) -> _Eigen:
     """The `k` smallest eigenpairs of the Laplacian of a connected graph, or of its component `members`; ascending."""
     walk, trivial = normalized(walk_of(graph), members)
@@ -360,7 +369,7 @@ def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarra
         vectors = torch.eye(len(trivial), dtype=trivial.dtype, device=trivial.device)[:, inside]
         matrix = (walk(vectors) - 2 * trivial @ trivial[inside].T)[inside].cpu().double().numpy()
         last = (n_units - others, n_units - 1)
-        values, small = scipy.linalg.eigh((matrix + matrix.T) / 2, subset_by_index=last)
+        values, small = _top_pairs((matrix + matrix.T) / 2, last)
         values, vectors = torch.from_numpy(values).flip(0), vectors @ torch.from_numpy(small).to(vectors).flip(1)
     else:
         values, vectors, residual = _search(walk, trivial, others, max_iter)

@@ -11,7 +11,8 @@ that worked."""
 __all__ = ['PROPERTIES', 'unit_properties', 'properties_of', 'UnitStrength', 'strata', 'balance']
 
 # %% ../../nbs/rooms/controls_matching.ipynb #84f47684
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..base.data import to_model
 from ..clusters.partition import Partition
 from .controls import Controls
 from ..graphs.weights import weight_graph
+from ..network.inputs import naming_batch, places_that_count
 from ..network.subject import Subject
 from ..network.units import Layer, Network
 
@@ -38,7 +40,8 @@ def unit_properties(
 ) -> pd.DataFrame:  # Columns layer, unit, in_norm, out_norm, activation_scale, contribution, dead; a row for each unit
     """How large are the weights and the answers of each unit?
 
-    Norms are NaN where no weights are known. Memory does not grow with the data.
+    Norms are NaN where no weights are known, scales where what a layer puts out is not finite. Positions that are
+    padding do not count. Memory does not grow with the data.
 
     Parameters
     ----------
@@ -58,10 +61,15 @@ def unit_properties(
     pd.DataFrame
         Columns layer, unit, in_norm, out_norm, activation_scale, contribution, dead; a row for each unit
 
-    Raises: `KeyError` for a layer the network does not have; `ValueError` for an output that is not finite, or a
-    network that was traced from another model.
+    Raises: `KeyError` for a layer the network does not have; `ValueError` for a network that was traced from another
+    model.
+    Warns: `RuntimeWarning` for layers whose outputs are not finite.
     """
-    return properties_of(Subject.of(model, data, network=network), layers, progress=progress)
+    found = properties_of(Subject.of(model, data, network=network), layers, progress=progress)
+    unknown = found.groupby("layer", sort=False)["activation_scale"].apply(lambda one: one.isna().any())
+    if names := list(unknown.index[unknown.astype(bool)]):
+        warnings.warn(f"layers {names} put out NaN or infinite numbers: NaN here", RuntimeWarning, stacklevel=2)
+    return found
 
 # %% ../../nbs/rooms/controls_matching.ipynb #f6658f0b
 def properties_of(
@@ -86,7 +94,7 @@ def properties_of(
     pd.DataFrame
         As `unit_properties` gives it; a copy
 
-    Raises: `KeyError` for a layer the network does not have; `ValueError` for an output that is not finite.
+    Raises: `KeyError` for a layer the network does not have.
     """
     network = subject.network
     chosen = [network.layer(name) for name in (network.hidden if layers is None else layers)]
@@ -153,17 +161,21 @@ class _Extent:
         self.layer, self.n, self.square = layer, 0, np.zeros(layer.n_units)
         self.least, self.most = np.full(layer.n_units, np.inf), np.full(layer.n_units, -np.inf)
 
-    def add(self, value: Tensor) -> None:
-        value = value.movedim(self.layer.unit_dim, 0).flatten(1).float()
+    def add(self, value: Tensor, counts: Mapping[int, Tensor]) -> None:
+        own = places_that_count(value.shape, self.layer.unit_dim, counts)
+        value = value.movedim(self.layer.unit_dim, 0)
+        value = (value.flatten(1) if own is None else value.flatten(2)[:, own.to(value.device)]).float()
         self.n += value.shape[1]
         self.square += value.square().sum(1).cpu().double().numpy()
         least, most = (one.cpu().double().numpy() for one in torch.aminmax(value, dim=1))
         self.least, self.most = np.minimum(self.least, least), np.maximum(self.most, most)
 
     def scale(self) -> np.ndarray:
-        if not np.isfinite(self.square).all():
-            raise ValueError(f"layer {self.layer.name!r} puts out NaN or infinite numbers: check data and model")
-        return np.sqrt(self.square / self.n)
+        return np.sqrt(self.square / self.n) if self.finite else np.full_like(self.square, np.nan)
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.square).all())
 
     def dead(self) -> np.ndarray:
         """Is the range no wider than rounding?"""
@@ -183,10 +195,15 @@ def _table(extent: _Extent, norms: tuple[dict[str, np.ndarray], dict[str, np.nda
 @torch.no_grad()
 def _measure(subject: Subject, layers: list[Layer], progress: bool) -> list[_Extent]:
     extents, names = [_Extent(layer) for layer in layers], [layer.name for layer in layers]
-    for x, _ in tqdm(subject.data, desc="unit properties", disable=not progress):
-        values = subject.network.activations(to_model(x, subject.model), names)
+    for i, (x, _) in enumerate(tqdm(subject.data, desc="unit properties", disable=not progress)):
+        with naming_batch(subject.model, i, x):
+            values = subject.network.activations(to_model(x, subject.model), names)
         for extent in extents:
-            extent.add(values[extent.layer.name])
+            extent.add(values[extent.layer.name], subject.counts(x))
+    for extent in extents:
+        if not extent.finite:
+            told = f"Layer {extent.layer.name!r} puts out NaN or infinite numbers: how strong its units are is known"
+            subject.note(f"{told} of their weights alone.")
     return extents
 
 # %% ../../nbs/rooms/controls_matching.ipynb #4651d049

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MAP_BLOCKS", "TOKEN_BLOCKS", "Specimen", "random_network"]
+__all__ = ["ACROSS", "LOST", "MAP_BLOCKS", "TOKEN_BLOCKS", "Between", "Specimen", "random_network"]
 
 
 class Residual(nn.Module):
@@ -311,6 +311,66 @@ def _conv(width: int, out: int, **options: Any) -> nn.Conv2d:
 def _projected(width: int) -> nn.Module:
     short = nn.Sequential(nn.Conv2d(width, 6, 1, stride=2), nn.BatchNorm2d(6))
     return Residual(nn.Sequential(_conv(width, 6, stride=2), nn.BatchNorm2d(6)), short, nn.ReLU())
+
+
+class Between(nn.Module):
+    """A dense layer of six units with an activation, a function of what they put out, and a dense layer on that.
+
+    Parameters
+    ----------
+    function : Callable[[Tensor], Tensor]
+    seed : int, default 0
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], seed: int = 0):
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(4, 6), function, nn.Linear(6, 3)
+        _draw_weights(self, np.random.default_rng(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(torch.relu(self.first(x))))
+
+
+_RING = torch.tensor([[0, 1, 2], [1, 2, 0]])  # an edge of a graph a column: from, and to
+
+# Functions (examples, units) -> (examples, units) in which examples meet: units keep apart, or all of them mix.
+ACROSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "backwards": lambda h: h.flip(0),
+    "rolled": lambda h: h - h.roll(1, 0),
+    "centred": lambda h: h - h.mean(0),
+    "largest": lambda h: h / (1 + h.amax(0)),
+    "softmax": lambda h: h.softmax(0),
+    "running sum": lambda h: h.cumsum(0),
+    "normalised": lambda h: F.normalize(h, dim=0),
+    "attention": lambda h: (h @ h.T).softmax(-1) @ h,
+    "written product": lambda h: torch.einsum("bi,ci->bc", h, h).tanh() @ h,
+    "lower half": lambda h: (h @ h.T).tril() @ h,
+    "the first": lambda h: h - h[0],
+    "everyone's own": lambda h: h[torch.arange(h.shape[0])],
+    "ordered by sum": lambda h: h[torch.arange(h.shape[0]).flip(0)],
+    "twice as many": lambda h: torch.cat([h, h.flip(1)]).view(2, -1, 6).sum(0),
+    "dropout": lambda h: F.dropout(h, 0.4),
+    "noise": lambda h: h + torch.randn_like(h),
+}
+# Functions that units cannot be followed through; the operation that is told.
+LOST: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "messages": ("index_add", lambda h: h.index_add(0, _RING[1], h[_RING[0]])),
+    "scattered": ("scatter_add", lambda h: torch.zeros_like(h).scatter_add(0, _RING[1][:, None].expand(-1, 6), h[:3])),
+    "gathered": ("gather", lambda h: h.gather(0, torch.zeros(h.shape[0], 6, dtype=torch.int64))),
+    "the second": ("select", lambda h: h + h[1]),
+    "differences": ("slice", lambda h: h + (h[1:] - h[:-1]).square().sum(0)),
+    "columns in rows": ("reshape", lambda h: h.T.reshape(-1, 6)),
+    "sorted": ("sort", lambda h: h.sort(0)[0]),
+    "in their order": ("argsort", lambda h: h[h.sum(1).argsort()]),
+    "largest two": ("topk", lambda h: h + h.topk(2, 0)[0].sum(0)),
+    "number of values": ("_unique2", lambda h: h + h.round().unique().sum()),
+    "counted": ("bincount", lambda h: h * torch.bincount((h[:, 0] > 0).long(), minlength=2)[0]),
+    "those above": ("nonzero", lambda h: h.index_add(0, (h[:, 0] > 0).nonzero().flatten(), h[h[:, 0] > 0])),
+    "masked": ("masked_select", lambda h: h + torch.masked_select(h, h > 0).mean()),
+    "distances": ("cdist", lambda h: torch.cdist(h, h).softmax(-1) @ h),
+    "Fourier transform": ("fft_rfft", lambda h: torch.fft.irfft(torch.fft.rfft(h), n=6)),
+    "coin": ("bernoulli", lambda h: torch.bernoulli(h.sigmoid())),
+}
 
 
 # Blocks on maps (batch, channels, height, width), made from the channels they get.

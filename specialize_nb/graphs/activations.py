@@ -12,6 +12,7 @@ __all__ = ['correlation_graph', 'activation_graph']
 # %% ../../nbs/03_activation_graph.ipynb #8d37d943
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ..base.words import check_choice
 from .graph import UnitGraph
 from ..network.answers import AnswerStream, answer_stream
+from ..network.rows import over_finite
 from ..network.subject import Subject
 from ..network.units import Layer, Network
 
@@ -215,15 +217,11 @@ def _sample(stream: AnswerStream, n_reference: int, seed: int) -> Tensor:
 class _Range:
     """The least and the largest answer of each unit."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.owner = np.repeat([layer.name for layer in layers], [layer.n_units for layer in layers])
+    def __init__(self) -> None:
         self.least = self.most = None
 
     def add(self, values: Tensor) -> None:  # (n_units, m)
         least, most = torch.aminmax(values, dim=1)
-        if bool((bad := ~(least.isfinite() & most.isfinite())).any()):
-            name = self.owner[int(bad.nonzero()[0])]
-            raise ValueError(f"activations of {str(name)!r} hold NaN or infinite numbers: check the data and the model")
         self.least = least if self.least is None else torch.minimum(self.least, least)
         self.most = most if self.most is None else torch.maximum(self.most, most)
 
@@ -235,7 +233,7 @@ class _Range:
 # %% ../../nbs/03_activation_graph.ipynb #eba51431
 def _measure(stream: AnswerStream, corr: str, n_reference: int, seed: int) -> tuple[_Moments, Tensor]:
     """Moments of all units, or of their ranks, and which units are constant."""
-    moments, extent = _Moments(stream.sizes, stream.device), _Range(stream.layers)
+    moments, extent = _Moments(stream.sizes, stream.device), _Range()
     ranks = whole = None
 
     def chunks(task: str) -> Iterator[Tensor]:
@@ -269,6 +267,8 @@ def activation_graph(
     progress: bool = False,  # Show a progress bar?
 ) -> UnitGraph:  # Edges from 0 to 1 between all pairs of units, float64
     """How alike do each two units respond?
+
+    Layers that put out NaN or infinite numbers are left out if nobody named them; a note says so.
 
     Parameters
     ----------
@@ -305,21 +305,24 @@ def activation_graph(
     """
     subject = Subject.of(model, data, network=network)
     stream = answer_stream(subject, layers=layers, at=at, summary=summary, progress=progress)
-    names = tuple(layer.name for layer in stream.layers)
-    _check_options(corr, n_reference, names, stream.data.n)
-    moments, constant = _measure(stream, corr, n_reference, seed)
+    _check_options(corr, n_reference, stream.layers, stream.data.n)
+    run = lambda kept: _measure(replace(stream, layers=kept), corr, n_reference, seed)  # noqa: E731
+    kept, (moments, constant) = over_finite(subject, stream.layers, layers, run)
+    names = tuple(layer.name for layer in kept)
     if bool(constant.all()):
         raise ValueError(f"every unit of {list(names)} is constant over {moments.n} examples: check the data")
     settings = {"corr": corr, "summary": summary, "at": at, "n_examples": moments.n}
     if corr == "spearman":
         settings |= {"n_reference": min(n_reference, moments.n), "seed": seed}
     blocks = _edges(moments, names, constant)
-    return UnitGraph(layers=names, sizes=stream.sizes, blocks=blocks, kind="activations", settings=settings)
+    sizes = tuple(layer.n_units for layer in kept)
+    fields = dict(kind="activations", settings=settings, notes=subject.notes)
+    return UnitGraph(layers=names, sizes=sizes, blocks=blocks, **fields)
 
 # %% ../../nbs/03_activation_graph.ipynb #535064d8
-def _check_options(corr: str, n_reference: int, names: Sequence[str], n_examples: int) -> None:
+def _check_options(corr: str, n_reference: int, layers: Sequence[Layer], n_examples: int) -> None:
     check_choice("corr", corr, ("spearman", "pearson"))
-    if not names:
+    if not layers:
         raise ValueError("the network has no hidden layer: name the `layers` to correlate")
     if n_examples < 3:
         raise ValueError(f"got {n_examples} examples: two always correlate perfectly, so give at least 3")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,10 @@ from tqdm.auto import tqdm
 
 from specialize_nb.base.data import check_labels, to_model
 from specialize_nb.network.answers import scores_of
+from specialize_nb.network.gradients import check_gradients
+from specialize_nb.network.inputs import places_that_count
 from specialize_nb.network.operations import KEEPS, KINKED, PRODUCTS, SMOOTH, STRAIGHT, argument, op_name
+from specialize_nb.network.outputs import choose_output
 from specialize_nb.network.program import Layout, boundary_of, first_met
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import Layer, Network
@@ -56,8 +59,9 @@ class MatrixMean:
 
     def __init__(self, n_units: int, device: torch.device, errors: bool) -> None:
         wide = {"dtype": torch.float64, "device": device}
-        self.n, self.total = 0, torch.zeros(n_units, n_units, **wide)  # of the total the upper triangle counts
-        self.products = torch.zeros(3, n_units, n_units, **wide) if errors else None
+        with torch.inference_mode(False), torch.no_grad():
+            self.n, self.total = 0, torch.zeros(n_units, n_units, **wide)  # of the total the upper triangle counts
+            self.products = torch.zeros(3, n_units, n_units, **wide) if errors else None
         self.held: Any = 0  # (n, n_units, n_units) what has come so far of the examples in hand
 
     def add(self, rows: Tensor, n_places: int) -> None:  # (n_rows, n, m, n_units)
@@ -96,6 +100,24 @@ class MatrixMean:
             self.products += torch.stack([fourth, rows.pow(3).T @ rows, fourth])
 
 
+class Piece(NamedTuple):
+    """Some examples of a batch.
+
+    Attributes
+    ----------
+    tensors : tuple[Tensor, ...]
+        Their inputs, as the program takes them
+    y : Tensor
+        Their targets
+    counts : dict[int, Tensor]
+        Length of a sequence -> (n, length) bool, which positions count; empty without padding
+    """
+
+    tensors: tuple[Tensor, ...]  # Their inputs, as the program takes them
+    y: Tensor  # Their targets
+    counts: dict[int, Tensor]  # Length of a sequence -> (n, length) bool, which positions count; empty without padding
+
+
 class Measurement(NamedTuple):
     """What is to be measured, on what.
 
@@ -129,15 +151,18 @@ class Measurement(NamedTuple):
         """The traced network."""
         return self.subject.network
 
-    def batches(self, most: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """The tensors of the inputs, and the labels, in pieces of at most so many examples."""
+    def batches(self, most: int) -> Iterator[Piece]:
+        """The data in pieces of at most so many examples."""
         program = self.network.program
         for x, y in tqdm(self.subject.data, desc=self.title, disable=not self.title):
             step = most if program.any_batch else len(y)
             tensors = program.arguments(to_model(x, self.subject.model))
+            tensors = tuple(one.clone() if one.is_inference() else one for one in tensors)
+            counts = self.subject.counts(x)
             for start in range(0, len(y), step):
                 part = slice(start, start + step)
-                yield tuple(one[part] for one in tensors), y[part].to(tensors[0].device)
+                own = {length: one[part].to(tensors[0].device) for length, one in counts.items()}
+                yield Piece(tuple(one[part] for one in tensors), y[part].to(tensors[0].device), own)
 
     def rows(self, layer: Layer, value: Tensor) -> Tensor:  # (n, n_positions, n_units)
         """What the units have at the places that were drawn, in 32 bits or more."""
@@ -147,10 +172,33 @@ class Measurement(NamedTuple):
         chosen = self.positions[layer.name]
         return value if len(chosen) == value.shape[1] else value[:, chosen]
 
-    def add(self, layer: Layer, slopes: Tensor) -> None:  # (n_rows, n, ...)
+    def weights(self, layer: Layer, counts: Mapping[int, Tensor]) -> Tensor | None:  # (n, n_positions)
+        """What each place that was drawn weighs, so that an example's mean is over those that count; None: the same."""
+        n = len(next(iter(counts.values()))) if counts else 0
+        own = places_that_count((n, *layer.shape), layer.unit_dim, counts) if counts else None
+        if own is None:
+            return None
+        own = own[:, self.positions[layer.name]].to(torch.float32)
+        return own * own.shape[1] / own.sum(1, keepdim=True).clamp(min=1)
+
+    def add(self, layer: Layer, slopes: Tensor, counts: Mapping[int, Tensor]) -> None:  # (n_rows, n, ...)
         """Count in derivatives of what a layer puts out, or by it, along several directions."""
         rows = torch.vmap(lambda one: self.rows(layer, one))(slopes)
-        self.means[layer.name].add(rows, rows.shape[2])
+        self.means[layer.name].add(_weighed(rows, self.weights(layer, counts)), rows.shape[2])
+
+    def close(self, layer: Layer, piece: Piece) -> None:
+        """There is no more to come of some examples; those of which no place was drawn that counts are none."""
+        weights = self.weights(layer, piece.counts)
+        n = len(piece.y) if weights is None else int((weights > 0).any(1).sum())
+        self.means[layer.name].close(n)
+
+
+def _weighed(rows: Tensor, weights: Tensor | None) -> Tensor:  # (..., n, m, n_units), (n, m)
+    """Rows whose outer products weigh so much; what does not count is 0, whatever it is."""
+    if weights is None:
+        return rows
+    weights = weights.to(rows)[..., None]
+    return torch.where(weights > 0, rows, 0) * weights.sqrt()
 
 
 def choose_layers(
@@ -260,30 +308,39 @@ def mean_covariance(task: Measurement) -> None:
     task : Measurement
         Covariance
     """
-    program, sums = task.network.program, dict.fromkeys(task.means, torch.zeros(()))
+    program = task.network.program
+    sums, counted = (dict.fromkeys(task.means, torch.zeros(())) for _ in range(2))
     sites = [layer.site for layer in task.layers]
     part = program.extract(program.inputs, sites)
     squares = [layer.n_units**2 for layer in task.layers if task.errors and len(task.positions[layer.name]) > 1]
     n, _ = _fit(task, _sizes(program, program.inputs, sites), 1, sum(squares))
 
-    def answers() -> Iterator[tuple[str, Tensor]]:
-        for tensors, _ in task.batches(n):
+    def answers() -> Iterator[tuple[Layer, Piece, Tensor, Tensor | None]]:
+        for piece in task.batches(n):
             with torch.no_grad():
-                values = part(*tensors)
+                values = part(*piece.tensors)
             for layer, value in zip(task.layers, values, strict=True):
-                yield layer.name, task.rows(layer, value).to(task.means[layer.name].total)
+                rows, weights = (
+                    task.rows(layer, value).to(task.means[layer.name].total),
+                    task.weights(layer, piece.counts),
+                )
+                yield layer, piece, rows, weights
 
-    for name, rows in answers():
-        sums[name] = sums[name].to(rows) + rows.sum(0)
-    for name, rows in answers():
-        rows = rows - sums[name] / task.subject.data.n
-        if rows.shape[1] == 1:
-            task.means[name].add_single(rows[:, 0])
+    for layer, piece, rows, weights in answers():
+        own = rows.new_full((1, 1), len(piece.y)) if weights is None else (weights > 0).to(rows).sum(0)[:, None]
+        whole = rows if weights is None else torch.where(weights[..., None] > 0, rows, 0)
+        sums[layer.name] = sums[layer.name].to(rows) + whole.sum(0)
+        counted[layer.name] = counted[layer.name].to(rows) + own
+    level = {name: sums[name] / counted[name].clamp(min=1) for name in sums}  # the mean of each place
+    for layer, piece, rows, weights in answers():
+        rows = rows - level[layer.name]
+        if rows.shape[1] == 1 and weights is None:
+            task.means[layer.name].add_single(rows[:, 0])
         else:
-            task.means[name].add(rows[None], rows.shape[1])
-            task.means[name].close(len(rows))
+            task.means[layer.name].add(_weighed(rows[None], weights), rows.shape[1])
+            task.close(layer, piece)
     for layer in task.layers:
-        _still(task.means[layer.name], sums[layer.name] / task.subject.data.n, program.value(layer.site).dtype)
+        _still(task.means[layer.name], level[layer.name], program.value(layer.site).dtype)
 
 
 def _still(mean: MatrixMean, level: Tensor, dtype: torch.dtype) -> None:
@@ -306,7 +363,9 @@ def mean_output_jacobian(task: Measurement) -> None:
     task : Measurement
         Gradients by what a layer puts out
     """
-    node = _output(task.network)
+    check_gradients(task.subject, "'output_jacobian'")
+    asked = task.subject.asked.output
+    node = _output(task.network) if asked is None else choose_output(task.network, task="none", output=asked).node
     _pull_all(task, node, math.prod(task.network.program.shape(node)), task.layers, _ones)
 
 
@@ -328,14 +387,14 @@ def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Lay
     for group in groups:
         part = _Downstream(task.network, group, node)
         n, step = _fit(task, part.sizes, n_outputs, sum(4 * layer.n_units**2 for layer in group) * task.errors)
-        for tensors, y in task.batches(n):
-            values, found = part.run(tensors)
+        for piece in task.batches(n):
+            values, found = part.run(piece.tensors)
             for start in range(0, n_outputs, step):
                 slopes = _pull(found, values, vectors(found, slice(start, start + step)))
                 for layer, slope in zip(part.layers, slopes, strict=True):
-                    task.add(layer, slope)
+                    task.add(layer, slope, piece.counts)
             for layer in group:
-                task.means[layer.name].close(len(y))
+                task.close(layer, piece)
 
 
 class _Downstream:
@@ -390,7 +449,11 @@ def mean_loss_hessian(task: Measurement) -> None:
     task : Measurement
         Second derivatives of the loss
     """
+    check_gradients(task.subject, "'loss_hessian'")
     node, n_classes = scores_of(task.subject)
+    if task.subject.scores == "probabilities":
+        told = f"the scores of {task.network.model} are probabilities, and 'loss_hessian' needs what they are made of"
+        raise ValueError(f"{told}: give the model without its last softmax, or scores='logits' if they are logits")
     check_labels(task.subject.data, n_classes)
     flat = [layer for layer in task.layers if _in_pieces(task.network.program, layer.site, node)]
     if flat:
@@ -433,10 +496,12 @@ def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
     part, mean, n_units = _Downstream(task.network, [layer], node), task.means[layer.name], layer.n_units
     n, step = _fit(task, (2 * part.sizes[0], 3 * part.sizes[1]), n_units, 4 * n_units**2)
     n_places = len(task.positions[layer.name])
-    for tensors, y in task.batches(n):
-        (value,), scores = part.run(tensors)
+    for piece in task.batches(n):
+        (value,), scores = part.run(piece.tensors)
+        y, weights = piece.y, task.weights(layer, piece.counts)
         loss = F.cross_entropy(scores, y, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, value, create_graph=True)
+        (slope,) = torch.autograd.grad(loss, value, create_graph=True, allow_unused=True)
+        slope = torch.zeros_like(value) if slope is None else slope  # nothing the loss sees comes from here
         slopes = task.rows(layer, slope)
         found = slopes.new_zeros(len(y), n_units, n_units)
         for place in range(n_places):
@@ -444,9 +509,13 @@ def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
                 rows = slice(start, start + step)
                 (twice,) = _pull(slopes[:, place], [value], _ones(slopes[:, place], rows))
                 twice = torch.vmap(lambda one, place=place: task.rows(layer, one)[:, place])(twice)
-                found[:, rows] += twice.transpose(0, 1) / n_places
+                twice = twice.transpose(0, 1) / n_places
+                if weights is not None:
+                    own = weights[:, place, None, None]
+                    twice = torch.where(own > 0, twice, 0) * own
+                found[:, rows] += twice
         mean.add_matrices((found + found.mT) / 2)
-        mean.close(len(y))
+        task.close(layer, piece)
 
 
 # Gradients by the inputs: back from every unit, or ahead from every input
@@ -460,6 +529,7 @@ def mean_input_jacobian(task: Measurement) -> None:
     task : Measurement
         Gradients by the inputs: back from every unit, or ahead from every input
     """
+    check_gradients(task.subject, "'input_jacobian'")
     program = task.network.program
     whole = [program.value(name).is_floating_point() for name in program.inputs]
     others = {name: program.value(name).dtype for name, one in zip(program.inputs, whole, strict=True) if not one}
@@ -480,8 +550,9 @@ def _pull_back(task: Measurement, layer: Layer) -> None:
     part, n_places = program.extract(program.inputs, [layer.site]), len(task.positions[layer.name])
     n_inputs = sum(math.prod(program.shape(name)) for name in program.inputs)
     n, step = _fit(task, _sizes(program, program.inputs, [layer.site]), n_units, 3 * n_units * n_inputs)
-    for tensors, y in task.batches(n):
-        given = [one.detach().requires_grad_(one.is_floating_point()) for one in tensors]
+    for piece in task.batches(n):
+        given = [one.detach().requires_grad_(one.is_floating_point()) for one in piece.tensors]
+        weights = task.weights(layer, piece.counts)
         by = [one for one in given if one.is_floating_point()]
         units = task.rows(layer, part(*(one.clone() for one in given))[0])
         for place in range(n_places):
@@ -489,8 +560,9 @@ def _pull_back(task: Measurement, layer: Layer) -> None:
             for start in range(0, n_units, step):
                 parts = _pull(units[:, place], by, _ones(units[:, place], slice(start, start + step)))
                 slopes.append(torch.cat([one.flatten(2) for one in parts], 2))
-            mean.add(torch.cat(slopes).to(units).permute(2, 1, 0)[:, :, None], n_places)
-        mean.close(len(y))
+            rows = torch.cat(slopes).to(units).permute(2, 1, 0)[:, :, None]
+            mean.add(_weighed(rows, None if weights is None else weights[:, place, None]), n_places)
+        task.close(layer, piece)
 
 
 def _push_all(task: Measurement) -> list[Layer]:
@@ -521,17 +593,17 @@ def _push_ahead(task: Measurement, single: list[Layer], others: list[Layer], fro
     before, part = program.extract(program.inputs, [front]), _pushable(program.extract([front], sites))
     squares = sum(4 * layer.n_units**2 for layer in others) * task.errors
     n, step = _fit(task, _sizes(program, [front], sites), len(rows), squares)
-    for tensors, y in task.batches(n):
+    for piece in task.batches(n):
         with torch.no_grad():
-            (value,) = before(*tensors)
+            (value,) = before(*piece.tensors)
         for layer, slope in zip(single, _push(part, value, torch.ones_like(value)[None]), strict=False):
             task.means[layer.name].add_single(task.rows(layer, slope[0])[:, 0])
         for start in range(0, len(rows) if others else 0, step):
             directions = rows[start : start + step].view(-1, 1, *value.shape[1:]).expand(-1, *value.shape)
             for layer, slope in zip(others, _push(part, value, directions)[len(single) :], strict=True):
-                task.add(layer, slope)
+                task.add(layer, slope, piece.counts)
         for layer in others:
-            task.means[layer.name].close(len(y))
+            task.close(layer, piece)
 
 
 def _push(part: Callable, value: Tensor, directions: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..base.data import check_task
 from ..base.results import Result
 from ..base.words import check_choice, counted, suggest
 from .graph import UnitGraph
@@ -236,7 +237,7 @@ def measure_similarity(
     another model's; `KeyError` for an unknown layer.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
-    subject = Subject.of(model, data, network=network, targets=_targets(measure))
+    subject = _bound(model, data, network, measure)
     chosen, like = _checked(subject.network, positions, layers, memory), reference_tensor(subject.model)
     places = {layer.name: choose_places(subject.network, layer, positions, seed) for layer in chosen}
     device = torch.device("cpu") if like.device.type == "mps" else like.device
@@ -257,10 +258,13 @@ def measure_similarity(
 _MEMORY = {"cpu": 0.03}  # GB: more did not fit the cache, and was slower
 
 
-def _targets(measure: str) -> Literal["classes", "any"]:
-    """What the labels have to be."""
+def _bound(model: nn.Module | Subject, data: Any, network: Network | None, measure: str) -> Subject:
+    """The three joined; the loss needs classes."""
     check_choice("measure", measure, _MEASURES)
-    return "classes" if measure == "loss_hessian" else "any"
+    subject = Subject.of(model, data, network=network)
+    if measure == "loss_hessian":
+        check_task(subject.data, ("classes",), "'loss_hessian'")
+    return subject
 
 
 def _checked(
@@ -282,7 +286,7 @@ def _result(task: Measurement, measure: str, places: dict[str, np.ndarray], seed
         mean[name] = np.triu(found) + np.triu(found, 1).T
         if one.products is not None:
             products[name] = (one.products / one.n).cpu().numpy()
-    fields = dict(positions=places, n_examples=task.subject.data.n, seed=seed)
+    fields = dict(positions=places, n_examples=task.subject.data.n, seed=seed, notes=task.subject.notes)
     return Similarity(measure=measure, mean=mean, products=products, **fields)
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #f4572bfe
@@ -334,5 +338,5 @@ def unit_similarity(
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
     options = dict(layers=layers, positions=positions, memory=memory, seed=seed, progress=progress)
-    subject = Subject.of(model, data, network=network, targets=_targets(measure))
+    subject = _bound(model, data, network, measure)
     return measure_similarity(subject, measure=measure, **options).graph(normalized=normalized)

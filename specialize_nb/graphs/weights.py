@@ -152,10 +152,13 @@ def weight_graph(
         if shared != (wire.target, wire.parameter):  # wires of one weight differ in their columns alone
             entries, shared = _row_norms(wire, gain[0], norm), (wire.target, wire.parameter)
         found, pair = kernel_norms(wire, sizes, entries, gain[1], norm), (wire.source, wire.target)
+        if wire.source == wire.target:  # a recurrent layer: both ways between two units, and none from a unit to itself
+            found = (torch.maximum(found, found.T) if norm == "max" else found + found.T).fill_diagonal_(0)
         if pair in blocks:
             found = torch.maximum(blocks[pair], found) if norm == "max" else blocks[pair] + found
         blocks[pair] = found
     if norm == "l2":
         blocks = {pair: block.sqrt() for pair, block in blocks.items()}
     settings = {"norm": norm, "fold_bn": fold_bn, "normalize": normalize}
-    return UnitGraph(layers=tuple(sizes), sizes=tuple(sizes.values()), blocks=blocks, settings=settings)
+    fields = dict(blocks=blocks, settings=settings, notes=network.notes)
+    return UnitGraph(layers=tuple(sizes), sizes=tuple(sizes.values()), **fields)

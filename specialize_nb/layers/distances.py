@@ -14,7 +14,7 @@ __all__ = ['LayerDistances', 'layer_distances']
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, batches, to_model
+from ..base.data import to_model
 from ..base.results import Result
 from ..base.words import counted
 from specialize_nb.layers.gromov import (
@@ -41,8 +41,10 @@ from specialize_nb.layers.gromov import (
     start_names,
 )
 from .measures import Measure, MeasureName, Subspace, find_measure
+from ..network.inputs import places_that_count
+from ..network.rows import NotFinite, misplaced_layers, over_finite
 from ..network.subject import Subject
-from ..network.units import Layer, Network, trace
+from ..network.units import Layer, Network
 
 # %% ../../nbs/rooms/layers_distances.ipynb #019b57e5
 def _check_points(points: str | int, layers: Sequence[Layer]) -> None:
@@ -62,16 +64,37 @@ def _n_positions(layer: Layer) -> int:
     return math.prod(layer.shape) // layer.n_units
 
 
-def _coordinates(value: Tensor, layer: Layer, points: str | int) -> Tensor:
+def _coordinates(
+    value: Tensor, layer: Layer, points: str | int, counts: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """(batch, d) of an activation; (batch, positions, units) if tokens are points."""
     value = value.to(torch.promote_types(value.dtype, torch.float32))
+    own = places_that_count(value.shape, layer.unit_dim, counts or {})
     spread = _n_positions(layer) > 1
     value = value.movedim(layer.unit_dim, -1).flatten(1, -2) if spread else value.flatten(1)[:, None]
     if points == "tokens":
         return value
+    if own is not None:
+        return _unpadded(value, own.to(value.device), layer, points)
     if points == "mean":
         return value.mean(1)
     return value.flatten(1) if points == "flatten" else value[:, points if spread else 0]
+
+# %% ../../nbs/rooms/layers_distances.ipynb #5de9b914
+def _unpadded(value: Tensor, own: Tensor, layer: Layer, points: str | int) -> Tensor:
+    """The coordinates of padded sequences: 0 at padding; a number counts the positions that count."""
+    clean = torch.where(own[:, :, None], value, 0)
+    if points == "flatten":
+        return clean.flatten(1)
+    if points == "mean":
+        return clean.sum(1) / own.sum(1, keepdim=True)
+    lengths, place = own.sum(1), int(points)
+    if bool((short := lengths < (place + 1 if place >= 0 else -place)).any()):
+        found = f"layer {layer.name!r} has only {int(lengths[short][0])} positions that count in an example"
+        raise ValueError(f"points={points}: {found}; choose 'mean', or a position that every sequence has")
+    order = own.int().argsort(dim=1, descending=True, stable=True)  # positions that count, in their order
+    at = order.gather(1, (lengths * (place < 0) + place)[:, None])[:, 0]
+    return value[torch.arange(len(value), device=value.device), at]
 
 # %% ../../nbs/rooms/layers_distances.ipynb #485c00f0
 _PACK = 2**28  # Numbers held at a time
@@ -84,15 +107,20 @@ class _Draw(NamedTuple):
     """The inputs of one sample, and which point is which."""
 
     inputs: Any  # (m, ...) tensors, as the model takes them
+    first: np.ndarray  # (m,) their places in the data
     rows: np.ndarray  # (n,) input of each point
     positions: np.ndarray  # (n,) its position, if tokens are points
 
 
-def _draw(data: Batches, n: int, n_positions: int, rng: np.random.Generator) -> _Draw:
-    """n points drawn without repetition from all inputs, or from all positions of all inputs."""
-    if n > data.n * n_positions or n < 4:
-        raise ValueError(f"got n={n}, and the data hold {data.n * n_positions} points: from 4 to as many")
-    chosen = np.sort(rng.choice(data.n * n_positions, n, replace=False))
+def _draw(subject: Subject, n: int, n_positions: int, rng: np.random.Generator) -> _Draw:
+    """n points drawn without repetition from all inputs, or from all positions that count of all inputs."""
+    data, places = subject.data, np.arange(subject.data.n * n_positions)
+    if n_positions > 1 and subject.padding and n_positions in subject.counts(data.example):
+        counts = [subject.counts(x)[n_positions].cpu().numpy() for x, _ in data]
+        places = np.flatnonzero(np.concatenate(counts))
+    if n > len(places) or n < 4:
+        raise ValueError(f"got n={n}, and the data hold {len(places)} points: from 4 to as many")
+    chosen = places[np.sort(rng.choice(len(places), n, replace=False))]
     inputs, rows = np.unique(chosen // n_positions, return_inverse=True)
     parts, start = [], 0
     for x, y in data:
@@ -100,7 +128,7 @@ def _draw(data: Batches, n: int, n_positions: int, rng: np.random.Generator) -> 
         if len(own):
             parts.append(pytree.tree_map(lambda one, own=own: one[own.to(one.device)], x))
         start += len(y)
-    return _Draw(pytree.tree_map(lambda *own: torch.cat(own), *parts), rows, chosen % n_positions)
+    return _Draw(pytree.tree_map(lambda *own: torch.cat(own), *parts), inputs, rows, chosen % n_positions)
 
 
 def _packs(layers: Sequence[Layer], n: int) -> Iterator[list[Layer]]:
@@ -125,17 +153,17 @@ def _tables(
         names, parts = [layer.name for layer in pack], {layer.name: [] for layer in pack}
         for start in range(0, n_inputs, _BATCH):
             x = pytree.tree_map(lambda one, start=start: one[start : start + _BATCH], draw.inputs)
-            answered = subject.network.activations(to_model(x, subject.model), names)
+            answered, counts = subject.network.activations(to_model(x, subject.model), names), subject.counts(x)
             for layer, value in zip(pack, answered.values(), strict=True):
                 if len(value) != min(_BATCH, n_inputs - start):
                     found = f"layer {layer.name!r} puts out {tuple(value.shape)}, whose first axis is not the batch"
                     raise ValueError(f"{found}: name other `layers`")
-                parts[layer.name].append(_coordinates(value, layer, points).cpu())
+                parts[layer.name].append(_coordinates(value, layer, points, counts).cpu())
         for layer in pack:
             table = torch.cat(parts.pop(layer.name))
             table = table[draw.rows, draw.positions] if points == "tokens" else table[draw.rows]
-            if not bool(table.isfinite().all()):
-                raise ValueError(f"activations of {layer.name!r} hold NaN or infinite numbers: check model and data")
+            if bool((bad := ~table.isfinite().all(1)).any()):
+                raise NotFinite({layer.name: int(draw.first[draw.rows[int(bad.nonzero()[0])]])})
             yield layer, table.double().numpy()
 
 # %% ../../nbs/rooms/layers_distances.ipynb #60723497
@@ -422,44 +450,40 @@ def layer_distances(
     -------
     LayerDistances
 
-    Raises: `ValueError` for options out of range, fewer than two layers, NaN activations, another model's network;
+    Raises: `ValueError` for options out of range, fewer than two layers, another model's network, and for a named
+    layer with NaN activations or rows that are not the examples' (else such layers are left out, which a note says);
     `KeyError` for a layer.
     Warns: `RuntimeWarning` where values are missing or doubtful; `doubts` keeps it.
     Source: Gao et al. (2024), "Identifying Sub-networks in Neural Networks via Functionally Similar Representations".
     """
-    subject = _bound(model, data, network)
+    subject = Subject.of(model, data, network=network, residual="stream")
     _check_counts(repeats=(repeats, 1), n_random=(n_random, 0), max_iter=(max_iter, 1))
-    chosen, (name, how), samples = _chosen(subject.network, layers, points), find_measure(measure), []
+    chosen, (name, how) = _chosen(subject, layers, points), find_measure(measure)
     device = next((one.device for one in subject.model.parameters()), torch.device("cpu"))
     batched = device.type == "cuda" if batched is None else batched
+    job = _Job(n_random, max_iter, seed, 0, device if batched else None, n_jobs)
     with tqdm(total=repeats * len(_pairs(len(chosen))), desc=name, unit="pair", disable=not progress) as bar:
-        for sample in range(repeats):
-            rng, spots = np.random.default_rng([seed, sample]), _n_positions(chosen[0]) if points == "tokens" else 1
-            tables = _tables(subject, chosen, _draw(subject.data, n, spots, rng), points)
-            job = _Job(n_random, max_iter, seed, sample, device if batched else None, n_jobs)
-            samples.append(_sample(_prepared(tables, name, how, seed), name, how, job, bar))
+        jobs = [job._replace(sample=sample) for sample in range(repeats)]
+        run = lambda kept: [_one(subject, kept, n, points, name, how, one, bar) for one in jobs]  # noqa: E731
+        chosen, samples = over_finite(subject, chosen, layers, run, least=2)
     told = dict(n=n, points=points, repeats=repeats, batched=batched, n_random=n_random, max_iter=max_iter, seed=seed)
-    return _gathered(name, chosen, samples, told)
+    return _gathered(name, chosen, samples, told, subject.notes)
 
 # %% ../../nbs/rooms/layers_distances.ipynb #1d726132
-def _bound(model: Any, data: Any, network: Network | None) -> Subject:
-    """The three joined; inputs alone get labels that nobody looks at."""
-    if not isinstance(model, Subject):
-        data = batches((data, torch.zeros(len(data)).long()) if isinstance(data, Tensor) else data, targets="any")
-        network = trace(model, data.example, residual="stream") if network is None else network
-    return Subject.of(model, data, network=network)
-
-
 def _check_counts(**counts: tuple[int, int]) -> None:
     for name, (given, least) in counts.items():
         if given < least:
             raise ValueError(f"got {name}={given}: at least {least}")
 
 
-def _chosen(network: Network, layers: Sequence[str] | None, points: str | int) -> list[Layer]:
+def _chosen(subject: Subject, layers: Sequence[str] | None, points: str | int) -> list[Layer]:
     """The layers to compare, in the order they run."""
+    network, misplaced = subject.network, misplaced_layers(subject)
     wanted = {network.layer(name).name for name in layers or ()}
+    if wrong := [name for name in misplaced if name in wanted]:
+        raise ValueError(f"the rows that layer {wrong[0]!r} puts out are not those of the examples: name other `layers`")
     found = [layer for layer in network.layers if layer.name in wanted or (layers is None and layer.kind != "input")]
+    found = [layer for layer in found if layer.name not in misplaced]
     if len(found) < 2:
         raise ValueError(f"got {len(found)} layers of {network.model}: distances need at least 2")
     _check_points(points, found)
@@ -526,6 +550,15 @@ def _identities(apart: list[np.ndarray]) -> dict[str, np.ndarray]:
         found["distance"][i, j] = found["identity"][i, j] = math.sqrt(((apart[i] - apart[j]) ** 2).mean())
     return found
 
+
+def _one(
+    subject: Subject, layers: Sequence[Layer], n: int, points: str | int, name: str, how: Measure, job: _Job, bar: Any
+) -> _Sample:
+    """What one sample of inputs says."""
+    rng, spots = np.random.default_rng([job.seed, job.sample]), _n_positions(layers[0]) if points == "tokens" else 1
+    tables = _tables(subject, layers, _draw(subject, n, spots, rng), points)
+    return _sample(_prepared(tables, name, how, job.seed), name, how, job, bar)
+
 # %% ../../nbs/rooms/layers_distances.ipynb #c39afbda
 def _transport(
     found: dict[str, np.ndarray], losses: np.ndarray, stack: np.ndarray, pairs: list, job: _Job, bar: Any
@@ -546,7 +579,9 @@ def _compare(found: dict[str, np.ndarray], ready: list[Any], pairs: list, how: M
         bar.update()
 
 # %% ../../nbs/rooms/layers_distances.ipynb #58671c37
-def _gathered(name: str, layers: Sequence[Layer], samples: list[_Sample], settings: dict[str, Any]) -> LayerDistances:
+def _gathered(
+    name: str, layers: Sequence[Layer], samples: list[_Sample], settings: dict[str, Any], notes: tuple[str, ...]
+) -> LayerDistances:
     arrays = {field: np.stack([getattr(one, field) for one in samples]) for field in _Sample._fields[1:]}
     names, first = tuple(layer.name for layer in layers), samples[0]
     i, j = np.array(_pairs(len(names))).T
@@ -569,7 +604,7 @@ def _gathered(name: str, layers: Sequence[Layer], samples: list[_Sample], settin
     starts = start_names(settings["n_random"]) if name == "gw" else ()
     same = {field: arrays[field] for field in ("identity", "losses", "converged", "misfit")}
     fields = dict(layers=names, sizes=first.sizes, measure=name, starts=starts, settings=settings)
-    return LayerDistances(draws=arrays["distance"], doubts=tuple(doubts), **same, **fields)
+    return LayerDistances(draws=arrays["distance"], doubts=tuple(doubts), notes=notes, **same, **fields)
 
 
 def _of_starts(losses: np.ndarray) -> list[str]:  # (repeats, pairs, starts)

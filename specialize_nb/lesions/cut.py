@@ -114,7 +114,7 @@ class Cut:
         self.first = [layer.name for layer in first]
         self.kept = boundary_of(program, [layer.site for layer in first or inside], [scores])
         self._layouts = {name: program.layouts[name] for name in self.kept if name in program.layouts}
-        self._growth = {name: _growth(program, name) for name in self.kept if name not in program.layouts}
+        self._sizes = {name: program.nodes[name].meta["val"] for name in self.kept if name not in program.layouts}
         self._before = program.extract(program.inputs, self.kept)
         self._after = program.extract(self.kept, [scores])
         self.has_maps = self.any_batch and any(op_name(node) == "conv2d" for node in self._after.graph.nodes)
@@ -169,7 +169,7 @@ class Cut:
         kept: Sequence[Any],  # From `keep`
         masks: Mapping[str, Tensor],  # Layer -> (n_groups, n_units) bool, True for silenced units
         fills: Mapping[str, Tensor],  # Layer -> what those put out instead, as in `ablate`
-    ) -> Tensor:  # (n_groups, n, n_scores)
+    ) -> Tensor:  # (n_groups, n, n_scores), or with the axes that the output has
         """What does the network say under each lesion?
 
         Parameters
@@ -184,11 +184,12 @@ class Cut:
         Returns
         -------
         Tensor
-            (n_groups, n, n_scores)
+            (n_groups, n, n_scores), or with the axes that the output has
         """
         extra = [part[name] for name in self.inside for part in (masks, fills)]
         n_groups = len(next(iter(masks.values())))
-        return self._after(*self.stacked(kept, masks, fills), *extra)[0].unflatten(0, (n_groups, -1))
+        found = self._after(*self.stacked(kept, masks, fills), *extra)[0].unflatten(0, (n_groups, -1))
+        return found if found.ndim > 2 else found.unsqueeze(2)
 
     def stacked(
         self,
@@ -212,29 +213,23 @@ class Cut:
         list[Any]
         """
         n_groups = len(next(iter(masks.values())))
-        values = [self._stacked(name, value, n_groups) for name, value in zip(self.kept, kept, strict=True)]
+        n = len(examples_first(kept[0], self._layouts[self.kept[0]]))
+        values = [self._stacked(name, value, n, n_groups) for name, value in zip(self.kept, kept, strict=True)]
         for i, name in enumerate(self.first):
             layout, rows = self._layouts[self.kept[i]], examples_first(kept[i], self._layouts[self.kept[i]])
             rows = ablate(rows, masks[name], fills[name], self.layers[name].unit_dim, stacked=False)
             values[i] = examples_back(rows, layout)
         return values
 
-    def _stacked(self, name: str, value: Any, times: int) -> Any:
-        """A kept value for a batch repeated `times` over; the first sites are stacked as they are lesioned."""
-        if name in self._growth:
-            fixed, each = self._growth[name]
-            return fixed + (value - fixed) * times if each else value
+    def _stacked(self, name: str, value: Any, n: int, times: int) -> Any:
+        """A kept value for a batch of `n` repeated `times` over; the first sites are stacked as they are lesioned."""
+        if name in self._sizes:
+            return value if times == 1 else size_at(self._sizes[name], n * times)
         layout = self._layouts[name]
         if layout.axis is None or self.kept.index(name) < len(self.first):
             return value
         rows = examples_first(value, layout)
         return examples_back(rows.repeat(times, *[1] * (rows.ndim - 1)), layout)
-
-
-def _growth(program: Any, name: str) -> tuple[int, int]:
-    """A size that is kept, as a fixed part and one for every example."""
-    one, two = (size_at(program.nodes[name].meta["val"], n) for n in (1, 2))
-    return 2 * one - two, two - one
 
 
 def _readers(network: Network, program: Any, layer: Layer, reader: str | None) -> list[str]:

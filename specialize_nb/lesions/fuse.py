@@ -63,10 +63,7 @@ def fuse(
     Returns
     -------
     FusedProgram
-
-    Raises: `ValueError` if a batch norm goes by the statistics of the batch.
     """
-    _refuse_batch_statistics(program)
     keep, root, graph = {*keep, *program.outputs}, nn.Module(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.root.graph.nodes:
@@ -85,13 +82,6 @@ def fuse(
     fused = FusedProgram(fx.GraphModule(root, graph), program.keywords)
     fused.outputs, fused.labels = program.outputs, program.labels
     return fused
-
-
-def _refuse_batch_statistics(program: Program) -> None:
-    for node in program.root.graph.nodes:
-        if op_name(node) == "batch_norm" and node.args[3] is None:
-            told = f"{node.name!r} normalises by the statistics of the batch, so what is said of an example depends on"
-            raise ValueError(f"{told} the others: give the batch norm running statistics (track_running_stats=True)")
 
 
 def _constant(root: nn.Module, graph: fx.Graph, name: str, value: Tensor) -> fx.Node:

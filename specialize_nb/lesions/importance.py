@@ -19,12 +19,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, check_testable, draw_controls, judged_layers
 from ..controls.matching import properties_of, strata
-from .damage import DamageRun, damage_run
+from .damage import DamageRun, damage_run, kind_of, notes_of, usual_of
 from .lesion import Ablation, Precision
-from .outcomes import find_outcomes, residual, resolved
+from .outcomes import residual, resolved
+from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.effects import effect_size
@@ -148,7 +150,8 @@ class Tally:
         self.null, self.subclusters, self.untested = null, controls.subclusters, controls.untested
         self.n_drawn = np.full(len(self.subclusters), -1)  # -1: not even the sub-cluster itself
         self.going = np.ones(len(self.subclusters), dtype=bool)  # Is its verdict still open?
-        self.damage = {name: np.full((1, len(self.subclusters)), np.nan) for name in outcomes}
+        rows = 1 if self.subclusters else 2  # a control of nothing: its table has rows, and no columns
+        self.damage = {name: np.full((rows, len(self.subclusters)), np.nan) for name in outcomes}
         self.boot = {name: np.zeros((3, n_boot, len(self.subclusters))) for name in outcomes}
         # real, sum of controls, how many are known
 
@@ -368,28 +371,28 @@ class LesionOptions:
 
     def asked(
         self,
-        regression: bool,  # Does the model predict numbers, not class scores?
+        usual: Sequence[str],  # Names of those that are measured if nobody says
     ) -> list[str | Callable]:
         """The outcomes: those given, or the usual ones.
 
         Parameters
         ----------
-        regression : bool
-            Does the model predict numbers, not class scores?
+        usual : Sequence[str]
+            Names of those that are measured if nobody says
 
         Returns
         -------
         list[str | Callable]
         """
         if self.outcomes is None:
-            return ["squared_error"] if regression else ["cross_entropy", "accuracy", "selectivity"]
+            return list(usual)
         single = isinstance(self.outcomes, str) or callable(self.outcomes)
         return [self.outcomes] if single else list(self.outcomes)
 
 # %% ../../nbs/11_importance.ipynb #75a5300e
 def importance(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition: Partition,  # Which cluster each unit is in
     *,
     n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
@@ -404,17 +407,21 @@ def importance(
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
 ) -> Importance:
     """Does silencing each sub-cluster hurt more than silencing as many random live units of its layer?
 
-    `outcomes` are cross-entropy, accuracy and selectivity unless given; of a regression, the squared error.
+    `outcomes` are those of the task unless given: of classes cross-entropy, accuracy and selectivity; of labels binary
+    cross-entropy; of numbers the squared error over their variance; without targets how far the outputs move.
 
     Parameters
     ----------
     model : nn.Module | Subject
         In eval mode; returned as it was found
     data : Any
-        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition : Partition
         Which cluster each unit is in
     n_controls : int | Sequential, default 199
@@ -441,6 +448,12 @@ def importance(
         Seeds the controls and the bootstrap; global generators are left alone
     progress : bool, default False
         Show a progress bar?
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
 
     Returns
     -------
@@ -449,7 +462,7 @@ def importance(
     Raises: `ValueError` if partition, outcomes, labels or the model's output do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
-    subject = Subject.of(model, data, network=network)
+    subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
     options = LesionOptions(
         n_controls=n_controls,
         ablation=ablation,
@@ -517,16 +530,14 @@ def prepare_importance(
     """
     nulls = [_nulls(subject, partition, options) for partition in partitions]
     tested = {layer for plain, *_ in nulls for layer in _tested(plain)}
-    regression = subject.data.labels.dtype.kind == "f"
-    asked = options.asked(regression)
+    asked = options.asked(usual_of(subject))
     fields = {name: getattr(options, name) for name in ("ablation", "precision", "n_boot", "seed", "store", "n_jobs")}
     layers = [name for name in subject.network.hidden if name in tested]
     run = damage_run(subject, None, None, layers, outcomes=asked, **fields)
-    names = [one.name for one in find_outcomes(asked, n_classes=None if regression else run.work.engine.n_scores)]
-    _check_steering(run, names[0], options.design)
+    _check_steering(run, run.names[0], options.design)
     measured = [one.name for one in run.work.outcomes]
     tallies = tuple(tuple(Tally(null, measured, options.n_boot) for null in both) for both in nulls)
-    return Trial(subject=subject, options=options, run=run, names=tuple(names), tallies=tallies)
+    return Trial(subject=subject, options=options, run=run, names=run.names, tallies=tallies)
 
 
 def _tested(null: Null) -> list[str]:
@@ -635,6 +646,7 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
         replicates={name: plain.replicates(name, rows[name]) for name in trial.names},
         settings=settings,
         untested=plain.untested,
+        notes=_notes(trial, [plain, *others]),
         **fields,
     )
 
@@ -644,6 +656,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
     design = asdict(options.design) if options.design else options.n_controls
     told = dict(n_controls=design, ablation=options.ablation, min_units=options.min_units, n_boot=options.n_boot)
     told |= dict(seed=options.seed, n_examples=n, model=trial.subject.network.model)
+    told |= dict(task=trial.subject.task, output=trial.subject.output, scores=kind_of(trial.subject))
     return told | {"precision": options.precision or "model"}
 
 
@@ -662,3 +675,14 @@ def _second(trial: Trial, plain: Tally, tally: Tally) -> dict[str, Any]:
     counts = np.zeros(len(columns), dtype=int)
     counts[to] = tally.n_drawn
     return dict(matched=matched, n_matched=counts) if trial.options.design else dict(matched=matched)
+
+# %% ../../nbs/11_importance.ipynb #651ec99a
+def _notes(trial: Trial, tallies: Sequence[Tally]) -> tuple[str, ...]:
+    """What was decided, approximated or left out, and how many lesions made outputs that are not numbers."""
+    amounts = [one.name for one in trial.run.work.outcomes if one.amount]  # others may be undefined without it
+    n_broken = n_lesions = 0
+    for tally in tallies if amounts else ():
+        drawn = np.arange(len(tally.damage[amounts[0]]))[:, None] <= tally.n_drawn
+        broken = np.any([np.isnan(tally.damage[name]) for name in amounts], axis=0) & drawn
+        n_broken, n_lesions = n_broken + broken.sum(), n_lesions + drawn.sum()
+    return notes_of(trial.subject, trial.run, n_broken, n_lesions)

@@ -25,12 +25,14 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from ..base.results import Result
+from ..base.targets import Task
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import ONE_LIVE_UNIT, TOO_SMALL, WHOLE_LAYER, draw_controls, judged_layers
-from .damage import DamageRun, damage_run
+from .damage import DamageRun, damage_run, kind_of, notes_of, usual_of
 from .importance import Importance
 from .lesion import Ablation, Precision
 from .outcomes import OUTCOMES, resolved
+from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.effects import effect_size, percentile_interval
@@ -315,14 +317,14 @@ def _found_pairs(partition: Partition, layers: Sequence[str], pairs: Sequence) -
 # %% ../../nbs/rooms/lesions_interactions.ipynb #611e25cd
 def interactions(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition: Partition,  # Which cluster each unit is in
     *,
     pairs: Sequence | None = None,  # Of ((layer, cluster), (layer, cluster)); None: all pairs, 200 at most
     among: Importance | None = None,  # Pairs its important sub-clusters only; None: all that can be tested
     alpha: float = 0.05,  # Largest q-value of an important one
     n_controls: int = 199,  # Random groups for each direction of a pair; p-values are at least 1 / (1 + n_controls)
-    outcome: str | Callable = "cross_entropy",  # One outcome: a name or a function of (outputs, labels)
+    outcome: str | Callable | None = None,  # One: a name or a function of (outputs, labels); None: the task's main one
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     n_boot: int = 200,  # Bootstrap draws of the images
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
@@ -331,6 +333,9 @@ def interactions(
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
 ) -> Interactions:
     """What does each sub-cluster cost once another is gone, and is that more than random units would?
 
@@ -339,7 +344,7 @@ def interactions(
     model : nn.Module | Subject
         In eval mode; returned as it was found
     data : Any
-        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition : Partition
         Which cluster each unit is in
     pairs : Sequence | None, default None
@@ -350,8 +355,8 @@ def interactions(
         Largest q-value of an important one
     n_controls : int, default 199
         Random groups for each direction of a pair; p-values are at least 1 / (1 + n_controls)
-    outcome : str | Callable, default 'cross_entropy'
-        One outcome: a name or a function of (outputs, labels)
+    outcome : str | Callable | None, default None
+        One: a name or a function of (outputs, labels); None: the task's main one
     ablation : Ablation, default 'zero'
         What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     n_boot : int, default 200
@@ -368,6 +373,12 @@ def interactions(
         Seeds the controls and the bootstrap; global generators are left alone
     progress : bool, default False
         Show a progress bar?
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
 
     Returns
     -------
@@ -376,7 +387,8 @@ def interactions(
     Raises: `KeyError` for a sub-cluster that is not there; `ValueError` if pairs are too many, or none, or do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
-    subject = Subject.of(model, data, network=network)
+    subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
+    outcome = usual_of(subject)[0] if outcome is None else outcome
     layers, name = judged_layers(partition, subject.network), _checked(outcome, n_controls)
     wanted = _all_pairs(partition, layers, among, name, alpha) if pairs is None else pairs
     found = _found_pairs(partition, layers, wanted)
@@ -384,14 +396,18 @@ def interactions(
     kept = dict(outcomes=outcome, store=store, n_jobs=n_jobs)
     run = damage_run(subject, None, None, _lesioned(found), **kept, **options)
     settings = options | dict(n_controls=n_controls, n_examples=subject.data.n, model=subject.network.model)
+    settings |= dict(task=subject.task, output=subject.output, scores=kind_of(subject))
     keys = [(x.layer, x.cluster, y.layer, y.cluster) for pair in found for x, y in (pair, pair[::-1])]
     work = _prepared(run, found, partition, n_controls, seed)
+    costs = _measured(work, progress)
+    broken = [np.isnan(one[:, 0]) for one in costs]
     return Interactions(
         keys=pd.DataFrame(keys, columns=list(_PAIR)),
         outcome=_only(run),
         layers=subject.network.hidden,
         settings=settings | {"precision": precision or "model"},
-        **_judged(work, _measured(work, progress)),
+        notes=notes_of(subject, run, sum(one.sum() for one in broken), sum(len(one) for one in broken)),
+        **_judged(work, costs),
     )
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #e9327951
@@ -506,7 +522,7 @@ class DependencyGraph(Result):
         return f"{len(self.nodes)} important sub-clusters, {n} of {self.n_pairs} pairs depend"
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #4b8b2d44
-_ALIKE = ("model", "n_examples", "ablation", "precision", "n_boot", "seed")
+_ALIKE = ("model", "n_examples", "ablation", "precision", "n_boot", "seed", "task", "output", "scores")
 
 
 def _check_alike(found: Importance, pairs: Interactions) -> None:

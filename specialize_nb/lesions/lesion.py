@@ -11,9 +11,10 @@ __all__ = ['Ablation', 'Precision', 'ABLATIONS', 'TABLE_MEASURES', 'Fill', 'Lesi
            'distinct_lesions', 'measure_lesions', 'LesionTable', 'lesion_table']
 
 # %% ../../nbs/06_lesion.ipynb #121059e0
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,13 +26,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, check_labels, to_like, to_model
+from ..base.data import Batches, check_labels, check_task, to_like, to_model
 from ..base.results import Result
+from ..base.seeds import seeded
 from ..base.words import check_choice
 from .cut import Cut
 from .fuse import fuse
-from .outcomes import Measure, loss_of, right_of
-from ..network.answers import scores_of
+from .outcomes import Measure, loss_of, reading, right_of
+from .proof import stack_holds
+from ..network.answers import scores_of, summarize
+from ..network.apart import first_batch, is_apart
 from ..network.subject import Subject
 from ..network.units import Network
 
@@ -104,22 +108,21 @@ def _resample(subject: Subject, names: Sequence[str], seed: int) -> tuple[dict[s
     return _donated(subject, names, donors), np.where(itself, (row + 1) % len(donors), row)
 
 # %% ../../nbs/06_lesion.ipynb #0d6ba48b
-def _values(subject: Subject, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Batch by batch, which examples they are and what the layers put out."""
+def _values(subject: Subject, names: Sequence[str]) -> Iterator[tuple[slice, dict[int, Tensor], dict[str, Tensor]]]:
+    """Batch by batch, which examples they are, which positions count, and what the layers put out."""
     start = 0
     for x, y in subject.data:
-        yield slice(start, start + len(y)), subject.network.activations(to_model(x, subject.model), names)
+        values = subject.network.activations(to_model(x, subject.model), names)
+        yield slice(start, start + len(y)), subject.counts(x), values
         start += len(y)
 
 
 def _means(subject: Subject, names: Sequence[str], row: np.ndarray) -> dict[str, Tensor]:
     """Layer -> (n_rows, n_units) means over the examples of each row."""
     index, sums = torch.as_tensor(row), {}
-    for examples, values in _values(subject, names):
+    for examples, counts, values in _values(subject, names):
         for name, value in values.items():
-            unit_dim = subject.network.layer(name).unit_dim
-            places = value.movedim(unit_dim, 1).flatten(2).double() if value.ndim > 2 else value
-            means = (places.mean(2) if value.ndim > 2 else places.double()).cpu()
+            means = summarize(value.double(), subject.network.layer(name).unit_dim, counts=counts).cpu()
             total = sums.setdefault(name, means.new_zeros(int(row.max()) + 1, means.shape[1]))
             total.index_add_(0, index[examples], means)
     count = torch.as_tensor(np.bincount(row), dtype=torch.float64).unsqueeze(1)
@@ -129,7 +132,7 @@ def _means(subject: Subject, names: Sequence[str], row: np.ndarray) -> dict[str,
 def _donated(subject: Subject, names: Sequence[str], donors: np.ndarray) -> dict[str, Tensor]:
     """Layer -> (n_donors, ...) what it puts out for the donors."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for examples, values in _values(subject, names):
+    for examples, _, values in _values(subject, names):
         inside = donors[(donors >= examples.start) & (donors < examples.stop)] - examples.start
         for name, value in values.items():
             found[name].append(value[inside])
@@ -198,6 +201,12 @@ class LesionEngine:
         Numbers an example that the network puts out
     ablation : Ablation
         What silenced units put out
+    alone : tuple[tuple[str, ...], ...], default ()
+        Keys of `cuts` where a call takes one lesion, and a batch as a whole
+    noise : int | None, default None
+        Seeds what the model draws at random, alike for all lesions; None: it draws nothing
+    notes : tuple[str, ...], default ()
+        What was decided on the way, a sentence each
     """
 
     cuts: Mapping[tuple[str, ...], Cut]  # Layers lesioned together -> the program cut there
@@ -206,6 +215,9 @@ class LesionEngine:
     autocast: torch.dtype | None  # Type that convolutions and products are computed in; None is the model's own
     n_scores: int  # Numbers an example that the network puts out
     ablation: Ablation  # What silenced units put out
+    alone: tuple[tuple[str, ...], ...] = ()  # Keys of `cuts` where a call takes one lesion, and a batch as a whole
+    noise: int | None = None  # Seeds what the model draws at random, alike for all lesions; None: it draws nothing
+    notes: tuple[str, ...] = ()  # What was decided on the way, a sentence each
 
     def __repr__(self) -> str:
         layers = ", ".join("+".join(names) for names in self.cuts)
@@ -255,6 +267,40 @@ class LesionEngine:
         """
         return _parts(self, data, tuple(layers))
 
+    def is_alone(
+        self,
+        layers: Sequence[str],  # A key of `cuts`
+    ) -> bool:
+        """Does a call take one lesion, and a batch as a whole?
+
+        Parameters
+        ----------
+        layers : Sequence[str]
+            A key of `cuts`
+
+        Returns
+        -------
+        bool
+        """
+        return tuple(layers) in self.alone or not self.cuts[tuple(layers)].any_batch
+
+    def drawing(
+        self,
+        place: int,  # Of the first example in the data
+    ) -> AbstractContextManager:
+        """Inside the block a model that draws at random draws what it did for other lesions of the same examples.
+
+        Parameters
+        ----------
+        place : int
+            Of the first example in the data
+
+        Returns
+        -------
+        AbstractContextManager
+        """
+        return nullcontext() if self.noise is None else seeded(self.noise + place, self.like.device)
+
     @torch.inference_mode()
     def scores(
         self,
@@ -277,8 +323,8 @@ class LesionEngine:
         """
         cut = self.cuts[tuple(masks)]
         fills = {name: self.fills[name].rows(part.examples) for name in masks}
-        with self.computing():
-            return cut.scores(part.kept, masks, fills)
+        with self.computing(), self.drawing(part.examples.start):
+            return cut.scores(part.kept, masks, fills).flatten(2)
 
 # %% ../../nbs/06_lesion.ipynb #c5e8bba1
 class Part(NamedTuple):
@@ -304,14 +350,14 @@ class Part(NamedTuple):
 
 @torch.inference_mode()
 def _parts(engine: LesionEngine, data: Batches, layers: tuple[str, ...]) -> Iterator[Part]:
-    start, cut, rows = 0, engine.cuts[layers], engine.rows(layers)
+    start, cut, rows, alone = 0, engine.cuts[layers], engine.rows(layers), engine.is_alone(layers)
     for x, y in data:
         x, y = to_like(x, engine.like), y.to(engine.like.device)
-        for piece in _slices(len(y), rows if cut.any_batch else len(y)):
-            with engine.computing():
+        for piece in _slices(len(y), len(y) if alone else rows):
+            with engine.computing(), engine.drawing(start + piece.start):
                 kept = cut.keep(cut.arguments(pytree.tree_map(lambda one, piece=piece: one[piece], x)))
             n = piece.stop - piece.start
-            together = max(1, rows // n) if cut.any_batch else 1
+            together = 1 if alone else max(1, rows // n)
             yield Part(slice(start + piece.start, start + piece.stop), y[piece], kept, together)
         start += len(y)
 
@@ -357,9 +403,10 @@ def lesion_engine(
 
     Raises: `ValueError` if an option is none of those named, or layers cannot be lesioned so; `KeyError` for a layer
     the network does not have.
+    Warns: `UserWarning` if lesions cannot be stacked along the batch, so that each call takes one.
     """
     subject = Subject.of(model, data, network=network)
-    (node, n_scores), network = scores_of(subject, least=1 if regression else 2), subject.network
+    (node, n_scores), network = scores_of(subject), subject.network
     sets = [_in_order(network, (one,) if isinstance(one, str) else one) for one in layers]
     names, dtype = list(dict.fromkeys(name for one in sets for name in one)), _dtype(precision, subject.model)
     fills, program = _fills(subject, names, ablation, seed), network.program
@@ -367,8 +414,9 @@ def lesion_engine(
         program = fuse(program, [layer.site for layer in network.layers], dtype=dtype)
     cuts = {one: Cut(network, program, one, node, reader) for one in sets}
     like = next((one.detach() for one in subject.model.parameters()), torch.zeros(()))[..., :0].flatten()
-    fields = dict(autocast=dtype, n_scores=n_scores, ablation=ablation)
-    return LesionEngine(cuts=cuts, fills=fills, like=like, **fields)
+    fields = dict(autocast=dtype, n_scores=n_scores, ablation=ablation, noise=seed if _is_random(network) else None)
+    engine = LesionEngine(cuts=cuts, fills=fills, like=like, **fields)
+    return _proved(engine, subject, node)
 
 # %% ../../nbs/06_lesion.ipynb #e1a800b4
 def _in_order(network: Network, names: Sequence[str]) -> tuple[str, ...]:
@@ -385,6 +433,45 @@ def _dtype(precision: Precision | None, model: nn.Module) -> torch.dtype | None:
         advice = "for another one convert the model itself, such as model.double()"
         raise ValueError(f"precision={precision!r}: 'bfloat16', or None for the model's own {own}; {advice}")
     return torch.bfloat16 if precision == "bfloat16" and own != "bfloat16" else None
+
+# %% ../../nbs/06_lesion.ipynb #09b96b17
+_TRIED = 16  # examples at most, and a third of the batch: three lesions of it, stacked and alone, are two passes
+
+
+def _is_random(network: Network) -> bool:
+    return bool(getattr(network.program, "random", ()))
+
+
+@torch.inference_mode()
+def _proved(engine: LesionEngine, subject: Subject, node: str) -> LesionEngine:
+    """The engine, and which of its lesions cannot be stacked: found out on the first batch of the data."""
+    if not subject.network.program.any_batch:
+        return engine
+    tensors = first_batch(subject)
+    few, why = [one[: max(2, min(_TRIED, len(one) // 3))] for one in tensors], {}
+    if engine.noise is not None:
+        why = dict.fromkeys(engine.cuts, "it draws at random, and all lesions are to meet the same draws")
+    elif not is_apart(subject, node):
+        why = dict.fromkeys(engine.cuts, "what it says of an example depends on the rest of its batch")
+    else:
+        for names, cut in engine.cuts.items():
+            fills = {name: engine.fills[name].rows(slice(0, len(few[0]))) for name in names}
+            with engine.computing():
+                held = stack_holds(cut, few, fills)
+            why |= {} if held else {names: "stacked along the batch they would differ from each alone"}
+    return replace(engine, alone=tuple(why), notes=_told_alone(subject.network, why, len(engine.cuts)))
+
+# %% ../../nbs/06_lesion.ipynb #ef751574
+def _told_alone(network: Network, why: Mapping[tuple[str, ...], str], n_cuts: int) -> tuple[str, ...]:
+    """What is said of lesions that are done one a call; also as a warning."""
+    notes = []
+    for reason in dict.fromkeys(why.values()):
+        names = ["+".join(one) for one, own in why.items() if own == reason]
+        where = "" if len(names) == n_cuts else f" of {names}"
+        notes.append(f"Lesions{where} in {network.model} are done one a call, on whole batches as given: {reason}.")
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=4)
+    return tuple(notes)
 
 # %% ../../nbs/06_lesion.ipynb #4f9f52e4
 def distinct_lesions(
@@ -443,6 +530,7 @@ def measure_lesions(
         for measure, kept in zip(measures, work.found, strict=True):
             kept[rows, part.examples] = measure(scores, intact, part.y).cpu().numpy()
 
+    n_threads = n_threads if engine.noise is None else 1  # threads share one generator
     with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
         for part in engine.parts(data, tuple(works[0].masks)):
             intact = engine.scores(part, none)[0]
@@ -584,7 +672,8 @@ def lesion_table(
 
     Raises: `ValueError` if groups, labels or outputs do not fit; `KeyError` for a layer the network does not have.
     """
-    subject = Subject.of(model, data, network=network, targets="classes")
+    subject = Subject.of(model, data, network=network)
+    check_task(subject.data, ("classes",), "`lesion_table`")
     names, (_, n_classes) = [layer] if isinstance(layer, str) else list(layer), scores_of(subject)
     data, network = subject.data, subject.network
     checked = _check_groups(network, groups if isinstance(groups, Mapping) else dict.fromkeys(names, groups))
@@ -594,7 +683,8 @@ def lesion_table(
     shown = Batches(**vars(data) | {"source": tqdm(data.source, desc="+".join(checked), disable=not progress)})
     everything = {name: np.concatenate([np.zeros_like(table[:1]), table]) for name, table in checked.items()}
     n_threads = (n_jobs or 1) if network.program.any_batch else 1
-    (values,) = measure_lesions(engine, shown, [everything], list(TABLE_MEASURES.values()), n_threads=n_threads)
+    measures = [reading(one, subject.scores, "classes") for one in TABLE_MEASURES.values()]
+    (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_threads)
     found = dict(zip(TABLE_MEASURES, values, strict=True))
     return LesionTable(
         layer="+".join(checked),
@@ -604,4 +694,5 @@ def lesion_table(
         labels=data.labels.copy(),
         n_classes=n_classes,
         ablation=ablation,
+        notes=(*subject.notes, *engine.notes),
     )

@@ -30,10 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.data import Batches, to_like
 from ..base.results import Result
+from ..base.targets import Task
 from ..clusters.partition import Partition
-from .damage import DamageRun, Work, block_size
+from ..controls.controls import check_testable
+from .damage import DamageRun, Work, block_size, notes_of
 from .importance import LesionOptions, Tally, Trial, grow_tallies, prepare_importance
 from .lesion import Ablation, LesionEngine, Precision, distinct_lesions, lesion_engine
+from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.sequential import Sequential, crossing_probability, futile, undecided
@@ -74,8 +77,6 @@ def layer_flops(
 ) -> pd.DataFrame:  # One row a layer: layer, n_units, prefix, suffix
     """How many floating-point operations does an image cost up to each layer, and after it?
 
-    Floating targets make it a regression.
-
     Parameters
     ----------
     model : nn.Module | Subject
@@ -95,9 +96,9 @@ def layer_flops(
     Raises: `KeyError` for a layer the network does not have.
     """
     subject = Subject.of(model, data, network=network)
-    network, regression = subject.network, subject.data.labels.dtype.kind == "f"
+    network = subject.network
     names = network.hidden if layers is None else layers
-    engine = lesion_engine(subject, None, None, list(names), regression=regression)
+    engine = lesion_engine(subject, None, None, list(names))
     counted = [_arithmetic(engine, subject.data, name) for name in names]
     return pd.DataFrame(
         {
@@ -634,12 +635,13 @@ def _planned(
         efficiency=efficiency,
         wall=wall,
         setup_seconds=setup,
+        notes=notes_of(trial.subject, trial.run),
     )
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #cc7ffd3f
 def plan(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition: Partition,  # Which cluster each unit is in
     *,
     n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
@@ -655,6 +657,9 @@ def plan(
     seed: int = 0,  # Seeds the controls, the bootstrap and the probe; global generators are left alone
     probe_seconds: float = 10.0,  # Time for the probe, about
     important: float = 0.5,  # Share of the sub-clusters taken to be important, for what a `Sequential` design needs
+    task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
 ) -> Plan:
     """What will `importance` with the same options take?
 
@@ -663,7 +668,7 @@ def plan(
     model : nn.Module | Subject
         In eval mode; returned as it was found
     data : Any
-        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors; floating y makes it a regression
+        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition : Partition
         Which cluster each unit is in
     n_controls : int | Sequential, default 199
@@ -692,6 +697,12 @@ def plan(
         Time for the probe, about
     important : float, default 0.5
         Share of the sub-clusters taken to be important, for what a `Sequential` design needs
+    task : Task | None, default None
+        What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
 
     Returns
     -------
@@ -699,7 +710,8 @@ def plan(
 
     Raises: what `importance` would; `ValueError` if the probe has no time.
     """
-    start, subject = time.perf_counter(), Subject.of(model, data, network=network)
+    start = time.perf_counter()
+    subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
     options = LesionOptions(
         n_controls=n_controls,
         ablation=ablation,
@@ -713,5 +725,6 @@ def plan(
         seed=seed,
     )
     trial = prepare_importance(subject, [partition], options)
+    check_testable(trial.tallies[0][0].null.controls(1))
     took = time.perf_counter() - start
     return price(trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)[0]

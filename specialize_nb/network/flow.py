@@ -132,6 +132,10 @@ class Flow:
         In the order they were met
     unknown : dict[str, set[int]]
         Operation -> layers it cuts off
+    reasons : dict[str, str]
+        Operation -> why it could not be followed, if unforeseen
+    left_out : dict[str, str]
+        Layers that no example has numbers of -> why
     held : dict[str, set[str]]
         Operation -> nodes whose statistic is taken as fixed
     strands : dict[str, tuple[Strand, ...]]
@@ -145,6 +149,8 @@ class Flow:
     layers: list[RawLayer] = field(default_factory=list)  # In the order they run
     wires: list[RawWire] = field(default_factory=list)  # In the order they were met
     unknown: dict[str, set[int]] = field(default_factory=dict)  # Operation -> layers it cuts off
+    reasons: dict[str, str] = field(default_factory=dict)  # Operation -> why it could not be followed, if unforeseen
+    left_out: dict[str, str] = field(default_factory=dict)  # Layers that no example has numbers of -> why
     held: dict[str, set[str]] = field(default_factory=dict)  # Operation -> nodes whose statistic is taken as fixed
     strands: dict[str, tuple[Strand, ...]] = field(default_factory=dict)  # Node -> the units in its value
     outputs: set[int] = field(default_factory=set)  # Layers whose units the model puts out

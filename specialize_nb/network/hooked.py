@@ -131,6 +131,7 @@ class HookedProgram:
     """
 
     any_batch = False  # May lesions be stacked along the batch?
+    random: tuple[str, ...] = ()  # What draws at random; set if two passes of one example differ
     arguments = Program.arguments
     examples_first, examples_back = Program.examples_first, Program.examples_back
     axis_first = Program.axis_first
@@ -144,11 +145,14 @@ class HookedProgram:
         self.keywords = tuple(name for name, value in kwargs.items() if isinstance(value, Tensor))
         self.inputs = _input_names(model, args, kwargs)
         self._modules = dict(_watched(model))
+        self.left_out: dict[str, str] = {}  # Calls of modules that make units, but are no layers -> why
         example, found, more = self._observe([leaves[place] for place in self._places])
         self.calls, self._ends = found.calls, found.ends
         self.outputs = tuple(found.outputs)
         self.labels = tuple(name.removeprefix("output").strip() for name in self.outputs)
         self._learn(example, found, more)
+        if self._differs(example, found):
+            self.random = (type(model).__name__,)
         for call in self.calls.values():
             call.value = call.value.to("meta")
 
@@ -165,6 +169,12 @@ class HookedProgram:
         except Exception as error:
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{type(self.model).__name__} fails on the example: {told[0]}") from error
+
+    def _differs(self, example: Sequence[Tensor], found: _Pass) -> bool:
+        """True if another pass of the same example puts out something else."""
+        again = self._watch(example).outputs
+        pairs = ((one, again.get(name)) for name, one in found.outputs.items())
+        return not all(b is not None and a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
 
     def _learn(self, example: Sequence[Tensor], found: _Pass, more: _Pass | None) -> None:
         """What the values are like, and where the examples lie in them."""
@@ -301,6 +311,8 @@ class HookedProgram:
                 counts[name] += 1
                 site, value = _numbered(name, counts[name]), _value_of(output)
                 call = None if value is None else _Call(name, module, value.clone(), _mark(value))
+                if call is None and _makes_units(module):
+                    self.left_out[site] = "puts out a packed sequence or quantized numbers, no number for each example"
                 if source := stack.pop():
                     seen.calls[source].readers.append(site)
                 if call is not None:
@@ -367,6 +379,9 @@ def hooked_layers(
     """
     program = HookedProgram(model, args, kwargs)
     layers = [_layer(program, site) for site in program.calls if _is_layer(program, site)]
+    made = [site for site, call in program.calls.items() if _makes_units(call.module)]
+    told = "puts out no floating number for each of its units and each example"
+    program.left_out |= {site: told for site in made if not _is_layer(program, site)}
     if not layers:
         raise ValueError(f"{type(model).__name__} calls no module that owns a matrix or a kernel: no units are known")
     if not any(layer.kind == "output" for layer in layers):
@@ -410,6 +425,8 @@ def _makes_units(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear | _ConvNd | nn.Embedding | nn.RNNBase | nn.MultiheadAttention):
         return True
     leaf = not any(True for _ in module.children())
+    if "quantized" in type(module).__module__:
+        return callable(getattr(module, "weight", None))  # packed, so that it is no parameter
     return leaf and not isinstance(module, _NORMS) and any(one.ndim > 1 for one in module.parameters(recurse=False))
 
 
@@ -417,7 +434,7 @@ def _watched(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules that make units, and those that hold no others; not what lies within a module that makes units."""
     found, inside = [], []
     for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in inside):
+        if any(name.startswith(prefix) for prefix in inside) or isinstance(module, torch.jit.ScriptModule):
             continue
         if _makes_units(module):
             inside.append(f"{name}." if name else "")
@@ -453,9 +470,10 @@ def _mark(value: Tensor) -> tuple[int, int]:
 
 def _value_of(output: Any) -> Tensor | None:
     """The first tensor that a module puts out."""
-    if isinstance(output, PackedSequence):
-        return None
-    return next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if any(isinstance(one, PackedSequence) for one in (output, *(output if isinstance(output, tuple) else ()))):
+        return None  # its rows are tokens of all examples, as many as there happen to be
+    found = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    return None if found is None or found.is_quantized else found
 
 
 def _with_value(module: nn.Module, output: Any, value: Tensor) -> Any:

@@ -8,11 +8,13 @@ reported.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 # First part: what becomes of the numbers, for those who follow units.
 # Numbers are moved about, none is changed.
@@ -63,8 +65,6 @@ PASSES = set("dropout feature_dropout contiguous clone to _to_copy alias detach 
 NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "layer_norm", "group_norm", "rms_norm", "instance_norm"}
 
 # Second part: what they do with memory, for those who cut, fuse and rewrite a program.
-# Numbers of one value laid out anew, or some of them.
-RELAYS_AND_PARTS = RELAYS | set("t expand select slice narrow split split_with_sizes chunk tensor_split unbind".split())
 # May hand back their input, or a view of it, without saying so in their schema.
 MAY_ALIAS = set(
     "reshape flatten contiguous dropout to type_as expand_as view_as feature_dropout einsum alpha_dropout "
@@ -244,6 +244,78 @@ def is_free(
     bool
     """
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def is_multiple(
+    size: int | torch.SymInt,  # Of one axis
+    each: int,  # Places for one example
+) -> bool:
+    """True if a size is so many places for every example, and no more.
+
+    Parameters
+    ----------
+    size : int | torch.SymInt
+        Of one axis
+    each : int
+        Places for one example
+
+    Returns
+    -------
+    bool
+    """
+    return all(size_at(size, batch) == batch * each for batch in (2, 3, 5))
+
+
+def rows_told(
+    value: Tensor,  # As a traced program knows it, without numbers
+) -> str:
+    """Why a value has no place for each example, in words that go on from 'it'; '' if it has.
+
+    Parameters
+    ----------
+    value : Tensor
+        As a traced program knows it, without numbers
+
+    Returns
+    -------
+    str
+    """
+    free = [size for size in value.shape if is_free(size)]
+    if any(free_unbacked_symbols(size) for size in free):
+        return "runs on rows that are chosen by their values"
+    if not free:
+        return "mixes the examples of a batch into a fixed number of rows"
+    each = size_at(free[0], 1)
+    as_many = len(free) == 1 and each > 0 and is_multiple(free[0], each)
+    return "" if as_many else "does not have as many rows for every example"
+
+
+def spelled_out(
+    equation: str,  # Of an einsum, without spaces
+    ranks: Sequence[int],  # Axes of each operand
+) -> tuple[list[str], str]:
+    """A letter for each axis of the operands and of the result of an einsum, whatever it leaves to be understood.
+
+    Parameters
+    ----------
+    equation : str
+        Of an einsum, without spaces
+    ranks : Sequence[int]
+        Axes of each operand
+
+    Returns
+    -------
+    tuple[list[str], str]
+    """
+    left, arrow, out = equation.partition("->")
+    labels = left.split(",")
+    spare = [one for one in string.ascii_letters if one not in equation]
+    n_free = [rank - len(label.replace("...", "")) for rank, label in zip(ranks, labels, strict=True)]
+    free = "".join(spare[: max(n_free)])
+    if not arrow:
+        out = "..." * ("..." in left) + "".join(sorted(one for one in set(left) - set(".,") if left.count(one) == 1))
+    filled = [label.replace("...", free[len(free) - n :]) for label, n in zip(labels, n_free, strict=True)]
+    return filled, out.replace("...", free)
 
 
 def is_attention(

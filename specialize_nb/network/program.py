@@ -11,7 +11,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import sympy
 import torch
@@ -21,13 +21,16 @@ from torch.utils import _pytree as pytree
 from specialize_nb.network.operations import (
     CONSTANTS,
     MAY_ALIAS,
+    MOVES,
     RECURRENT,
-    RELAYS_AND_PARTS,
     is_free,
+    is_multiple,
     op_name,
     shape_at,
     size_at,
 )
+from specialize_nb.network.recurrence import SEQUENCES, State, name_states, runs_across
+from specialize_nb.network.refusals import why_refused
 
 __all__ = ["Layout", "Program", "export_program"]
 
@@ -111,12 +114,19 @@ class Program:
     root : fx.GraphModule
     keywords : Sequence[str], default ()
     labels : Sequence[str], default ()
+    states : Mapping[str, State] | None, default None
     """
 
     any_batch = True  # May lesions be stacked along the batch?
 
-    def __init__(self, root: fx.GraphModule, keywords: Sequence[str] = (), labels: Sequence[str] = ()):
-        self.root = root
+    def __init__(
+        self,
+        root: fx.GraphModule,
+        keywords: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        states: Mapping[str, State] | None = None,
+    ):
+        self.root, self.states = root, dict(states or {})  # Nodes that hold the states of a recurrent layer
         self.nodes = {node.name: node for node in root.graph.nodes}
         self.inputs = tuple(node.name for node in root.graph.nodes if node.op == "placeholder")
         output = next(node for node in root.graph.nodes if node.op == "output")
@@ -128,7 +138,7 @@ class Program:
         self._extracted: dict[tuple, fx.GraphModule] = {}
         self._constants: dict[str, Tensor] = {}
         self._fixed = self._find_fixed()
-        self.layouts = _layouts(root.graph)
+        self.layouts, self.unclear = _layouts(root.graph)  # And nodes whose rows are not known to be the examples'
 
     def _find_fixed(self) -> set[str]:
         fixed: set[str] = set()
@@ -136,10 +146,24 @@ class Program:
             leaves = pytree.tree_leaves(node.meta.get("val"))
             tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
             made = node.op == "get_attr" or (node.op == "call_function" and tensors)
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if made and not random and all(source.name in fixed for source in node.all_input_nodes):
+            if made and not _is_random(node) and all(source.name in fixed for source in node.all_input_nodes):
                 fixed.add(node.name)
         return fixed
+
+    @property
+    def state(self) -> set[str]:
+        """Names of all parameters and buffers."""
+        return {name for part in (self.root.named_parameters(), self.root.named_buffers()) for name, _ in part}
+
+    @property
+    def matrices(self) -> set[str]:
+        """Names of all parameters with two axes or more."""
+        return {name for name, one in self.root.named_parameters() if one.ndim > 1}
+
+    @property
+    def random(self) -> tuple[str, ...]:
+        """Nodes that draw at random, in the order they run: two passes differ."""
+        return tuple(name for name, node in self.nodes.items() if _is_random(node))
 
     def is_fixed(self, name: str) -> bool:
         """True if node `name` is the same for all inputs: a parameter, or made of such."""
@@ -221,6 +245,12 @@ class Program:
             stack += node.all_input_nodes
         return False
 
+    def is_sized(self, name: str) -> bool:
+        """True for a tensor made of the batch size alone, such as the numbers of the examples."""
+        node = self.nodes[name]
+        tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)
+        return tensor and self.layouts[name].axis is not None and not _is_random(node) and not self.reads_inputs(name)
+
     def dependents(self, site: str) -> set[str]:
         """Names of all nodes whose value depends on node `site`, itself included."""
         found = {site}
@@ -232,9 +262,7 @@ class Program:
     def boundary(self, site: str, outputs: Sequence[str]) -> tuple[str, ...]:
         """The values to keep so that `outputs` can be computed again after `site` has changed: `site` first."""
         later = self.dependents(site) & self.needed([site], outputs)
-        sources = {source.name for name in later - {site} for source in self.nodes[name].all_input_nodes}
-        kept = [name for name in self.nodes if name in sources - later and self.nodes[name].op != "get_attr"]
-        return (site, *kept)
+        return (site, *_sources(self, later - {site}, later))
 
     def examples_first(self, name: str, value: Tensor) -> Tensor:
         """The value of node `name` with its examples along axis 0; what else lay on their axis follows in its place."""
@@ -285,6 +313,8 @@ def export_program(
     model: nn.Module,  # In eval mode; returned as it was found
     args: tuple = (),  # Inputs by place, batch first
     kwargs: Mapping[str, Any] | None = None,  # Inputs by name
+    *,
+    recurrent: Literal["state", "gate"] = "state",  # Recurrent modules: one value for all states, or step by step
 ) -> Program:
     """Trace `model` on example inputs, the batch dimension of every tensor left free.
 
@@ -296,6 +326,8 @@ def export_program(
         Inputs by place, batch first
     kwargs : Mapping[str, Any] | None, default None
         Inputs by name
+    recurrent : {'state', 'gate'}, default 'state'
+        Recurrent modules: one value for all states, or step by step
 
     Returns
     -------
@@ -308,19 +340,21 @@ def export_program(
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.ndim:
             shapes[leaf] = {0: torch.export.Dim.AUTO}
+    told = f"torch.export could not trace {type(model).__name__}"
+    if reason := why_refused(model):
+        raise ValueError(f"{told}: {reason}")
     try:
-        with _quiet(), without_fast_paths(model), torch.no_grad():
+        inference = any(one.is_inference() for one in model.parameters())
+        with _quiet(), without_fast_paths(model), torch.inference_mode(inference), torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            if (table := _unrolled(program.graph)) or not _functionalize(program.graph):
+            if (table := _unrolled(program.graph, recurrent)) or not _functionalize(program.graph):
                 program = program.run_decompositions(table)
+            root = program.module()
+            _tidy(root)
+            states = name_states(root)
+        _differentiable(root)
     except Exception as error:  # export raises many kinds; the user needs one
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"torch.export could not trace {type(model).__name__}: {reason[0] if reason else type(error).__name__}. "
-            "Data-dependent Python control flow is the usual cause"
-        ) from error
-    root = program.module()
-    _tidy(root)
+        raise ValueError(f"{told}: {why_refused(model, error)}") from error
     inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
     if not inputs or not all(is_free(node.meta["val"].shape[0]) for node in inputs):
         sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
@@ -328,7 +362,18 @@ def export_program(
             f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
             "compute shapes from `x.shape`, not from constants"
         )
-    return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec))
+    return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec), states)
+
+
+def _differentiable(root: fx.GraphModule) -> None:
+    """Put copies in the place of what was made under `torch.inference_mode`, which nothing can be differentiated by."""
+    for module in root.modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, value in own:
+            if value.is_inference():
+                delattr(module, name)
+                with torch.inference_mode(False):
+                    module.register_buffer(name, value.detach().clone())
 
 
 def _at_least_two(x: Tensor) -> Tensor:
@@ -431,48 +476,90 @@ def _inline(root: fx.GraphModule) -> bool:
     return found
 
 
-def _layouts(graph: fx.Graph) -> dict[str, Layout]:
-    """Where the examples lie in every value of a graph."""
+def _is_random(node: fx.Node) -> bool:
+    """Does a node draw? Operations that drop numbers at random do not where they are told to drop none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = [one.name for one in node.target._schema.arguments]
+    given = {one.name: one.default_value for one in node.target._schema.arguments}
+    given |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    switches = [given[name] for name in ("p", "dropout", "dropout_p", "train", "training") if name in given]
+    return all(one is None or one for one in switches)  # None leaves it switched on
+
+
+def _layouts(graph: fx.Graph) -> tuple[dict[str, Layout], set[str]]:
+    """Where the examples lie in every value of a graph, and the values of which this is a guess."""
     found: dict[str, Layout] = {}
+    unclear: set[str] = set()
     for node in graph.nodes:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             continue
-        axis = next((axis for axis, size in enumerate(value.shape) if is_free(size)), None)
+        free = [axis for axis, size in enumerate(value.shape) if is_free(size)]
+        axis = free[0] if free else None
         each = 1 if axis is None else shape_at(value, 1)[axis]
-        found[node.name] = Layout(axis) if each == 1 else _folded(node, axis, each, found)
-    return found
+        sure = not free or (len(free) == 1 and is_multiple(value.shape[axis], each))
+        layout = None if axis is None or each < 1 or not sure else _laid(node, axis, each, found)
+        found[node.name] = layout or Layout(axis, 1, max(each, 1) if sure else 1)
+        if axis is not None and layout is None:
+            unclear.add(node.name)
+    return found, unclear
 
 
-def _folded(node: fx.Node, axis: int, each: int, found: Mapping[str, Layout]) -> Layout:
-    """The layout of a value whose axis counts `each` places for every example."""
-    call = node.args[0] if node.target is operator.getitem else node
+def _laid(node: fx.Node, axis: int, each: int, found: Mapping[str, Layout]) -> Layout | None:
+    """The layout of a value whose axis counts `each` places for every example; None if it cannot be told."""
+    call = node.args[0] if node.target is operator.getitem and isinstance(node.args[0], fx.Node) else node
     sources = [source for source in call.all_input_nodes if found.get(source.name, Layout()).axis is not None]
-    for source in sources:
-        if op_name(call) in RELAYS_AND_PARTS:
-            return _relaid(node, call, source, axis, each, found[source.name])
-        layout = found[source.name]
-        if layout.axis == axis and layout.outer * layout.inner == each:
-            return layout
-    return Layout(axis, 1, each)
+    if sources and op_name(call) in MOVES:
+        return _moved(node, call, sources, axis, each, found)
+    same = [found[source.name] for source in sources]
+    if each == 1:
+        return Layout(axis)
+    return next((one for one in same if one.axis == axis and one.outer * one.inner == each), None)
 
 
-def _relaid(node: fx.Node, call: fx.Node, source: fx.Node, axis: int, each: int, layout: Layout) -> Layout:
-    """Follow the numbers of two examples through an operation that lays them out anew."""
-    shape = shape_at(source.meta["val"], 2)
-    number = torch.arange(shape[layout.axis], dtype=torch.int32).div(layout.inner, rounding_mode="floor") % 2
-    number = number.view([-1 if i == layout.axis else 1 for i in range(len(shape))]).expand(shape)
-    args, kwargs = fx.map_arg((call.args, call.kwargs), lambda n: number if n is source else size_at(n.meta["val"], 2))
-    found = call.target(*args, **kwargs)
-    found = found if call is node else found[node.args[1]]
-    line = found.movedim(axis, 0).reshape(2 * each, -1)[:, 0]
-    inner = int((line == 0).int().cumprod(0).sum())
-    return Layout(axis, each // max(inner, 1), inner)
+def _moved(
+    node: fx.Node, call: fx.Node, sources: list[fx.Node], axis: int, each: int, found: Mapping[str, Layout]
+) -> Layout | None:
+    """Follow the numbers of three examples through an operation that lays them out anew."""
+    numbers = {source: _numbers(source, found[source.name]) for source in sources}
+
+    def given(one: fx.Node) -> Any:
+        if one in numbers:
+            return numbers[one]
+        known = one.meta["val"]
+        return torch.zeros(shape_at(known, _N), dtype=torch.int8) if isinstance(known, Tensor) else size_at(known, _N)
+
+    try:
+        args, kwargs = fx.map_arg((call.args, call.kwargs), given)
+        value = call.target(*args, **kwargs)
+        value = value if call is node else value[node.args[1]]
+        line = value.movedim(axis, 0).reshape(_N * each, -1)
+    except Exception:  # an operation on numbers of examples may be refused for many reasons
+        return None
+    if (line != line[:, :1]).any():
+        return None  # examples meet along another axis
+    inner = int((line[:, 0] == line[0, 0]).int().cumprod(0).sum())
+    wanted = torch.arange(_N).repeat_interleave(inner).repeat(each // inner) if each % inner == 0 else line[:0, 0]
+    return Layout(axis, each // inner, inner) if torch.equal(line[:, 0].long(), wanted) else None
 
 
-def _unrolled(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+_N = 3  # examples that are followed: of two, one order is the other backwards
+
+
+def _numbers(source: fx.Node, layout: Layout) -> Tensor:
+    """For every place of a value the number of its example."""
+    shape = shape_at(source.meta["val"], _N)
+    line = torch.arange(_N, dtype=torch.int8).repeat_interleave(layout.inner).repeat(layout.outer)
+    return line.view([-1 if i == layout.axis else 1 for i in range(len(shape))]).expand(shape)
+
+
+def _unrolled(graph: fx.Graph, recurrent: str) -> dict[Any, Callable[..., Any]]:
     """How to write each recurrent operation of a graph as a step of plain ones for every step of the sequence."""
     found = {node.target for node in graph.nodes if op_name(node) in RECURRENT}
+    if recurrent == "state":
+        across = {node.target for node in graph.nodes if op_name(node) in SEQUENCES and runs_across(node)}
+        found = {one for one in found if one in across or one._schema.name.split("::")[-1] not in SEQUENCES}
     known = torch.export.default_decompositions() if found else {}
     return {operation: known[operation] for operation in found}
 
@@ -565,6 +652,22 @@ def boundary_of(program: Any, sites: Sequence[str], outputs: Sequence[str]) -> t
     if len(sites) == 1:
         return program.boundary(sites[0], outputs)
     later = set.union(*(program.dependents(site) for site in sites)) & program.needed(sites, outputs)
-    sources = {source.name for name in later - {*sites} for source in program.nodes[name].all_input_nodes}
-    kept = [name for name in program.nodes if name in sources - later and program.nodes[name].op != "get_attr"]
-    return (*dict.fromkeys(sites), *kept)
+    return (*dict.fromkeys(sites), *_sources(program, later - {*sites}, later))
+
+
+def _sources(program: Program, readers: set[str], known: set[str]) -> list[str]:
+    """What some nodes read besides those that are known, in the order it runs.
+
+    Of a value that depends on the batch size, and on no input's numbers, the sizes it is made of: it is made anew for
+    another batch.
+    """
+    found, stack = set(), [source for name in readers for source in program.nodes[name].all_input_nodes]
+    while stack:
+        node = stack.pop()
+        if node.name in found | known or node.op == "get_attr":
+            continue
+        if program.is_sized(node.name):
+            stack += node.all_input_nodes
+        else:
+            found.add(node.name)
+    return [name for name in program.nodes if name in found]

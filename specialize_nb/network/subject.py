@@ -11,19 +11,45 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from specialize_nb.base.data import Batches, batches
+from specialize_nb.base.data import Batches, UnevenBatches, batches, ordered_as, retasked, settled
+from specialize_nb.base.targets import Task
 from specialize_nb.network.hooked import HookedProgram
+from specialize_nb.network.inputs import Padding, evened, padding_of, suited
+from specialize_nb.network.outputs import (
+    Outputs,
+    Scale,
+    ScoresNode,
+    check_outputs,
+    choose_output,
+    read_outputs,
+    scale_of,
+)
 from specialize_nb.network.units import Network, trace
 
 __all__ = ["Subject", "find_and_confirm"]
 
 T = TypeVar("T")
+
+
+class Asked(NamedTuple):
+    """What the user says of a model's outputs.
+
+    Attributes
+    ----------
+    output : str | int | None, default None
+        Which of them holds the scores, by its name or place; None: looked for
+    scores : Scale | None, default None
+        'logits' or 'probabilities'; None: looked at
+    """
+
+    output: str | int | None = None  # Which of them holds the scores, by its name or place; None: looked for
+    scores: Scale | None = None  # 'logits' or 'probabilities'; None: looked at
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,6 +66,8 @@ class Subject:
         What is judged, is judged on these
     find : Batches
         What is found, is found in these; the same unless they were given
+    asked : Asked
+        What the user says of the outputs
     kept : dict[Hashable, Any]
         What `once` has computed, by name
     """
@@ -48,6 +76,7 @@ class Subject:
     network: Network  # Traced from this very model
     data: Batches  # What is judged, is judged on these
     find: Batches  # What is found, is found in these; the same unless they were given
+    asked: Asked = field(default_factory=Asked)  # What the user says of the outputs
     kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)  # What `once` has computed, by name
 
     @classmethod
@@ -59,7 +88,10 @@ class Subject:
         network: Network | None = None,  # From `trace(model, ...)`; traced here if None
         find: Any = None,  # Data to find with, of the same forms; None: those to confirm on, or half of them
         split: bool = False,  # Without `find`: every other example of `data` to find with, the rest to confirm on?
-        targets: Literal["classes", "any"] = "any",  # What may be predicted: 'classes', or 'any': floating numbers too
+        task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+        output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+        scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
+        residual: Literal["writer", "stream"] = "writer",  # Of `trace`, where no network is given
     ) -> Subject:
         """Join the three, each checked once.
 
@@ -75,8 +107,14 @@ class Subject:
             Data to find with, of the same forms; None: those to confirm on, or half of them
         split : bool, default False
             Without `find`: every other example of `data` to find with, the rest to confirm on?
-        targets : {'classes', 'any'}, default 'any'
-            What may be predicted: 'classes', or 'any': floating numbers too
+        task : Task | None, default None
+            What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+        output : str | int | None, default None
+            Which output holds the scores, by name or place; None: the one that can
+        scores : Scale | None, default None
+            'logits', or 'probabilities' that were through a softmax; None looks at them
+        residual : {'writer', 'stream'}, default 'writer'
+            Of `trace`, where no network is given
 
         Returns
         -------
@@ -85,25 +123,26 @@ class Subject:
         Raises: `ValueError` if `network` was traced from another model; what `batches` and `trace` raise.
         """
         if isinstance(model, Subject):
-            return _taken(model, data, network, targets)
-        confirm = batches(data, targets=targets)
+            return _taken(model, data, network, task, Asked(output, scores))
+        (confirm, find), evening = _even(model, data, find, task)
+        confirm, told = suited(model, confirm)
+        network = _traced(model, confirm, residual) if network is None else network
+        _check_traced(network, model)
+        asked = Asked(output, scores)
+        confirm = _of_the_model(model, _settled(network, confirm, asked))
         if find is not None:
-            found_in = batches(find, targets=targets)
+            found_in, confirm = _alike(suited(model, find)[0], confirm)
         else:
             found_in, confirm = find_and_confirm(confirm) if split else (confirm, confirm)
-        network = trace(model, confirm.example) if network is None else network
-        _check_traced(network, model)
-        return cls(model=model, network=network, data=confirm, find=found_in)
+        found = cls(model=model, network=network, data=confirm, find=found_in, asked=asked)
+        return found.with_note(evening).with_note(told)
 
     def finding(self) -> Subject:
         """The same model on the data to find with."""
         if self.find is self.data:
             return self
-        kept = {"notes": self.once("notes", dict)}  # one list, whatever the data
-        make = lambda: Subject(  # noqa: E731
-            model=self.model, network=self.network, data=self.find, find=self.find, kept=kept
-        )
-        return self.once("finding", make)
+        kept = {name: self.once(name, dict) for name in ("notes", "decided")}  # the same, whatever the data
+        return self.once("finding", lambda: replace(self, data=self.find, kept=kept))
 
     def once(
         self,
@@ -140,10 +179,169 @@ class Subject:
         """
         self.once("notes", dict)[sentence] = True
 
+    def with_note(
+        self,
+        sentence: str,  # With a full stop at its end; '' for none
+    ) -> Subject:
+        """The same, with a note kept.
+
+        Parameters
+        ----------
+        sentence : str
+            With a full stop at its end; '' for none
+
+        Returns
+        -------
+        Subject
+        """
+        if sentence:
+            self.note(sentence)
+        return self
+
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided, approximated or left out so far, a sentence each."""
-        return tuple(self.once("notes", dict))
+        """What was decided, approximated or left out so far, a sentence each; what network and data say goes first."""
+        return tuple(dict.fromkeys([*self.network.notes, *self.data.notes, *self.once("notes", dict)]))
+
+    @property
+    def task(self) -> Task:
+        """What is to be predicted."""
+        return self.data.task
+
+    @property
+    def scores_node(self) -> ScoresNode:
+        """The output that holds the scores. Raises: `ValueError` if it cannot be told; `output=` says it."""
+
+        def make() -> ScoresNode:
+            found = choose_output(self.network, task=self.task, output=self.asked.output, width=_width(self.data))
+            self.with_note(found.note)
+            if self.data.others:
+                settled(self.data, found.n)  # which raises: `of` would have settled it
+            return found
+
+        return self.once("scores node", make)
+
+    @property
+    def output(self) -> str:
+        """The name of that output; '' if it is alone."""
+        return self.scores_node.label
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the intact model says of all data, read once. Raises: `ValueError` for examples with NaN or infinity."""
+
+        def make() -> Outputs:
+            found = read_outputs(self.model, self.network, self.data, self.scores_node.node)
+            check_outputs(found, self.network.model, self.task)
+            return found
+
+        return self.once("outputs", make)
+
+    def checked(self) -> Subject:
+        """The same, once the outputs are known to be numbers. Raises: `ValueError` as `outputs`."""
+        self.once("checked", lambda: self.outputs)
+        return self
+
+    @property
+    def scores(self) -> Scale:
+        """What the scores are: 'logits' or 'probabilities'. Warns: `UserWarning` if they are found to be the latter."""
+        decided = self.once("decided", dict)
+        if "scores" not in decided:
+            node, said = self.scores_node.node, self.asked.scores
+            decided["scores"], told = scale_of(self.outputs, self.network, node, self.task, said)
+            self.with_note(told)
+        return decided["scores"]
+
+    @property
+    def padding(self) -> Padding | None:
+        """How positions that count are told from padding; None if none is found."""
+
+        def make() -> Padding | None:
+            found = padding_of(self.model, self.network, self.data)
+            self.with_note("" if found is None else found.note)
+            return found
+
+        return self.once("padding", make)
+
+    def counts(
+        self,
+        x: Any,  # The inputs of a batch
+    ) -> dict[int, Tensor]:
+        """Length of a sequence -> (n, length) bool, True where a position counts; empty if there is no padding.
+
+        Parameters
+        ----------
+        x : Any
+            The inputs of a batch
+
+        Returns
+        -------
+        dict[int, Tensor]
+        """
+        return {} if self.padding is None else self.padding.counts(x)
+
+
+def _even(model: nn.Module, data: Any, find: Any, task: Task | None) -> tuple[list[Any], str]:
+    """Both data as `Batches`, or with sequences padded to one length if batches have them at different lengths."""
+    try:
+        checked, told = [batches(data, task=task), None if find is None else batches(find, task=task)], ""
+        shapes = [_shapes(one) for one in checked if one is not None]
+        if shapes[0] != shapes[-1]:
+            raise UnevenBatches(f"`find` has inputs of shape {shapes[-1]}, and `data` of {shapes[0]}")
+    except UnevenBatches as error:
+        even, told = evened(model, [data, find], error)
+        checked = [one if one is None else batches(one, task=task) for one in even]
+    return checked, told
+
+
+def _shapes(data: Batches) -> list[tuple[int, ...]]:
+    """The shape of one example of each input."""
+    return [tuple(one.shape[1:]) for one in pytree.tree_leaves(data.example)]
+
+
+def _width(data: Batches) -> int | None:
+    """How many numbers an example the targets need."""
+    if data.task == "none":
+        return None
+    return int(data.labels.max()) + 1 if data.task == "classes" else data.labels[0].size
+
+
+def _settled(network: Network, data: Batches, asked: Asked) -> Batches:
+    """The data with the task that fits the model's outputs, where the targets leave it open and one fits."""
+    try:
+        n_scores = choose_output(network, task="none", output=asked.output).n if data.others else 0
+        return settled(data, n_scores)
+    except ValueError:  # told when the scores are asked for: not everything needs them
+        return data
+
+
+def _of_the_model(model: nn.Module, data: Batches) -> Batches:
+    """Classes that words name in the model's order, if its configuration knows them."""
+    known = getattr(getattr(model, "config", None), "label2id", None) or {}
+    if not set(data.names) & set(known) or data.task != "classes":
+        return data
+    return ordered_as(data, sorted(known, key=known.__getitem__))
+
+
+def _alike(find: Batches, confirm: Batches) -> tuple[Batches, Batches]:
+    """Both data with the same task and classes."""
+    find = find if find.task == confirm.task else retasked(find, confirm.task)
+    names = confirm.names if set(find.names) <= set(confirm.names) else tuple(sorted({*confirm.names, *find.names}))
+    if find.names == confirm.names or not (find.names and confirm.names):
+        return find, confirm
+    find, confirm = (one if one.names == names else ordered_as(one, names) for one in (find, confirm))
+    return find, confirm
+
+
+def _traced(model: nn.Module, data: Batches, residual: Literal["writer", "stream"]) -> Network:
+    """The network of a model, from two examples; from a whole batch, if its code wants that."""
+    try:
+        return trace(model, data.example, residual=residual)
+    except ValueError:
+        x, y = next(iter(data))
+        if len(y) < 3:
+            raise
+        return trace(model, x, residual=residual)
 
 
 def find_and_confirm(
@@ -192,12 +390,17 @@ class _EveryOther:
         return ((pytree.tree_map(half, x), half(y)) for x, y in self.source if len(y) > self.start)
 
 
-def _taken(subject: Subject, data: Any, network: Network | None, targets: str) -> Subject:
+def _taken(subject: Subject, data: Any, network: Network | None, task: Task | None, asked: Asked) -> Subject:
     """A subject that is there already, if it fits what is asked for."""
     if data is not None or network not in (None, subject.network):
         raise ValueError("a `Subject` has its data and its network: leave both out, or give the model instead")
-    if targets == "classes" and subject.data.labels.dtype.kind == "f":
-        raise ValueError("the labels are floating numbers; expected integer class indices")
+    if task not in (None, subject.data.task):
+        told = f"a `Subject` has its task, {subject.data.task!r}"
+        raise ValueError(f"{told}: leave `task` out, or give the model instead")
+    for name, said in asked._asdict().items():
+        if said not in (None, getattr(subject.asked, name)):
+            told = f"a `Subject` was made with {name}={getattr(subject.asked, name)!r}"
+            raise ValueError(f"{told}: leave `{name}` out, or give it where the subject is made")
     return subject
 
 

@@ -11,7 +11,7 @@ __all__ = ['Layer', 'Wire', 'Unknown', 'Network', 'trace']
 
 # %% ../../nbs/01_units.ipynb #9f34323d
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ from ..base.results import listed, read_only, with_notes
 from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers
 from .program import Program, export_program
+from .refusals import how_to_lift, unwritable
 from .wiring import Flow, RawLayer, RawWire, follow
 
 # %% ../../nbs/01_units.ipynb #1ae6a8d0
@@ -81,7 +82,7 @@ class Wire:
     parameter : str
         Dotted name of the parameter behind the weights; wires may share one; '' for a plain sum
     weight : Tensor
-        (n_rows, n_columns // groups, n_taps) signed; taps are the pixels of a kernel, 1 if dense
+        (n_rows, n_columns // groups, n_taps) signed, or sizes if complex; taps are a kernel's pixels
     kernel : tuple[int, ...]
         Shape of the taps; () for a dense layer
     groups : int
@@ -99,7 +100,7 @@ class Wire:
     source: str  # Layer whose units feed
     target: str  # Layer whose units are fed
     parameter: str  # Dotted name of the parameter behind the weights; wires may share one; '' for a plain sum
-    weight: Tensor  # (n_rows, n_columns // groups, n_taps) signed; taps are the pixels of a kernel, 1 if dense
+    weight: Tensor  # (n_rows, n_columns // groups, n_taps) signed, or sizes if complex; taps are a kernel's pixels
     kernel: tuple[int, ...]  # Shape of the taps; () for a dense layer
     groups: int  # Of a grouped convolution, blocks on the diagonal of rows by columns; else 1
     rows: np.ndarray  # (2, n) int64, read-only: a row, and a unit of the target that it belongs to
@@ -287,7 +288,7 @@ def _plot_network(network: Network, ax: Any) -> Any:
 def _check_model(model: nn.Module, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
-    if training := [name or "the model itself" for name, module in model.named_modules() if module.training]:
+    if training := [name or "the model itself" for name, module in model.named_modules() if getattr(module, "training", False)]:
         raise ValueError(f"{training[:3]} of {type(model).__name__} in training mode: call `model.eval()` first")
     leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -295,14 +296,14 @@ def _check_model(model: nn.Module, example: Any) -> None:
         found = shapes or type(example).__name__
         raise ValueError(f"`example` is {found}; give inputs as tensors with the batch as their first dimension")
     for name, value in model.named_parameters():
-        if bad := int((~torch.isfinite(value)).sum()):
+        if bad := int((~torch.isfinite(value.detach())).sum()):
             raise ValueError(f"parameter {name!r} holds {bad} NaN or infinite numbers of {value.numel()}: train again")
 
 # %% ../../nbs/01_units.ipynb #b0ef1bef
 def _wire(raw: RawWire, flow: Flow, program: Program, names: dict[int, str], like: Tensor) -> Wire:
     """The weights behind one wire."""
     weight, kernel, groups = raw.weight.read(program)
-    weight, scale_in = weight.to(like), raw.scale_in
+    weight, scale_in = (weight.abs() if weight.is_complex() else weight).to(like), raw.scale_in
     if scale_in is None and flow.layers[raw.target].op != "attention":
         scale_in = flow.layers[raw.target].scale_in
     scale_out, owners = raw.columns.scale, program.owners(raw.weight.node) if raw.weight.node else []
@@ -324,7 +325,8 @@ def _names(flow: Flow) -> dict[int, str]:
     """The name of every layer by its index; inputs count down from -1."""
     alone = len([raw for raw in flow.inputs if raw.n_units]) == 1
     inputs = {-1 - i: "input" if alone else f"input.{raw.name}" for i, raw in enumerate(flow.inputs)}
-    return inputs | {i: raw.name for i, raw in enumerate(flow.layers)}
+    taken = {inputs[-1 - i] for i, raw in enumerate(flow.inputs) if raw.n_units}
+    return inputs | {i: f"{raw.name}#2" if raw.name in taken else raw.name for i, raw in enumerate(flow.layers)}
 
 
 def _layer(raw: RawLayer, name: str, kind: str, program: Program) -> Layer:
@@ -336,15 +338,12 @@ def _layer(raw: RawLayer, name: str, kind: str, program: Program) -> Layer:
 def _layers(flow: Flow, program: Program, names: dict[int, str]) -> tuple[Layer, ...]:
     """The inputs that have units and every layer that was met, in order."""
     found = [_layer(raw, names[-1 - i], "input", program) for i, raw in enumerate(flow.inputs) if raw.n_units]
-    last = flow.outputs - {wire.source for wire in flow.wires}
+    last = flow.outputs - {wire.source for wire in flow.wires if wire.source != wire.target}
     kinds = ["output" if index in last else "hidden" for index in range(len(flow.layers))]
     found += [_layer(raw, names[i], kinds[i], program) for i, raw in enumerate(flow.layers)]
     return tuple(found)
 
 # %% ../../nbs/01_units.ipynb #a412e5ee
-HOW_TO_LIFT = "write `x.shape[0]` for `len(x)`, and `torch.where` for a Python `if` on values"
-
-
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
     """The example as arguments by place and by name: a tuple is several inputs, a mapping inputs by name."""
     x = to_model(example, model)
@@ -353,12 +352,80 @@ def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
     return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}
 
 
-def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], refused: str) -> Network:
+def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any], recurrent: Literal["state", "gate"]) -> Program:
+    """The program of a model, from two examples; from all, if its code wants more of them."""
+    few = pytree.tree_map_only(Tensor, lambda leaf: leaf[:2], (args, kwargs))
+    try:
+        return export_program(model, *few, recurrent=recurrent)
+    except ValueError:
+        if next(iter(unwritable(model)), None) or all(len(one) < 3 for one in _tensors((args, kwargs))):
+            raise
+        return export_program(model, args, kwargs, recurrent=recurrent)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+
+
+def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Exception) -> Network:
     """What can be known of a model that cannot be exported."""
-    program, found = hooked_layers(model, args, kwargs)
+    refused = str(error)
+    try:
+        program, found = hooked_layers(model, args, kwargs)
+    except ValueError as failure:
+        advice = how_to_lift(model, error)
+        if "fails on the example" in str(failure):
+            advice = "if it takes whole batches alone, give one as `example`"
+        raise ValueError(f"{failure} ({refused}): {advice}") from failure
     layers = tuple(Layer(**layer._asdict()) for layer in found)
-    fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused)
+    message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
+    notes = (f"{refused}; {message}: {how_to_lift(model, error)}.", *_left_out(program.left_out), *_drawn(program))
+    fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused, notes=notes)
     return Network(model=type(model).__name__, **fields)
+
+
+def _read(model: nn.Module, program: Program, flow: Flow) -> Network:
+    """What was found of a program as layers by name, and wires with their weights."""
+    names = _names(flow)
+    like = next((one.detach() for one in model.parameters() if one.is_floating_point()), torch.zeros(()))
+    unknown = tuple(Unknown(op, tuple(names[i] for i in sorted(cut))) for op, cut in flow.unknown.items())
+    return Network(
+        model=type(model).__name__,
+        n_parameters=sum(1 for _ in model.parameters()),
+        layers=_layers(flow, program, names),
+        wires=tuple(_wire(raw, flow, program, names, like) for raw in flow.wires),
+        unknown=unknown,
+        held={op: tuple(sorted(nodes)) for op, nodes in flow.held.items()},
+        program=program,
+        notes=(*_cut(unknown, flow), *_left_out(flow.left_out), *_rectified(program), *_drawn(program)),
+    )
+
+
+def _cut(unknown: Sequence[Unknown], flow: Flow) -> Iterator[str]:
+    """Sentences on operations that were not followed."""
+    for op, cut in unknown:
+        reason = f" ({flow.reasons[op]})" if op in flow.reasons else ""
+        yield f"{op} could not be followed{reason}: no edges from {list(cut)} past it."
+
+
+def _left_out(told: Mapping[str, str]) -> Iterator[str]:
+    """Sentences on layers that no example has numbers of."""
+    return (f"Layer {name!r} is left out: it {why}." for name, why in told.items())
+
+
+def _rectified(program: Program) -> Iterator[str]:
+    """A sentence for each recurrent layer in which a silenced unit may look like one that is silent anyway."""
+    for state in program.states.values():
+        if state.op == "rnn_relu":
+            told = "a unit that is silent throughout an example may answer there when units beside it are silenced with it"
+            yield f"Lesions in recurrent layer {state.name!r}: {told}."
+
+
+def _drawn(program: Program | HookedProgram) -> Iterator[str]:
+    """A sentence on what draws at random though the model is in evaluation."""
+    if program.random:
+        message = "two passes differ, and so does what is measured in them. Give `training=self.training` to `F.dropout`"
+        yield f"Random in evaluation, by {', '.join(program.random[:3])}{' and more' * (len(program.random) > 3)}: {message}, and take noise out."
 
 # %% ../../nbs/01_units.ipynb #b1aff9f5
 def trace(
@@ -367,6 +434,7 @@ def trace(
     *,
     attention: Literal["feature", "head"] = "feature",  # Units of attention: of queries, keys and values, or heads
     residual: Literal["writer", "stream"] = "writer",  # Units of a sum: those of its writers, or dimensions of its own
+    recurrent: Literal["state", "gate"] = "state",  # Units of a recurrent module: its hidden state, or gates at each step
 ) -> Network:
     """Which units does a model have, and which weights join them?
 
@@ -380,39 +448,30 @@ def trace(
         Units of attention: of queries, keys and values, or heads
     residual : {'writer', 'stream'}, default 'writer'
         Units of a sum: those of its writers, or dimensions of its own
+    recurrent : {'state', 'gate'}, default 'state'
+        Units of a recurrent module: its hidden state, or gates at each step
 
     Returns
     -------
     Network
 
     Raises: `ValueError` if the model is in training mode, holds a NaN weight, or fails on the example.
-    Warns: `RuntimeWarning` if an operation could not be followed; `Network.unknown` names it. Or if export refuses
-    the model: then units are what modules put out, whatever was chosen, `Network.refused` says why, and there are no
-    wires.
+    Warns: `RuntimeWarning` for each of `Network.notes`: an operation that could not be followed, which
+    `Network.unknown` names; a layer left out; random numbers in evaluation. Or if export refuses the model: then units
+    are what modules put out, whatever was chosen, `Network.refused` says why, and there are no wires.
     """
     check_choice("attention", attention, ("feature", "head"))
     check_choice("residual", residual, ("writer", "stream"))
+    check_choice("recurrent", recurrent, ("state", "gate"))
     _check_model(model, example)
     args, kwargs = _inputs(model, example)
-    try:
-        program = export_program(model, *pytree.tree_map_only(Tensor, lambda leaf: leaf[:2], (args, kwargs)))
-    except ValueError as error:
-        network = _hooked(model, args, kwargs, str(error))
-        message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
-        warnings.warn(f"{error}; {message}: {HOW_TO_LIFT}", RuntimeWarning, stacklevel=2)
-        return network
-    flow = follow(program, attention=attention, residual=residual)
-    names, like = _names(flow), next(model.parameters(), torch.zeros(()))
-    wires = tuple(_wire(raw, flow, program, names, like.detach()) for raw in flow.wires)
-    unknown = tuple(Unknown(op, tuple(names[i] for i in sorted(cut))) for op, cut in flow.unknown.items())
-    for op, cut in unknown:
-        warnings.warn(f"{op} could not be followed: no edges from {list(cut)} past it", RuntimeWarning, stacklevel=2)
-    return Network(
-        model=type(model).__name__,
-        n_parameters=sum(1 for _ in model.parameters()),
-        layers=_layers(flow, program, names),
-        wires=wires,
-        unknown=unknown,
-        held={op: tuple(sorted(nodes)) for op, nodes in flow.held.items()},
-        program=program,
-    )
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            program = _export(model, args, kwargs, recurrent)
+        except ValueError as error:
+            network = _hooked(model, args, kwargs, error)
+        else:
+            network = _read(model, program, follow(program, attention=attention, residual=residual))
+    for note in network.notes:
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
+    return network

@@ -7,7 +7,9 @@ running it on unit indices; one that works number by number keeps them; one that
 
 from __future__ import annotations
 
+import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -31,11 +33,14 @@ from specialize_nb.network.operations import (
     is_tensor,
     module_path,
     op_name,
+    rows_told,
     shape_at,
     shape_of,
     size_at,
+    spelled_out,
 )
 from specialize_nb.network.program import Program
+from specialize_nb.network.recurrence import SEQUENCES, State
 from specialize_nb.network.sites import find_site
 from specialize_nb.network.strands import (
     Links,
@@ -124,18 +129,39 @@ class _Follower:
             self.flow.strands[node.name] = self._strands_of(node)
         self.flow.outputs = {s.layer for name in self.program.outputs for s in self.flow.strands[name]}
         for index in range(len(self.flow.layers)):
-            find_site(self.flow.layers[index], index, self.base[index], self.program, self.flow)
+            self._find_site(index)
         self._drop_absorbed()
+        self._drop_rowless()
         return self.flow
 
     # --- one node ---------------------------------------------------------------------------------------------------
 
     def _strands_of(self, node: fx.Node) -> Strands:
+        """The units in what a node puts out; cut off and told of where no one foresaw what it does."""
         if node.op == "placeholder":
             return self._input(node)
+        n_layers, n_wires = len(self.flow.layers), len(self.flow.wires)
+        try:
+            return self._follow(node)
+        except _Coarser:
+            raise
+        except Exception as error:  # whatever a model may do: one operation, not all of its units
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no words'])[0]}"
+        del self.flow.layers[n_layers:], self.flow.wires[n_wires:]
+        path = module_path(node)
+        self.flow.reasons[str(node.target)] = f"node {node.name!r}{f' of module {path!r}' if path else ''}, {reason}"
+        return self._cut_off(node)
+
+    def _follow(self, node: fx.Node) -> Strands:
         if node.op != "call_function" or self.program.is_fixed(node.name):
             return ()
         name = op_name(node)
+        if node.name in self.program.states:
+            return self._states(node, self.program.states[node.name])
+        if name in SEQUENCES and any(
+            isinstance(use.args[0], fx.Node) and use.target is operator.getitem for use in node.users
+        ):
+            return ()  # read behind the copy of its states alone
         self._note_zeros(node, name)
         if name in _PRODUCERS:
             return _PRODUCERS[name](self, node)
@@ -161,6 +187,17 @@ class _Follower:
         kind = "feature" if axis is None or len(shape) == 2 else "channel"
         self.flow.inputs.append(RawLayer(node.name, "input", kind, n_units, axis or 1, node.name, node.name, node.name))
         return (Strand(-1 - place, unit),)
+
+    def _find_site(self, index: int) -> None:
+        """Where a layer's units act; if that cannot be followed, where its operation puts them out."""
+        layer = self.flow.layers[index]
+        axis = layer.axis
+        try:
+            find_site(layer, index, self.base[index], self.program, self.flow)
+        except Exception:  # as for any other node: the operation itself is a site too
+            layer.site, layer.pre, layer.axis = layer.node, layer.node, axis
+        if self.program.nodes[layer.pre].meta["val"].is_complex():
+            layer.pre = layer.site  # such as the size of a complex number, which may be real
 
     def _note_zeros(self, node: fx.Node, name: str) -> None:
         """First states of recurrent cells are zeros: what they are multiplied with does not come through."""
@@ -226,10 +263,20 @@ class _Follower:
 
     def _einsum(self, node: fx.Node) -> Strands:
         equation, operands = node.args[0].replace(" ", ""), node.args[1]
-        if "..." in equation or "->" not in equation:
-            return self._cut_off(node)
-        labels, out = equation.split("->")
-        labels = labels.split(",")
+        return self._labelled(node, operands, *spelled_out(equation, [len(shape_of(one)) for one in operands]))
+
+    def _tensordot(self, node: fx.Node) -> Strands:
+        operands, ranks = node.args[:2], [len(shape_of(one)) for one in node.args[:2]]
+        first, second = ([dim % rank for dim in dims] for dims, rank in zip(node.args[2:4], ranks, strict=True))
+        names = [chr(ord("a") + i) for i in range(sum(ranks))]
+        labels = [names[: ranks[0]], names[ranks[0] :]]
+        for a, b in zip(first, second, strict=True):
+            labels[1][b] = labels[0][a]
+        kept = [one for one in labels[0] + labels[1] if (labels[0] + labels[1]).count(one) == 1]
+        return self._labelled(node, operands, ["".join(one) for one in labels], "".join(kept))
+
+    def _labelled(self, node: fx.Node, operands: Sequence[fx.Node], labels: Sequence[str], out: str) -> Strands:
+        """A product of values whose axes have letters: of a value and a weight, or of values that all carry units."""
         for i, weight in enumerate(operands):
             if len(operands) == 2 and self.program.is_fixed(weight.name):
                 return self._einsum_weight(node, operands[1 - i], weight, labels[1 - i], labels[i], out)
@@ -271,6 +318,36 @@ class _Follower:
             self._add_wire(RawWire(strand.layer, index, shape, own, one))
         return found
 
+    def _states(self, node: fx.Node, state: State) -> Strands:
+        """The states of a recurrent layer: fed by the sequence it reads, by what comes first, and by one another.
+
+        A unit owns its row of every gate; where states are projected, a unit is fed through all cells.
+        """
+        index, weights = len(self.flow.layers), [self.program.nodes[name] for name in state.weights]
+        found = self._new_layer(node, self._unique(state.name), state.op, "neuron", -1)
+        n_rows, n_units = shape_of(weights[0])[0], self.flow.layers[index].n_units
+        if len(weights) > 2:
+            rows = np.stack([np.repeat(np.arange(n_rows), n_units), np.tile(np.arange(n_units), n_rows)])
+        else:
+            rows = np.stack([np.arange(n_rows), np.arange(n_rows) % n_units])
+        for weight, name in zip(weights, (state.source, state.first), strict=False):
+            shape = Weight(weight.name, "linear", n_rows, shape_of(weight)[1])
+            for strand in self._of(self.program.nodes[name]):
+                self._add_wire(RawWire(strand.layer, index, shape, rows, self._links(strand, -1)))
+        own = Weight(weights[1].name, "linear", n_rows, n_units)
+        self._add_wire(RawWire(index, index, own, rows, links(found[0], -1)))
+        return found
+
+    def _settle(self, node: fx.Node) -> Strands:
+        """What a recurrence hands on: its states, the last of them, and the last cell, whose units are not followed."""
+        states = self._of(node.args[0])
+        last = tuple(one.with_(one.unit[:, :1] if node.args[6] else one.unit[:1]) for one in states)
+        last = tuple(one.with_(one.unit.transpose(0, 1)) if node.args[6] else one for one in last)
+        self.parts[node.name] = [states, last, ()]
+        if any(use.args[1] == 2 and use.users for use in node.users if use.target is operator.getitem):
+            self.flow.unknown.setdefault(f"{node.args[5]} (its last cell)", set()).update(one.layer for one in states)
+        return states
+
     def _links(self, strand: Strand, axis: int) -> Links:
         rest = [d for d in range(strand.unit.ndim) if d != axis % strand.unit.ndim]
         return links(self._merge(strand, rest), axis)
@@ -292,12 +369,26 @@ class _Follower:
     def _layer_name(self, node: fx.Node, weight: fx.Node, op: str) -> str:
         """The module that owns the weight; of a weight that modules share, the one whose code uses it."""
         owners, path = self.program.owners(weight.name), module_path(node)
-        name = owners[0] if owners else op
-        if path and not name.startswith(path):
+        name = self._parameter(owners[0]) if owners else op
+        if path and not f"{name}.".startswith(f"{path}."):
             return self._unique(path)
-        for end in (".parametrizations.weight.original0", ".parametrizations.weight.original1", "_weight", "weight"):
-            name = name.removesuffix(end)
-        return self._unique(name.strip(".") or op)
+        module, _, own = name.rpartition(".")
+        if module and own != "weight" and not own.endswith("_weight") and self._is_alone(name):
+            return self._unique(module)
+        return self._unique(name.removesuffix("_weight").removesuffix("weight").strip(".") or op)
+
+    def _parameter(self, name: str) -> str:
+        """What a parameter is called in a plain module: pruned, normalised or adapted, it has other names."""
+        name = re.sub(r"(^|\.)parametrizations\.(\w+)\..*", r"\1\2", name)
+        plain = re.sub(r"(^|[._])weight_(orig|mask|v|g)$", r"\1weight", name)
+        others = {f"{plain}_{end}" for end in ("g", "orig")}
+        return plain if plain != name and others & self.program.state else name
+
+    def _is_alone(self, name: str) -> bool:
+        """Is a parameter the only matrix of its module, which holds no other modules?"""
+        inside = f"{name.rpartition('.')[0]}."
+        beside = {self._parameter(one) for one in self.program.matrices if one.startswith(inside)}
+        return beside <= {name}
 
     def _unique(self, name: str) -> str:
         self.uses[name] = self.uses.get(name, 0) + 1
@@ -337,7 +428,7 @@ class _Follower:
             if isinstance(other, int | float):
                 factor = torch.tensor(float(other), dtype=torch.float64)
             elif isinstance(other, fx.Node) and self.program.is_fixed(other.name):
-                factor = self.program.constant(other.name).double().cpu()
+                factor = self.program.constant(other.name).abs().double().cpu()
             elif isinstance(other, fx.Node) and other.name in self.zeros:
                 factor = torch.zeros((), dtype=torch.float64)
             else:
@@ -533,7 +624,23 @@ class _Follower:
             for source in self.program.nodes[self.flow.layers[i].node].all_input_nodes
             for strand in self._of(source)
         }
-        gone = {i for i in operands - feeding if i >= 0}
+        self._drop({i for i in operands - feeding if i >= 0})
+
+    def _drop_rowless(self) -> None:
+        """Leave out layers that have no number for each example, and say why."""
+        gone: set[int] = set()
+        for i, layer in enumerate(self.flow.layers):
+            value = self.program.nodes[layer.site].meta["val"]
+            told = "puts out complex numbers" if value.is_complex() else rows_told(value)
+            if not told and layer.site in self.program.unclear:
+                told = "has its examples in an order that is not known"
+            if told:
+                gone.add(i)
+                self.flow.left_out[layer.name] = told
+        self._drop(gone)
+
+    def _drop(self, gone: set[int]) -> None:
+        """Take layers out, and the wires that they have."""
         order = [i for i in range(len(self.flow.layers)) if i not in gone]
         place = {old: new for new, old in enumerate(order)} | {-1 - i: -1 - i for i in range(len(self.flow.inputs))}
         self.flow.layers = [self.flow.layers[i] for i in order]
@@ -560,17 +667,29 @@ class _Follower:
                 for i in range(len(node.meta["val"]))
             ]
             return tuple(strand for strand, _, _ in runs)
+        if not math.prod(shape_of(node)) and math.prod(shape_at(node.meta["val"], 3)):
+            raise ValueError("it leaves no row of a batch of one")
         runs = [run for run in runs if (run[1] >= 0).any()]  # a value may lend its shape alone
+        if node.name in self.program.unclear and not all(self._alike(node, strand, unit) for strand, unit, _ in runs):
+            raise ValueError("it lays units of different examples in the place of one another")
         return tuple(s.with_(compact(unit), None if scale is None else compact(scale)) for s, unit, scale in runs)
 
-    def _run(self, node: fx.Node, source: fx.Node, value: Tensor, empty: float) -> Any:
+    def _alike(self, node: fx.Node, strand: Strand, unit: Tensor) -> bool:
+        """Does a move do with the units of three examples what it does with those of one?"""
+        source = next(one for one in node.all_input_nodes if any(own is strand for own in self._of(one)))
+        three = self._run(node, source, self.program.repeat(source.name, strand.unit, 3), -1, 3)
+        axis = self.program.layouts[node.name].axis
+        laid = [unit.repeat_interleave(3, axis), torch.cat([unit] * 3, axis)]
+        return any(one.shape == three.shape and torch.equal(one, three) for one in laid)
+
+    def _run(self, node: fx.Node, source: fx.Node, value: Tensor, empty: float, batch: int = 1) -> Any:
         def given(other: fx.Node) -> Any:
             if other is source:
                 return value
             known = other.meta["val"]
             if not isinstance(known, Tensor):
-                return size_at(known, 1)
-            return torch.full(shape_at(known, 1), empty, dtype=value.dtype)
+                return size_at(known, batch)
+            return torch.full(shape_at(known, batch), empty, dtype=value.dtype)
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), given)
         if op_name(node) in ("constant_pad_nd", "pad"):
@@ -584,7 +703,8 @@ class _Follower:
     def _index(self, node: fx.Node) -> Strands:
         """Picking by index: the picked places if they are the same for all inputs, else any place for all."""
         value = node.args[0]
-        picks = node.args[1] if op_name(node) == "index" else (*[None] * node.args[1], node.args[2])
+        rank = len(shape_of(value))
+        picks = node.args[1] if op_name(node) == "index" else (*[None] * (node.args[1] % rank), node.args[2])
         nodes = [pick for pick in picks if isinstance(pick, fx.Node)]
         chosen = any(self._of(pick) or pick.meta["val"].dtype == torch.bool for pick in nodes)
         if chosen or not self._of(value):
@@ -592,11 +712,14 @@ class _Follower:
         fixed = all(self.program.is_fixed(pick.name) for pick in nodes)
         dims, found = [i for i, pick in enumerate(picks) if pick is not None], []
 
-        def place(pick: fx.Node) -> Tensor:
-            zeros = torch.zeros(shape_of(pick), dtype=torch.int64)
-            return self.program.constant(pick.name).cpu() if self.program.is_fixed(pick.name) else zeros
+        examples = self.program.layouts[value.name].axis
 
-        index = tuple(slice(None) if pick is None else place(pick) for pick in picks)
+        def place(dim: int, pick: fx.Node) -> Tensor:
+            if self.program.is_fixed(pick.name) and (dim != examples or shape_of(value)[dim] > 1):
+                return self.program.constant(pick.name).cpu()
+            return torch.zeros(shape_of(pick), dtype=torch.int64)  # the units of one example are those of all
+
+        index = tuple(slice(None) if pick is None else place(i, pick) for i, pick in enumerate(picks))
         for strand in self._of(value):
             whole = strand if fixed else spread(self._merge(strand, dims), strand.unit.shape)
             found.append(whole.with_(*(compact(part[index]) for part in whole.parts)))
@@ -616,6 +739,7 @@ _PRODUCERS: dict[str, Callable[[_Follower, fx.Node], Strands]] = {
     "addmm": _Follower._matmul,
     "baddbmm": _Follower._matmul,
     "einsum": _Follower._einsum,
+    "tensordot": _Follower._tensordot,
     "embedding": _Follower._embedding,
     "embedding_bag": _Follower._embedding,
 } | {f"conv{t}{n}d": _Follower._convolution for n in (1, 2, 3) for t in ("", "_transpose")}
@@ -631,6 +755,7 @@ _HANDLERS: dict[str, Callable[[_Follower, fx.Node], Strands]] = (
     | {
         "glu": _Follower._gate,
         "copy": _Follower._copy,
+        "settle": _Follower._settle,
         "scaled_dot_product_attention": _Follower._sdpa,
     }
 )

@@ -41,7 +41,7 @@ class TopImages(Result):
     response : np.ndarray
         (n_groups, n) the group's response, in standard deviations
     labels : np.ndarray
-        (n_groups, n) their classes
+        (n_groups, n) what the data say of them: class, labels that hold, numbers; '' for nothing
     images : np.ndarray
         (n_groups, n, ...) float32
     low : np.ndarray
@@ -54,7 +54,7 @@ class TopImages(Result):
     units: tuple[np.ndarray, ...]  # Units of each group
     index: np.ndarray  # (n_groups, n) places of the examples in the data
     response: np.ndarray  # (n_groups, n) the group's response, in standard deviations
-    labels: np.ndarray  # (n_groups, n) their classes
+    labels: np.ndarray  # (n_groups, n) what the data say of them: class, labels that hold, numbers; '' for nothing
     images: np.ndarray  # (n_groups, n, ...) float32
     low: np.ndarray  # (n_channels,) smallest value of the data
     high: np.ndarray  # (n_channels,) largest
@@ -153,8 +153,9 @@ def top_images(
     response = np.stack([np.abs(answers[name]) @ row for name, row in zip(layers, weights, strict=True)])
     index = np.argsort(-response, axis=1, kind="stable")[:, :n]
     low, high = range_of(subject)
-    found = dict(index=index, response=np.take_along_axis(response, index, 1), labels=data.labels[index])
-    return TopImages(layers=layers, units=units, **found, images=_examples(data, index, shape), low=low, high=high)
+    found = dict(index=index, response=np.take_along_axis(response, index, 1), labels=_said(data)[index])
+    found |= dict(images=_examples(data, index, shape), low=low, high=high, notes=subject.notes)
+    return TopImages(layers=layers, units=units, **found)
 
 
 def _examples(data: Batches, index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -166,3 +167,17 @@ def _examples(data: Batches, index: np.ndarray, shape: tuple[int, ...]) -> np.nd
         found[here] = x.cpu()[index[here] - start].float().numpy()
         start += len(x)
     return found
+
+# %% ../../nbs/rooms/responses_examples.ipynb #399cb17d
+def _said(data: Batches) -> np.ndarray:
+    """(n,) what the targets of each example are, as it is shown."""
+    if data.task == "classes":
+        return np.array(data.names)[data.labels] if data.names else data.labels
+    if data.task == "labels":
+        names = data.names if len(data.names) == data.labels.shape[1] else range(data.labels.shape[1])
+        held = [[str(name) for name, one in zip(names, row, strict=True) if one] for row in data.labels]
+        return np.array(["+".join(row) or "none" for row in held])
+    if data.task == "numbers" and data.labels[0].size == 1:
+        return data.labels.reshape(data.n)
+    rows = data.labels.reshape(data.n, -1)
+    return np.array([", ".join(f"{one:.3g}" for one in row[:4]) + ", ..." * (len(row) > 4) for row in rows])

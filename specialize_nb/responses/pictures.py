@@ -12,6 +12,7 @@ __all__ = ['Parameterization', 'group_weights', 'group_objective', 'jitter', 'so
 # %% ../../nbs/12_pictures.ipynb #d24a8ce4
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,7 +29,11 @@ from tqdm.auto import tqdm
 from ..base.data import to_model
 from ..base.results import Result
 from ..base.words import check_choice
+from ..lesions.outcomes import as_logits
 from ..network.answers import pictured_input, range_of, scores_of, summarize, unit_scales
+from ..network.gradients import check_backward
+from ..network.operations import op_name
+from ..network.program import Program
 from ..network.subject import Subject
 from ..network.units import Network
 
@@ -167,7 +172,7 @@ def jitter(
 def softmax_entropy(
     logits: np.ndarray,  # (n, n_classes) scores before the softmax
 ) -> np.ndarray:  # (n,) nats, from 0 to log(n_classes); NaN without classes
-    """How undecided is a network that puts out these scores?
+    """How undecided is a network that puts out these scores? A class of score -inf is ruled out, and counts as none.
 
     Parameters
     ----------
@@ -182,12 +187,16 @@ def softmax_entropy(
     logits = np.asarray(logits, dtype=np.float64)
     if not logits.shape[1]:
         return np.full(len(logits), np.nan)
-    below = logits - logits.max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a row without a finite score is NaN
+        below = np.maximum(logits - logits.max(1, keepdims=True), -_RULED_OUT)
     odds = np.exp(below)  # against the top class
     rest = odds.copy()
     rest[np.arange(len(rest)), logits.argmax(1)] = 0
     total = rest.sum(1)
     return np.log1p(total) - (odds * below).sum(1) / (1 + total)
+
+
+_RULED_OUT = 1e4  # below the top class by so much: odds of exactly 0
 
 # %% ../../nbs/12_pictures.ipynb #f6bf34a8
 def as_picture(
@@ -289,6 +298,8 @@ class Visualization(Result):
         (n_channels,) smallest value a picture may have
     high : np.ndarray
         (n_channels,) largest
+    moved : np.ndarray
+        (n_groups,) bool: False where no step had a gradient, so that the picture is its starting noise
     settings : dict[str, Any]
         steps, lr, parameterization, n_transforms, seed
     """
@@ -300,6 +311,7 @@ class Visualization(Result):
     logits: np.ndarray  # (n_groups, n_classes) the network's scores of each picture; no columns if it has no classes
     low: np.ndarray  # (n_channels,) smallest value a picture may have
     high: np.ndarray  # (n_channels,) largest
+    moved: np.ndarray  # (n_groups,) bool: False where no step had a gradient, so that the picture is its starting noise
     settings: dict[str, Any]  # steps, lr, parameterization, n_transforms, seed
 
     def __len__(self) -> int:
@@ -357,7 +369,8 @@ class Visualization(Result):
         Any
             The axes
         """
-        titles = [f"{layer}: {score:.2g}" for layer, score in zip(self.layers, self.score, strict=True)]
+        told = [f"{score:.2g}" if moved else "noise" for score, moved in zip(self.score, self.moved, strict=True)]
+        titles = [f"{layer}: {one}" for layer, one in zip(self.layers, told, strict=True)]
         return montage([self.image(i) for i in range(len(self))], titles, columns, ax)
 
     @property
@@ -371,6 +384,7 @@ def _frame(pictures: Visualization) -> pd.DataFrame:
     top = pictures.logits.argmax(1) if pictures.logits.size else np.full(len(pictures), -1)
     columns = {"layer": pictures.layers, "n_units": [len(units) for units in pictures.units]}
     columns |= {"start": pictures.course[:, 0], "score": pictures.score, "entropy": pictures.entropy, "top_class": top}
+    columns |= {"moved": pictures.moved}
     return pd.DataFrame(columns)
 
 # %% ../../nbs/12_pictures.ipynb #d9e31f7c
@@ -458,40 +472,98 @@ class _Studio(NamedTuple):
 
     def scores(self, x: Tensor) -> Tensor:  # (n, n_classes), or no columns
         """What the network says of each picture."""
+        none, program = x.new_zeros(len(x), 0), self.subject.network.program
         try:
-            node, _ = scores_of(self.subject)
+            node, kind = scores_of(self.subject)[0], self.subject.scores
         except ValueError:  # it puts out something else than class scores
-            return x.new_zeros(len(x), 0)
-        program = self.subject.network.program
-        return program.extract(program.inputs, [node])(*program.arguments(x))[0]
+            return none
+        if self.subject.task not in ("classes", "none") or len(program.shape(node)) != 1:
+            return none
+        return as_logits(program.extract(program.inputs, [node])(*program.arguments(x))[0], kind, "classes")
 
 # %% ../../nbs/12_pictures.ipynb #1d4e71f8
-def _make(studio: _Studio, layer: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For groups of one layer: pictures (n, ...), responses on the way (n, steps + 1) and scores (n, n_classes)."""
+_Made = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _make(studio: _Studio, layer: str, weights: np.ndarray) -> _Made:
+    """For groups of one layer: pictures (n, ...), responses (n, steps + 1), scores (n, n_classes), and which moved (n,)."""
     moved, paint = studio.start(len(weights))
     rows = to_model(torch.as_tensor(weights), studio.subject.model)
     unit_dim = studio.subject.network.layer(layer).unit_dim
     objective, adam = group_objective(layer, rows, unit_dim), torch.optim.Adam([moved], lr=studio.lr)
     waking, generator, course = objective + _waking_objective(layer, rows, unit_dim), torch.Generator(), []
     generator.manual_seed(studio.seed)
+    pulled = torch.zeros(len(weights), dtype=torch.bool)
     for step in range(studio.steps):
         x = paint()
         for transform in studio.transforms:
             x = transform(x, generator)
         found = studio.activations(layer, x)
         course.append(_response(found(layer).detach(), rows, unit_dim))
-        loss = (waking if step < studio.steps // 4 else objective)(found)
-        (moved.grad,) = torch.autograd.grad(loss, [moved])
+        moved.grad = _gradient((waking if step < studio.steps // 4 else objective)(found), moved, studio, layer)
+        pulled |= moved.grad.flatten(1).ne(0).any(1).cpu()
         adam.step()
     with torch.no_grad():
         x = paint()
         course.append(_response(studio.activations(layer, x)(layer), rows, unit_dim))
-        parts = x.float(), torch.stack(course, 1).double(), studio.scores(x).double()
+        parts = x.float(), torch.stack(course, 1).double(), studio.scores(x).double(), pulled
     return tuple(part.cpu().numpy() for part in parts)
 
 
 def _response(value: Tensor, rows: Tensor, unit_dim: int) -> Tensor:
     return (summarize(value, unit_dim).abs() * rows).sum(1)
+
+# %% ../../nbs/12_pictures.ipynb #41f6ccec
+def _gradient(loss: Tensor, moved: Tensor, studio: _Studio, layer: str) -> Tensor:
+    """Of the loss by what is moved. Raises: `ValueError` if there is none."""
+    found = torch.autograd.grad(loss, [moved], allow_unused=True)[0] if loss.requires_grad else None
+    if found is not None:
+        return found
+    stops = _stops(studio, layer)
+    where = f", which stops at {', '.join(map(repr, stops[:3]))}" if stops else ""
+    told = "pictures are made by gradients: leave them out, or take a layer before that"
+    raise ValueError(f"layer {layer!r} has no gradient by the input{where}; {told}")
+
+
+def _stops(studio: _Studio, layer: str) -> list[str]:
+    """Operations on the way to a layer that get a gradient and give none; [] if the program is not known."""
+    program, site = studio.subject.network.program, studio.subject.network.layer(layer).site
+    if not isinstance(program, Program):
+        return []
+    needed = program.needed(program.inputs, [site])
+    names = [name for name in program.nodes if name in needed and not program.is_fixed(name)]
+    values = program.extract(program.inputs, names)(*program.arguments(studio.start(1)[1]()))
+    tensors = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)}
+    goes_on = {name for name, value in tensors.items() if value.requires_grad}
+    nodes = [program.nodes[name] for name in tensors if name not in goes_on]
+    stopped = [node for node in nodes if any(source.name in goes_on for source in node.all_input_nodes)]
+    return list(dict.fromkeys(op_name(node) for node in stopped))
+
+# %% ../../nbs/12_pictures.ipynb #3d146c32
+@contextmanager
+def _plain_weights(owners: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block, tensors of these modules that gradients cannot pass are copies that they can."""
+    modules = [module for owner in owners for module in owner.modules()]
+    tables = [table for module in modules for table in (module._parameters, module._buffers)]
+    found = [(table, name, one) for table in tables for name, one in table.items() if one is not None]
+    replaced = [(table, name, one) for table, name, one in found if one.is_inference()]
+    try:
+        for table, name, one in replaced:
+            copy = one.detach().clone()
+            table[name] = nn.Parameter(copy, requires_grad=False) if isinstance(one, nn.Parameter) else copy
+        yield
+    finally:
+        for table, name, one in replaced:
+            table[name] = one
+
+
+def _owners(subject: Subject, layers: Sequence[str]) -> list[nn.Module]:
+    """What holds the weights of the passes up to some layers."""
+    program = subject.network.program
+    if not isinstance(program, Program):
+        return [program.model]
+    sites = [(subject.network.layer(name).site, subject.network.layer(name).pre) for name in layers]
+    return [program.extract(program.inputs, one) for one in dict.fromkeys(sites)]
 
 # %% ../../nbs/12_pictures.ipynb #685db45e
 def _check_numbers(steps: int, lr: float, batch_size: int, parameterization: str) -> None:
@@ -561,26 +633,46 @@ def visualize(
     -------
     Visualization
 
-    Raises: `KeyError`, `IndexError`, `TypeError` or `ValueError` for groups or options that do not fit.
+    Raises: `KeyError`, `IndexError`, `TypeError` or `ValueError` for groups or options that do not fit, and for a
+    layer that no gradient reaches from the input.
     Source: Olah, Mordvintsev & Schubert (2017), "Feature Visualization"; Hod et al. (2021) for groups of units.
     """
     _check_numbers(steps, lr, batch_size, parameterization)
     subject = Subject.of(model, data, network=network)
+    check_backward(subject, "a picture")
     shape = tuple(pictured_input(subject.data.example).shape[1:])
     parsed = parse_groups(subject.network, groups)
     weights = response_weights(parsed, _scales_for(subject, [layer for layer, _ in parsed], scales))
     low, high = range_of(subject) if value_range is None else _check_range(value_range, shape)
     studio = _Studio(subject, shape, low, high, steps, lr, parameterization, tuple(transforms), seed)
     chunks, parts, order = list(_chunks([layer for layer, _ in parsed], batch_size, shape)), [], []
-    with torch.inference_mode(False), torch.enable_grad():
+    layers, units = zip(*parsed, strict=True)
+    with torch.inference_mode(False), torch.enable_grad(), _plain_weights(_owners(subject, layers)):
         for layer, where in tqdm(chunks, desc="visualize", disable=not progress):
             parts.append(_make(studio, layer, np.stack([weights[i] for i in where])))
             order += where
-    images, course, logits = (np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True))
+    images, course, logits, moved = (np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True))
     settings = dict(steps=steps, lr=lr, parameterization=parameterization, n_transforms=len(transforms), seed=seed)
-    layers, units = zip(*parsed, strict=True)
     fields = dict(layers=layers, units=units, low=low, high=high, settings=settings)
-    return Visualization(images=images, course=course, logits=logits, **fields)
+    notes = (*subject.notes, *_unanswered(moved, course))
+    return Visualization(images=images, course=course, logits=logits, moved=moved, notes=notes, **fields)
+
+# %% ../../nbs/12_pictures.ipynb #0c6532f8
+def _unanswered(moved: np.ndarray, course: np.ndarray) -> list[str]:
+    """A sentence on pictures that are their starting noise, and one on groups that answered to nothing."""
+    silent, notes = moved & (course == 0).all(1), []
+    for which, told in ((~moved, _STILL), (silent, _SILENT)):
+        if places := np.flatnonzero(which).tolist():
+            more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+            listed = f"{', '.join(map(str, places[:8]))}{more} of {len(which)}"
+            notes.append(told.format(f"group{'s' * (len(places) > 1)} {listed}"))
+    return notes
+
+
+_STILL = (
+    "No step moved the picture of {}, since no unit in it opened or changed: the noise that it started from is shown."
+)
+_SILENT = "No picture on the way excited {}: what is shown would excite units before their activation alone."
 
 # %% ../../nbs/12_pictures.ipynb #11dc9178
 def _scales_for(

@@ -122,6 +122,8 @@ class Evidence(Result):
     def headline(self) -> str:
         """How many sub-clusters stand out in each outcome."""
         alpha, parts = 1 - self.level, []
+        if not len(self.keys):
+            return f"no sub-cluster could be tested; {len(self.untested)} untested"
         for outcome in self.outcomes:
             judged, n = self._judged(outcome), self.looks[-1] if self.n_drawn else len(self.draws[outcome])
             found, undefined = (
@@ -163,7 +165,9 @@ class Evidence(Result):
             ax = plt.subplots(figsize=(width, 3), layout="constrained")[1]
         value, at = self.value[outcome], np.arange(len(names))
         draws = [column[np.isfinite(column)] for column in self.draws[outcome].T]
-        boxes = ax.boxplot(draws, positions=at, whis=(0, 100), widths=0.6, patch_artist=True)
+        boxes = (
+            ax.boxplot(draws, positions=at, whis=(0, 100), widths=0.6, patch_artist=True) if names else {"boxes": []}
+        )
         plt.setp([line for kind in boxes.values() for line in kind], color="0.6", linewidth=0.8)
         plt.setp(boxes["boxes"], facecolor="0.88")
         out, said = passes_level(self._judged(outcome), 1 - self.level), "FDR" if self.n_drawn else "p_fwer"
@@ -239,10 +243,10 @@ def _checked(evidence: "Evidence") -> dict[str, Any]:
     keys, outcomes = keyed_frame(evidence.keys, UNTESTED_COLUMNS[:3], "keys"), tuple(evidence.outcomes)
     untested = keyed_frame(evidence.untested, UNTESTED_COLUMNS, "untested")
     twice = keys[keys.duplicated(["layer", "cluster"])]
-    if len(twice) or not outcomes or len(set(outcomes)) < len(outcomes) or not len(keys):
+    if len(twice) or not outcomes or len(set(outcomes)) < len(outcomes):
         rows = twice[["layer", "cluster"]].to_numpy().tolist()
         found = f"sub-clusters {rows} twice" if rows else f"outcomes {outcomes}"
-        raise ValueError(f"got {len(keys)} sub-clusters, {found}: give at least one of each, and each once")
+        raise ValueError(f"got {len(keys)} sub-clusters, {found}: give at least one outcome, and all of them once")
     for name in ("replicates", "matched"):
         if unknown := sorted(set(getattr(evidence, name)) - set(outcomes)):
             raise ValueError(f"`{name}` has {unknown}, not among the outcomes {list(outcomes)}")
@@ -265,7 +269,7 @@ def _checked_arrays(evidence: "Evidence", outcomes: tuple[str, ...], m: int) -> 
     matched = _arrays(evidence.matched, strict, m, "matched", 2)
     draws, n_drawn = _stopped(draws, evidence.n_drawn, looks, "n_drawn")
     matched, n_matched = _stopped(matched, evidence.n_matched, looks, "n_matched")
-    if looks and not (n_drawn or n_matched):
+    if looks and m and not (n_drawn or n_matched):
         raise ValueError(f"got looks {looks} without `n_drawn`: say how many controls each sub-cluster got")
     return {
         "value": _arrays(evidence.value, outcomes, m, "value", 1),

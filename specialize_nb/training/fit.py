@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, batches, check_labels, to_model
+from ..base.data import Batches, batches, check_labels, check_task, ordered_as, to_model
 from ..base.results import Result
 from ..base.seeds import seeded
 from ..base.words import counted
@@ -74,6 +75,7 @@ def accuracy(
     if any(module.training for module in model.modules()):
         raise ValueError("`model` is in training mode, so dropout and batch norm would change it; call `model.eval()`")
     data = batches(data)
+    check_task(data, ("classes",), "`accuracy`")
     check_labels(data, _n_classes(model, data))
     return _evaluate(model, data)[1]
 
@@ -83,8 +85,9 @@ def _n_classes(model: nn.Module, data: Batches) -> int:
     with torch.no_grad():
         scores = model(to_model(data.example, model))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(data.example):
-        raise ValueError(f"the model's output for {len(data.example)} examples is {shape}: expected (batch, classes)")
+    n = len(pytree.tree_leaves(data.example)[0])
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n:
+        raise ValueError(f"the model's output for {n} examples is {shape}: expected (batch, classes)")
     return scores.shape[1]
 
 
@@ -310,9 +313,12 @@ def _checked(model: nn.Module, valid: Any, **settings: Any) -> dict[str, Any]:
 def _prepare(model: nn.Module, train: Any, valid: Any) -> tuple[Any, Batches | None]:
     """Training and validation data, checked; a pair of tensors stays a pair, which can be shuffled."""
     checked = batches(train, ordered=False)
+    check_task(checked, ("classes",), "`fit`")
     check_labels(checked, n_classes := _n_classes(model, checked))
     if valid is not None:
-        check_labels(valid := batches(valid), n_classes)
+        check_task(valid := batches(valid), ("classes",), "`fit`")
+        valid = ordered_as(valid, checked.names) if valid.names else valid
+        check_labels(valid, n_classes)
     if isinstance(train, tuple | list) and isinstance(train[0], Tensor | np.ndarray):
-        return (torch.as_tensor(train[0]), torch.as_tensor(train[1]).long()), valid
+        return (torch.as_tensor(train[0]), torch.tensor(checked.labels)), valid
     return checked, valid

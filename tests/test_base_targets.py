@@ -1,0 +1,150 @@
+"""What targets say: every form is read as what it is, or refused with what to say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from specialize_nb.base.targets import TASKS, check_said, class_names, encoded, raw_targets, task_of
+
+CLASSES, TABLE = [2, 0, 1, 1], [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "others"),
+    [
+        (None, "none", ()),
+        (CLASSES, "classes", ("numbers",)),
+        ([1, 0, 1, 1], "classes", ("labels",)),
+        ([True, False, True, True], "classes", ("labels",)),
+        (np.array(CLASSES, dtype=np.uint8), "classes", ("numbers",)),
+        (torch.tensor(CLASSES), "classes", ("numbers",)),
+        (pd.Series(CLASSES, dtype="Int64"), "classes", ("numbers",)),
+        (["b", "a", "b", "b"], "classes", ("labels",)),
+        (["b", "a", "c", "b"], "classes", ()),
+        (np.array([b"b", b"a", b"c", b"b"]), "classes", ()),
+        (pd.Series(["b", "a", "c", "b"], dtype="category"), "classes", ()),
+        ([0.5, 1.0, 2.0, 3.0], "numbers", ()),
+        ([-1.0, 1.0, 1.0, 1.0], "numbers", ()),
+        (torch.tensor([2.0, 0, 1, 1]), "numbers", ("classes",)),
+        (torch.tensor([1.0, 0, 1, 1]), "numbers", ("labels", "classes")),
+        (torch.tensor([1.0, 0, 1, 1], dtype=torch.bfloat16), "numbers", ("labels", "classes")),
+        (torch.rand(4, 2, dtype=torch.float16) + 1, "numbers", ()),
+        (torch.rand(4, 2, 3), "numbers", ()),
+        (TABLE, "labels", ()),
+        ([torch.tensor(row) for row in TABLE], "labels", ()),
+        (pd.DataFrame(TABLE).astype(float), "labels", ()),
+        (np.array(TABLE, dtype=bool), "labels", ()),
+        (np.eye(4), "classes", ()),
+    ],
+)
+def test_the_task_of_every_form(given, task, others):
+    raw = raw_targets(given, 4, "batch 0")
+    found = task_of(raw)
+    assert (found.task, found.others) == (task, others) and len(raw) == 4
+    names = class_names(raw)
+    made = encoded(raw, task, names)
+    assert made.dtype == (np.int64 if task == "classes" else np.float64)
+    assert np.array_equal(encoded(made, task, names), made)  # what was read already stays as it is
+    assert check_said(raw, task) == ("" if not names else found.told)
+
+
+def test_what_is_decided_is_told():
+    words = raw_targets(["no", "yes", "no"], 3, "")
+    assert task_of(words).told == (
+        "The targets are the words 'no', 'yes', taken as classes in alphabetical order: class 0 is 'no', class 1 is 'yes'."
+    )
+    many = raw_targets([f"{i}" for i in range(10)], 10, "")
+    assert "are 10 words" in task_of(many).told
+    assert "say task='labels' if not" in task_of(np.eye(3)).told
+    assert task_of(np.array([0, 3, 1])).told == task_of(np.array([[0.2, 3], [1, 1]])).told == ""
+    for soft in (np.array([0.05, 0.95]), np.array([[0.1, 0.8], [0.9, 0.9]])):
+        assert (
+            task_of(soft).task == "numbers" and "taken as numbers to predict: labels are 0 or 1" in task_of(soft).told
+        )
+    assert "largest share" in check_said(np.array([[0.2, 0.8], [0.7, 0.3]]), "classes")
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (
+            [[0.25, 0.75], [0.5, 0.5]],
+            r"float64 of shape \(2, 2\): rows that sum to 1.*task='classes' takes the largest",
+        ),
+        ([[3, 1], [0, 2]], "a class at each position, which is not supported yet.*task='numbers'"),
+        (np.zeros((2, 3, 3)), "which is not supported yet"),
+        ([0.5, float("nan")], r"NaN or infinite targets in example 1, 1 of 2 examples: expected finite numbers"),
+        (pd.Series([1, None], dtype="Int64"), "NaN or infinite targets in example 1"),
+        ([[1.0, float("inf")], [1.5, 0]], "NaN or infinite targets in example 0, 1 of 2"),
+        ([0, -1], "example 1 has the label -1; class indices start at 0.*task='numbers'"),
+        ([0, -100], "example 1 has the label -100; .*; examples to be ignored have to be left out"),
+        ([["a", "b"], ["b", "c"]], "of words; one word an example"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        task_of(raw_targets(given, 2, "batch 3"))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ([[1], [1, 2]], ValueError, "batch 3 has targets that are not equally long"),
+        (["a", None], ValueError, "batch 3 has examples without a target: example 1; leave them out, or give"),
+        (["a", float("nan")], ValueError, "without a target: example 1"),
+        (["a", 3], TypeError, "some are words and some are numbers"),
+        ([1 + 2j, 3], TypeError, "targets of type complex128"),
+        (np.array(["2020", "2021"], dtype="datetime64[Y]"), TypeError, "targets of type datetime64"),
+        ([{"a": 1}, {"a": 2}], TypeError, "batch 3 has targets of type dict"),
+        (5, ValueError, "batch 3 has one target, 5, not one for each of 2 examples.*DataLoader"),
+        ("cat", ValueError, "batch 3 has one target, 'cat'"),
+    ],
+)
+def test_what_is_no_target_is_refused(given, error, match):
+    with pytest.raises(error, match=match):
+        raw_targets(given, 2, "batch 3")
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "found"),
+    [
+        ([[0.25, 0.75], [0.6, 0.4]], "classes", [1, 0]),
+        ([2.0, 3.0], "classes", [2, 3]),
+        ([[2], [3]], "classes", [2, 3]),
+        ([[0.25, 0.75], [0.6, 0.4]], "numbers", [[0.25, 0.75], [0.6, 0.4]]),
+        ([3, 1], "numbers", [3, 1]),
+        ([[3, 1], [0, -2]], "numbers", [[3, 1], [0, -2]]),
+        (["yes", "no"], "labels", [[1], [0]]),
+        ([1, 0], "labels", [[1], [0]]),
+        (np.eye(2), "labels", [[1, 0], [0, 1]]),
+        (np.ones((2, 2, 2)), "labels", [[1] * 4] * 2),
+        ([3, 1], "none", [[], []]),
+    ],
+)
+def test_what_is_said_is_believed(given, task, found):
+    raw = raw_targets(given, 2, "")
+    check_said(raw, task)
+    assert encoded(raw, task, class_names(raw)).tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "match"),
+    [
+        ([0.5, 1.0], "classes", "example 0 has the target 0.5; classes are whole numbers from 0 on"),
+        ([[1.5, 0.5], [1, 2]], "classes", r"float64 of shape \(2, 2\); classes are \(n,\) whole numbers"),
+        ([0, 2], "labels", "labels are 0 or 1, and example 1 have others: say which with task='classes'"),
+        (["a", "b"], "numbers", "the targets are words, not numbers"),
+        (None, "classes", r"task='classes' needs targets, and there are none: give \(x, y\)"),
+        ([1, 0], "class", "task='class': allowed are"),
+    ],
+)
+def test_what_is_said_is_checked(given, task, match):
+    with pytest.raises(ValueError, match=match):
+        check_said(raw_targets(given, 2, ""), task)
+
+
+def test_three_words_are_no_labels():
+    with pytest.raises(ValueError, match="the targets are 3 words; labels are 0 or 1, or one of two words"):
+        check_said(raw_targets(["a", "b", "c"], 3, ""), "labels")
+    assert TASKS == ("classes", "labels", "numbers", "none")

@@ -364,26 +364,33 @@ def test_layer_fails():
         "coherence": [(coherence_room, "_on_real_data", lambda work, layer, groups: layer == first)],
     }
     places["importance"].append((Cut, "scores", lambda cut, *_: first in cut.layers))
-    for evidence, broken in places.items():
-        for owner, name, condition in broken:
-            with mock.patch.object(owner, name, failing(condition, getattr(owner, name))):
-                found = spelled(audit(model, data, **options))
-            told = f"{evidence.capitalize()} was not measured in layer {first!r}: RuntimeError: no luck."
-            assert told in found.notes and told in found.verdict
-            keys, same = ["graph", "layer", "cluster", "outcome"], ["value", "control_mean", "p_value"]
-            rows, others = (rows_of(one, evidence, first, inside=False).set_index(keys)[same] for one in (found, whole))
-            pd.testing.assert_frame_equal(rows, others, rtol=1e-6)
-            lost = pd.concat([getattr(one, evidence).untested for one in found.findings]).query("code == 'failed'")
-            tested = rows_of(whole, evidence, first, inside=True)[["graph", "cluster"]].drop_duplicates()
-            assert set(lost["layer"]) == {first} and len(lost) == len(tested)
-    with mock.patch.object(Cut, "scores", failing(lambda *_: True, None)):
-        bare = spelled(audit(model, data, **options))
-    assert {len(one.importance.keys) for one in bare.findings} == {0} and min(
-        len(one.coherence.keys) for one in bare.findings
-    ) > 0
-    assert set(bare.verdicts()["verdict"]) <= {"coherent", "neither"}
-    with mock.patch.object(Cut, "scores", mock.Mock(side_effect=KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
-        audit(model, data, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what fails on purpose is not stacked
+        for evidence, broken in places.items():
+            for owner, name, condition in broken:
+                with mock.patch.object(owner, name, failing(condition, getattr(owner, name))):
+                    found = spelled(audit(model, data, **options))
+                told = f"{evidence.capitalize()} was not measured in layer {first!r}: RuntimeError: no luck."
+                assert told in found.notes and told in found.verdict
+                keys, same = ["graph", "layer", "cluster", "outcome"], ["value", "control_mean", "p_value"]
+                rows, others = (
+                    rows_of(one, evidence, first, inside=False).set_index(keys)[same] for one in (found, whole)
+                )
+                pd.testing.assert_frame_equal(rows, others, rtol=1e-6)
+                lost = pd.concat([getattr(one, evidence).untested for one in found.findings]).query("code == 'failed'")
+                tested = rows_of(whole, evidence, first, inside=True)[["graph", "cluster"]].drop_duplicates()
+                assert set(lost["layer"]) == {first} and len(lost) == len(tested)
+        with mock.patch.object(Cut, "scores", failing(lambda *_: True, None)):
+            bare = spelled(audit(model, data, **options))
+        assert {len(one.importance.keys) for one in bare.findings} == {0} and min(
+            len(one.coherence.keys) for one in bare.findings
+        ) > 0
+        assert set(bare.verdicts()["verdict"]) <= {"coherent", "neither"}
+        with (
+            mock.patch.object(Cut, "scores", mock.Mock(side_effect=KeyboardInterrupt)),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            audit(model, data, **options)
     found
 
 

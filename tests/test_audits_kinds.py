@@ -12,7 +12,7 @@ import torch
 from lesson import lesson
 from numpy.testing import assert_allclose
 
-from specialize_nb.audits import sources
+from specialize_nb.audits import kinds, sources
 from specialize_nb.audits.audit import Audit, audit
 from specialize_nb.audits.cli import main
 from specialize_nb.audits.kinds import KINDS
@@ -26,6 +26,7 @@ from specialize_nb.lesions.outcomes import OUTCOMES, loss_of
 from specialize_nb.network.answers import answers_of
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.responses.coherence import MEASURES, CoherenceMeasure
+from specialize_nb.training.models import mlp
 
 SMALL = dict(k=3, n_controls=9, n_visual=2, steps=2, n_boot=5, n_exhibits=1, n_jobs=1)
 MODEL = "my_model.py:make_model"
@@ -208,3 +209,16 @@ def test_data_source(monkeypatch):
 def test_a_name_in_no_table(option):
     status, _, err = run(*f"audit m.py:f --data digits --{option} dummy".split())
     assert status == 2 and f"argument --{option}: invalid choice: 'dummy'" in err
+
+
+def test_a_graph_that_does_not_fit_into_memory_is_left_out(monkeypatch):
+    "A system kills whoever takes more than there is: that is known before, and the other graphs are there."
+    model, options = mlp((64, 24, 24, 10)), SMALL | dict(scopes=("global",))
+    assert 0.1 < kinds._free_memory() < 1e5
+    monkeypatch.setattr(kinds, "_free_memory", lambda: 4e-6)  # 48 units take 18 kB
+    found = audit(model, digits("test"), **options)
+    assert [finding.graph for finding in found.findings] == ["weights"]
+    told = "edges between all 48 units need about 1.84e-05 GB of memory, and 4e-06 GB are free"
+    assert found.notes == (f"Clusters by activations are missing: {told}.",)
+    with pytest.raises(ValueError, match="none can be built"):
+        audit(model, digits("test"), graphs=("activations",), **options)

@@ -398,7 +398,7 @@ def test_regression():
     x, y = (torch.as_tensor(rng.normal(size=(40, n))) for n in (3, 1))
     numbers = batches((x, y))
     network, groups = trace(net, x), some_groups(8, 4)
-    engine = lesion_engine(net, numbers, network, ["1"], regression=True)
+    engine = lesion_engine(net, numbers, network, ["1"])
     error = measure_lesions(engine, numbers, [{"1": groups}], [lambda out, intact, y: (out - y).square().mean(2)])[0][0]
     h = F.relu(net[1](net[0](x)))
     slow = [(net[3](h * ~torch.as_tensor(group)) - y).square().mean(1) for group in groups]

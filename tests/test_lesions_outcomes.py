@@ -338,6 +338,14 @@ def test_own_function():
     (own,) = find_outcomes(brier, n_scores=2)
     assert own.name == "brier" and own.measure(scores, intact, y).dtype == torch.float64
     assert_allclose(own.measure(scores, intact, y), [[1.5, 0]], rtol=1e-6, atol=1e-12, strict=True)
+
+    def far(outputs, targets):
+        return (outputs - targets).square().reshape(len(targets), -1).mean(1)  # (n, 1) less (n,) would be all pairs
+
+    numbers = torch.tensor([0.0, 5.0])
+    (own,) = find_outcomes(far, task="numbers", n_scores=1, targets=numbers.numpy())
+    moved = own.measure(numbers[None, :, None] + 3, numbers[:, None], numbers)
+    assert_allclose(moved, [[9.0, 9.0]], rtol=1e-6, strict=True)
     with pytest.raises(
         ValueError, match=r"gave shape \(\) for 2 examples: give one number an example, \(2,\)"
     ) as caught:

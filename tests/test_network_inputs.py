@@ -9,6 +9,7 @@ from torch import nn
 from specialize_nb.base.data import batches
 from specialize_nb.controls.matching import unit_properties
 from specialize_nb.dev.testing import unchanged
+from specialize_nb.lesions.lesion import lesion_engine
 from specialize_nb.network.answers import record, summarize, unit_scales
 from specialize_nb.network.inputs import padding_of, places_that_count, suited
 from specialize_nb.network.subject import Subject
@@ -107,12 +108,12 @@ def labels(n=6):
 def test_means_leave_out_what_a_mask_leaves_out(side):
     hf = pytest.importorskip("transformers")
     config = hf.BertConfig(
-        vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
         max_position_embeddings=8,
     )  # fmt: skip
     model, mask = randomized(hf.BertForSequenceClassification(config)), a_mask(side)
     x = {"input_ids": drawn(6, 5, whole=(1, 30)) * mask, "attention_mask": mask}
-    names = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.1.attention.self.value"]
+    names = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.attention.self.value"]
     seen = hooked(model, names, lambda: model(**x))
     subject = Subject.of(model, (x, labels()))
     found = record(subject)
@@ -134,7 +135,7 @@ def test_means_leave_out_what_a_mask_leaves_out(side):
 def test_a_padded_batch_and_the_sequences_alone_give_the_same(kind):
     hf = pytest.importorskip("transformers")
     config = hf.GPT2Config(
-        vocab_size=30, n_layer=2, n_head=2, n_embd=8, n_positions=8, pad_token_id=0, num_labels=3, bos_token_id=1,
+        vocab_size=30, n_layer=1, n_head=2, n_embd=8, n_positions=8, pad_token_id=0, num_labels=3, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
     model, mask = randomized(hf.GPT2ForSequenceClassification(config)), a_mask("right")
@@ -142,8 +143,9 @@ def test_a_padded_batch_and_the_sequences_alone_give_the_same(kind):
     x = {"input_ids": ids} | ({"attention_mask": mask} if kind == "mask" else {})
     subject = Subject.of(model, (x, labels()))
     found = record(subject)
-    assert len(found) > 4
-    for row, length in enumerate(LENGTHS):
+    assert len(found) > 2
+    for row in (1, 5):  # of 3 positions, and of 1
+        length = LENGTHS[row]
         one = {"input_ids": ids[row : row + 1, :length].repeat(2, 1)}
         one |= {"attention_mask": torch.ones_like(one["input_ids"])} if kind == "mask" else {}
         alone = record(model, (one, labels(2)))
@@ -200,6 +202,18 @@ def test_no_padding_is_seen_where_there_is_none():
     inside = torch.tensor([[3, 0, 4, 0], [5, 6, 0, 0]])  # the pad token stands inside a row: it is a word here
     data = batches(({"input_ids": inside}, labels(2)))
     assert padding_of(gpt, trace(gpt, data.example), data) is None
+
+
+def test_means_that_lesions_put_in_are_over_positions_that_count():
+    model, mask = randomized(Tokens()), a_mask("right")
+    x = {"tokens": drawn(6, 5, whole=(0, 20)), "padding_mask": mask}
+    value = torch.tanh(hooked(model, ["inner"], lambda: model(**x))["inner"])
+    right, subject = masked_mean(value, mask), Subject.of(model, (x, labels()))
+    fill = lesion_engine(subject, None, None, ["inner"], ablation="mean").fills["inner"]
+    assert_allclose(fill.table.flatten(), right.mean(0), **NEAR)
+    fill = lesion_engine(subject, None, None, ["inner"], ablation="class_mean").fills["inner"]
+    by_class = torch.stack([right[labels() == one].mean(0) for one in (0, 1)])
+    assert_allclose(fill.table.flatten(1), by_class, **NEAR)
 
 
 def test_an_example_of_nothing_but_padding_is_refused():
@@ -340,13 +354,13 @@ def uneven(x, mask, sizes=(2, 4)):
 
 def bert(**options):
     hf = pytest.importorskip("transformers")
-    sizes = dict(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12)
+    sizes = dict(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
     return randomized(hf.BertForSequenceClassification(hf.BertConfig(**sizes, max_position_embeddings=8, **options)))
 
 
 def gpt():
     hf = pytest.importorskip("transformers")
-    sizes = dict(vocab_size=30, n_layer=2, n_head=2, n_embd=8, n_positions=8, num_labels=3)
+    sizes = dict(vocab_size=30, n_layer=1, n_head=2, n_embd=8, n_positions=8, num_labels=3)
     return randomized(hf.GPT2ForSequenceClassification(hf.GPT2Config(**sizes, pad_token_id=2)))
 
 

@@ -191,6 +191,7 @@ MAKES = {
     "log-softmax": (lambda h, s: s.log_softmax(1), "logits"),
     "logits": (lambda h, s: s, "logits"),
     "small logits": (lambda h, s: s.sigmoid() / 9, "logits"),
+    "wrong axis": (lambda h, s: s.softmax(0), "logits"),
     "sigmoids": (lambda h, s: s.sigmoid(), "logits"),
 }
 
@@ -204,12 +205,15 @@ def test_probabilities_of_classes_are_seen(name):
         subject = Subject.of(build(out), (x, classes()), split=True)
         assert subject.scores == right and subject.finding().scores == right
     found = [str(one.message) for one in seen if one.category is UserWarning]
-    assert len(found) == (right == "probabilities")
+    assert len(found) == (right == "probabilities" or name in ("sigmoids", "wrong axis"))
     if right == "probabilities":
         assert "lie in [0, 1] and sum to 1: they are taken as probabilities" in found[0]
         assert found[0].split(";")[0] in subject.notes[0] and "`scores=` says otherwise" in subject.notes[0]
     else:
-        assert not [one for one in subject.notes if "probabilities" in one]
+        doubted = [
+            one for one in subject.notes if "lie in [0, 1], but do not sum to 1: they are taken as logits" in one
+        ]
+        assert len(doubted) == len(found) and not [one for one in subject.notes if "probabilities" in one]
 
 
 def test_what_the_scores_are_can_be_said():

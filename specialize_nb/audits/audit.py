@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from torch import nn
 from tqdm.auto import tqdm
 
+# %% ../../nbs/14_audit.ipynb #19b9b5f6
 from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
 from .report import label_of, write_report
@@ -40,6 +41,8 @@ from ..base.targets import Task
 from ..base.words import check_choice, suggest
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
+
+# %% ../../nbs/14_audit.ipynb #a11dcdc7
 from ..lesions.damage import kind_of
 from specialize_nb.lesions.importance import (
     Importance,
@@ -425,7 +428,7 @@ def _exhibits(
         missing |= {} if known else {one.layer: error}
     return tuple(exhibits), _told("No pictures are shown of groups in {layers}: {why}.", missing)
 
-
+# %% ../../nbs/14_audit.ipynb #9b197a3b
 def _exhibit(subject: Subject, one: _Shown, real: np.ndarray, given: Mapping[str, Any]) -> Exhibit:
     """The picture of a sub-cluster beside those of random groups."""
     groups = [(one.layer, np.flatnonzero(group)) for group in one.groups]
@@ -520,7 +523,7 @@ def _lesioned(
     (trial, found), missing = _spared(attempt, layers)
     return _Lesioned(trial, found, missing)
 
-
+# %% ../../nbs/14_audit.ipynb #80d3923a
 def _measured(prepared: _Lesioned, partitions: Mapping[tuple[str, str], Partition], progress: bool) -> _Lesioned:
     """All lesions done, but for the layers where one fails."""
     trial, measure = prepared.trial, partial(measure_importance, progress=progress)
@@ -601,7 +604,7 @@ def _coherence(work: CoherenceWork, agreed: _Agreed) -> Coherence:
     told += _told("Coherence was not measured in {layers}: {why}.", agreed.missing)
     return replace(found, untested=_joined(found.untested, failed), notes=(*found.notes, *told))
 
-
+# %% ../../nbs/14_audit.ipynb #a75b15f0
 def _failed(subclusters: Sequence[SubCluster], missing: Mapping[str, Exception]) -> list[tuple]:
     """Rows of what could not be tested, as `Controls.untested` has them."""
     some = [sub for sub in subclusters if sub.layer in missing]
@@ -652,7 +655,7 @@ def _findings(
         for key, partition in partitions.items()
     )
 
-
+# %% ../../nbs/14_audit.ipynb #52a6d48d
 def _importance(found: Importance | None, lesioned: _Lesioned, partition: Partition) -> Importance:
     """The judgement of a partition, with what was left out of it."""
     found = found or _nothing(Importance, lesioned.trial.names)
@@ -721,8 +724,6 @@ def audit(
     progress: bool = False,  # Show a progress bar?
 ) -> Audit:
     """Which groups of a model's units are locally specialized?
-
-    The targets decide the task: classes, several labels an example, numbers, or nothing to predict.
 
     Parameters
     ----------
@@ -793,17 +794,12 @@ def audit(
     outputs that are not numbers, and for bad options.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
-    given = dict(locals())
-    _check(k, graphs, scopes, alpha)
-    _check_numbers(given)
-    with _timed(seconds := {}, "trace"):
-        subject = _bound(model, data, given)
-        possible = _left_out(subject, graphs)
-    return _audited(subject, possible, given | {"graphs": possible.graphs}, seconds)
+    return _audited(dict(locals()))
 
 # %% ../../nbs/14_audit.ipynb #6cf5c5ce
-def _audited(subject: Subject, possible: _Possible, given: Mapping[str, Any], seconds: dict[str, float]) -> Audit:
+def _audited(given: Mapping[str, Any]) -> Audit:
     """Everything there is to find out; `given` is what was asked for."""
+    subject, possible, given, seconds = _begun(given)
     with _timed(seconds, "partition"):
         partitions, missing = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
     findings = _findings(subject, partitions, possible.pictured, given, seconds)
@@ -827,7 +823,26 @@ def _audited(subject: Subject, possible: _Possible, given: Mapping[str, Any], se
         notes=_gathered(subject, [*possible.notes, *missing], findings, unseen),
     )
 
+# %% ../../nbs/14_audit.ipynb #8201e0a6
+class _Begun(NamedTuple):
+    """What stands before the work starts."""
 
+    subject: Subject
+    possible: _Possible
+    given: dict[str, Any]  # What was asked for, of the graphs those that can be built
+    seconds: dict[str, float]  # Stage -> how long it took
+
+
+def _begun(given: Mapping[str, Any]) -> _Begun:
+    """Model and data joined, and all that can be wrong with the call told."""
+    _check(given["k"], given["graphs"], given["scopes"], given.get("alpha", 0.05))
+    _check_numbers(given)
+    with _timed(seconds := {}, "trace"):
+        subject = _bound(given["model"], given["data"], given)
+        possible = _left_out(subject, given["graphs"])
+    return _Begun(subject, possible, {**given, "graphs": possible.graphs}, seconds)
+
+# %% ../../nbs/14_audit.ipynb #c6541465
 def _gathered(
     subject: Subject, before: Sequence[str], findings: Sequence[Finding], after: Sequence[str]
 ) -> tuple[str, ...]:
@@ -899,8 +914,6 @@ def plan_audit(
 ) -> dict[str, Plan]:  # Graph and scope in words -> what the lesions of that partition will take
     """How many lesions will an audit do, and how long will they take?
 
-    A partition without a unit to lesion has no plan.
-
     Parameters
     ----------
     model : nn.Module
@@ -954,20 +967,21 @@ def plan_audit(
         Graph and scope in words -> what the lesions of that partition will take
 
     Raises: what `audit` would.
-    Warns: `RuntimeWarning` if there is nothing to lesion at all.
+    Warns: `RuntimeWarning` if there is nothing to lesion at all; a partition without a unit to lesion has no plan.
     """
-    given = dict(locals())
-    _check(k, graphs, scopes, 0.05)
-    _check_numbers(given)
-    start, subject = time.perf_counter(), _bound(model, data, given)
-    possible = _left_out(subject, graphs)
-    partitions, missing = _partitions(subject, k, possible.graphs, scopes, seed)
+    return _planned(dict(locals()))
+
+# %% ../../nbs/14_audit.ipynb #e8b4d9ea
+def _planned(given: Mapping[str, Any]) -> dict[str, Plan]:
+    """The plan of each partition that has something to lesion, with what was left out."""
+    start, (subject, possible, given, _) = time.perf_counter(), _begun(given)
+    partitions, missing = _partitions(subject, given["k"], given["graphs"], given["scopes"], given["seed"])
     lesioned = _lesioned(subject, partitions, _options(LesionOptions, given), subject.network.hidden)
-    took = time.perf_counter() - start
-    plans = price(lesioned.trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)
+    took, probe = time.perf_counter() - start, {name: given[name] for name in ("probe_seconds", "important")}
+    plans = price(lesioned.trial, setup_seconds=took, **probe)
     told = [*possible.notes, *missing, *_told("Importance cannot be measured in {layers}: {why}.", lesioned.missing)]
     told = list(dict.fromkeys([*subject.network.notes, *subject.notes, *told]))
     if not plans:
-        warnings.warn(" ".join(["nothing can be lesioned.", *told]), RuntimeWarning, stacklevel=2)
+        warnings.warn(" ".join(["nothing can be lesioned.", *told]), RuntimeWarning, stacklevel=3)
     noted = [replace(one, notes=tuple(dict.fromkeys([*one.notes, *told]))) for one in plans]
     return dict(zip(map(", ".join, lesioned.found), noted, strict=True))

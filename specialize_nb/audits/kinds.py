@@ -6,8 +6,10 @@ report and the shell read everything else from the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from specialize_nb.clusters.modularity import modularity_partition
@@ -84,6 +86,23 @@ def _never(subject: Subject) -> str:
     return ""
 
 
+def _no_room(subject: Subject) -> str:
+    """Every unit is joined to every other; a process that takes more memory than there is, is killed without a word."""
+    n_units = sum(subject.network.layer(name).n_units for name in subject.network.hidden)
+    need, free = 8 * n_units**2 / 1e9, _free_memory()
+    told = f"edges between all {n_units:,} units need about {need:,.3g} GB of memory, and {free:,.3g} GB are free"
+    return told if need > free else ""
+
+
+def _free_memory() -> float:
+    """How many GB can be taken? Infinite where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
+
 def _no_wiring(subject: Subject) -> str:
     return f"{subject.network.refused}. To have them, {how_to_lift(subject.model)}" if subject.network.refused else ""
 
@@ -113,7 +132,7 @@ KINDS: dict[str, GraphKind] = {
             scopes=("global", "local"),
             build=lambda subject: activation_graph(subject.finding(), None, None),
             cut=_by_eigenvectors,
-            missing=_never,
+            missing=_no_room,
             coherence=("class_information", "correlation"),
         ),
         GraphKind(

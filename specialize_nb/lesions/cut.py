@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from specialize_nb.lesions.fuse import FusedProgram, peak
 from specialize_nb.network.hooked import HookedProgram
-from specialize_nb.network.operations import op_name, size_at
+from specialize_nb.network.operations import op_name, size_rule
 from specialize_nb.network.program import (
     Layout,
     Program,
@@ -114,7 +114,7 @@ class Cut:
         self.first = [layer.name for layer in first]
         self.kept = boundary_of(program, [layer.site for layer in first or inside], [scores])
         self._layouts = {name: program.layouts[name] for name in self.kept if name in program.layouts}
-        self._sizes = {name: program.nodes[name].meta["val"] for name in self.kept if name not in program.layouts}
+        self._sizes = {name: size_rule(program.nodes[name]) for name in self.kept if name not in program.layouts}
         self._before = program.extract(program.inputs, self.kept)
         self._after = program.extract(self.kept, [scores])
         self.has_maps = self.any_batch and any(op_name(node) == "conv2d" for node in self._after.graph.nodes)
@@ -224,7 +224,7 @@ class Cut:
     def _stacked(self, name: str, value: Any, n: int, times: int) -> Any:
         """A kept value for a batch of `n` repeated `times` over; the first sites are stacked as they are lesioned."""
         if name in self._sizes:
-            return value if times == 1 else size_at(self._sizes[name], n * times)
+            return value if times == 1 else self._sizes[name](n * times)
         layout = self._layouts[name]
         if layout.axis is None or self.kept.index(name) < len(self.first):
             return value

@@ -36,6 +36,7 @@ from .outcomes import Measure, loss_of, reading, right_of
 from .proof import stack_holds
 from ..network.answers import scores_of, summarize
 from ..network.apart import first_batch, is_apart
+from ..network.rows import misplaced_layers
 from ..network.subject import Subject
 from ..network.units import Network
 
@@ -154,6 +155,9 @@ def _fills(subject: Subject, names: Sequence[str], ablation: Ablation, seed: int
     """Layer -> what its silenced units put out."""
     check_choice("ablation", ablation, ABLATIONS)
     tables, row = ABLATIONS[ablation](subject, names, seed)
+    if wrong := sorted({*names} & {*misplaced_layers(subject)}) if (row != row[0]).any() else []:
+        told = f"ablation={ablation!r} gives each example its own value, and the rows of {wrong} are not the examples'"
+        raise ValueError(f"{told}: lesion other layers, or use ablation 'zero' or 'mean'")
     laid = {name: to_model(_with_axes(table, subject.network, name), subject.model) for name, table in tables.items()}
     return {name: Fill(table=table, row=torch.as_tensor(row, device=table.device)) for name, table in laid.items()}
 
@@ -352,7 +356,8 @@ class Part(NamedTuple):
 def _parts(engine: LesionEngine, data: Batches, layers: tuple[str, ...]) -> Iterator[Part]:
     start, cut, rows, alone = 0, engine.cuts[layers], engine.rows(layers), engine.is_alone(layers)
     for x, y in data:
-        x, y = to_like(x, engine.like), y.to(engine.like.device)
+        x = to_like(x, engine.like)
+        y = y if engine.like.device.type == "mps" else y.to(engine.like.device)  # which has no float64
         for piece in _slices(len(y), len(y) if alone else rows):
             with engine.computing(), engine.drawing(start + piece.start):
                 kept = cut.keep(cut.arguments(pytree.tree_map(lambda one, piece=piece: one[piece], x)))
@@ -371,7 +376,6 @@ def lesion_engine(
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     reader: str | None = None,  # Layer that alone gets the lesioned values; None is every one
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
-    regression: bool = False,  # Does the model predict numbers, not class scores?
     seed: int = 0,  # Chooses the images that 'resample' takes values from
 ) -> LesionEngine:
     """How can this network be lesioned fast?
@@ -392,8 +396,6 @@ def lesion_engine(
         Layer that alone gets the lesioned values; None is every one
     precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
-    regression : bool, default False
-        Does the model predict numbers, not class scores?
     seed : int, default 0
         Chooses the images that 'resample' takes values from
 

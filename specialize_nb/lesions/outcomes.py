@@ -237,9 +237,7 @@ def _weighed(distance: Tensor, power: int, scale: tuple[float, ...]) -> Tensor:
     return (distance[..., units > 0] / units[units > 0]).abs().pow(power).mean(-1)
 
 
-def _error_added(
-    scores: Tensor, intact: Tensor, y: Tensor, *, power: int, scale: tuple[float, ...] = ()
-) -> Tensor:
+def _error_added(scores: Tensor, intact: Tensor, y: Tensor, *, power: int, scale: tuple[float, ...] = ()) -> Tensor:
     """Outputs and targets (n,) are (n, 1); those of more axes are flattened."""
     rows = [one.unsqueeze(-1) if one.ndim == flat else one for one, flat in ((scores, 2), (intact, 1), (y, 1))]
     scores, intact, y = (_wide(one.flatten(start)) for one, start in zip(rows, (2, 1, 1), strict=True))

@@ -134,7 +134,7 @@ class HookedProgram:
     random: tuple[str, ...] = ()  # What draws at random; set if two passes of one example differ
     arguments = Program.arguments
     examples_first, examples_back = Program.examples_first, Program.examples_back
-    axis_first = Program.axis_first
+    axis_first, drawing = Program.axis_first, Program.drawing
 
     def __init__(self, model: nn.Module, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
         self.model, self._lock = model, threading.RLock()

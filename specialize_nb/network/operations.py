@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -207,6 +208,45 @@ def size_at(
         expression = value.node.expr
         return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
     return value
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """A size as it follows from the number of examples; it can be sent to other processes.
+
+    Attributes
+    ----------
+    expression : Any
+        Of SymPy, or a plain number
+    """
+
+    expression: Any  # Of SymPy, or a plain number
+
+    def __call__(
+        self,
+        batch: int,  # Examples, at least 1
+    ) -> int:
+        """The size for a batch of `batch` examples."""
+        symbols = getattr(self.expression, "free_symbols", ())
+        return int(self.expression.subs(dict.fromkeys(symbols, batch))) if symbols else int(self.expression)
+
+
+def size_rule(
+    node: fx.Node,  # That puts out a size
+) -> SizeRule:
+    """How a size follows from the number of examples.
+
+    Parameters
+    ----------
+    node : fx.Node
+        That puts out a size
+
+    Returns
+    -------
+    SizeRule
+    """
+    value = node.meta["val"]
+    return SizeRule(value.node.expr if isinstance(value, torch.SymInt) else value)
 
 
 def shape_at(

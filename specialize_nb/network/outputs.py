@@ -255,8 +255,9 @@ def batches_of_outputs(
     """
     run = network.program.extract(network.program.inputs, [node])
     for i, (x, y) in enumerate(data):
-        with naming_batch(model, i, x), torch.no_grad():
-            (value,) = run(*network.program.arguments(to_model(x, model)))
+        tensors = network.program.arguments(to_model(x, model))
+        with naming_batch(model, i, x), torch.no_grad(), network.program.drawing(tensors):
+            (value,) = run(*tensors)
         value = network.program.examples_first(node, value)
         if len(value) != len(y):
             told = f"{network.model} puts out {tuple(value.shape)} for the {len(y)} examples of batch {i}"
@@ -302,7 +303,10 @@ def read_outputs(
             low, high = min(low, float(wide[finite].min())), max(high, float(wide[finite].max()))
         off = max(off, float((wide.sum(1) - 1).abs().nan_to_num(math.inf, math.inf).max()))
         keep = keep and data.n * value.shape[1] <= _MOST
-        parts = [*parts, wide.cpu().numpy()] if keep else []
+        if keep:
+            parts.append(wide.cpu().numpy())
+        else:
+            parts.clear()
     values = np.concatenate(parts) if keep else None
     if values is not None:
         values.setflags(write=False)
@@ -389,14 +393,28 @@ def scale_of(
         told = f"the scores of {network.model} lie between {found.low:.3g} and {found.high:.3g}"
         told += f" and miss 1 in sum by up to {found.off:.3g}" if task == "classes" else ""
         raise ValueError(f"{told}: they are no probabilities; say scores='logits', or leave `scores` out")
-    if said is not None or task == "numbers" or not inside or not _squashed(network, node, task, summed):
+    if said is not None or task == "numbers" or not inside:
         return said or "logits", ""
+    if not _squashed(network, node, task, summed):
+        return "logits", _doubted(network, node, task)
     how = "lie in [0, 1] and sum to 1" if task != "labels" else "lie in [0, 1]"
     told = f"The scores of {network.model} {how}: they are taken as probabilities, not as logits"
     warnings.warn(f"{told}; say scores='logits' or scores='probabilities' to decide it", UserWarning, stacklevel=4)
     return "probabilities", f"{told} (`scores=` says otherwise)."
 
 
+def _doubted(network: Network, node: str, task: Task) -> str:
+    """Class scores that an operation holds in [0, 1], and that do not sum to 1: is that meant?"""
+    last = _last_operation(network, node)
+    if task != "classes" or last not in _BOUND:
+        return ""
+    told = f"The scores of {network.model} come from a {last} and lie in [0, 1], but do not sum to 1"
+    advice = "give the model without it, or labels of 0 and 1 (task='labels'), if they are probabilities"
+    warnings.warn(f"{told}: they are taken as logits; {advice}", UserWarning, stacklevel=5)
+    return f"{told}: they are taken as logits."
+
+
+_BOUND = ("sigmoid", "softmax", "_softmax", "hardsigmoid", "special_expit")
 _UNBOUND = ("linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "conv3d", "einsum")
 _LAID_OUT = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "permute", "transpose", "t", "clone")
 _LAID_OUT += ("select", "slice", "_to_copy", "to", "contiguous", "alias", "detach", "expand", "dropout")
@@ -406,8 +424,13 @@ def _squashed(network: Network, node: str, task: Task, summed: bool) -> bool:
     """Do scores in [0, 1] come from an operation that keeps them there?"""
     if task != "labels":
         return summed and network.program.shape(node)[-1:] != (1,)
+    return _last_operation(network, node) not in _UNBOUND
+
+
+def _last_operation(network: Network, node: str) -> str:
+    """The operation that makes the numbers of a node, '' if it is not known; what lays them out anew is passed over."""
     nodes: dict[str, fx.Node] = getattr(network.program, "nodes", {})
     last = nodes.get(node)
     while last is not None and (op_name(last) in _LAID_OUT or last.target is operator.getitem):
         last = last.all_input_nodes[0] if last.all_input_nodes else None
-    return last is None or op_name(last) not in _UNBOUND
+    return "" if last is None else op_name(last)

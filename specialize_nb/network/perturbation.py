@@ -160,7 +160,7 @@ class _Change(NamedTuple):
             found[layer.name] = _noticed(after, before, layer, len(units))
         return found
 
-
+# %% ../../nbs/rooms/network_perturbation.ipynb #4d7ca394
 def _moved(change: _Change) -> dict[str, np.ndarray]:
     """For each layer, (n_source, n_units) bool: which of its units feel which unit of the source."""
     found, n_units = [], change.source.n_units

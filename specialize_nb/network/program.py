@@ -10,7 +10,9 @@ import io
 import logging
 import operator
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import sympy
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from specialize_nb.base.seeds import seeded
 from specialize_nb.network.operations import (
     CONSTANTS,
     MAY_ALIAS,
@@ -32,7 +35,7 @@ from specialize_nb.network.operations import (
 from specialize_nb.network.recurrence import SEQUENCES, State, name_states, runs_across
 from specialize_nb.network.refusals import why_refused
 
-__all__ = ["Layout", "Program", "export_program"]
+__all__ = ["Layout", "Program", "export_program", "repeatable"]
 
 
 class Layout(NamedTuple):
@@ -164,6 +167,13 @@ class Program:
     def random(self) -> tuple[str, ...]:
         """Nodes that draw at random, in the order they run: two passes differ."""
         return tuple(name for name, node in self.nodes.items() if _is_random(node))
+
+    def drawing(self, tensors: Sequence[Tensor]) -> AbstractContextManager:
+        """Inside the block a program that draws at random draws the same for the same inputs of a batch.
+
+        Global generators stay as they are.
+        """
+        return repeatable(tensors) if self.random else contextlib.nullcontext()
 
     def is_fixed(self, name: str) -> bool:
         """True if node `name` is the same for all inputs: a parameter, or made of such."""
@@ -600,6 +610,27 @@ def _may_alias(node: fx.Node) -> bool:
     if schema is None or schema.name.removeprefix("aten::") in MAY_ALIAS:
         return True
     return not schema.is_mutable and any(value.alias_info is not None for value in schema.returns)
+
+
+def repeatable(
+    tensors: Sequence[Tensor],  # Inputs of a batch
+) -> AbstractContextManager:
+    """PyTorch's generators start inside the block at a seed made of these numbers, and are put back after it.
+
+    Parameters
+    ----------
+    tensors : Sequence[Tensor]
+        Inputs of a batch
+
+    Returns
+    -------
+    AbstractContextManager
+    """
+    some = [one.detach().flatten()[:_HASHED].double().cpu().numpy().tobytes() for one in tensors]
+    return seeded(zlib.crc32(b"".join(some)), next((one.device for one in tensors), None))
+
+
+_HASHED = 4096  # numbers of an input that make a seed
 
 
 class Placed(Protocol):

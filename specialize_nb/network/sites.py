@@ -64,7 +64,7 @@ def find_site(
             return
         if isinstance(node.meta["val"], Tensor):
             last = node.name
-            if base.unit.shape == shape:
+            if base.unit.shape == shape and axis == layer.axis:  # the same shape may be another order of the axes
                 layer.site = layer.pre = last
 
 

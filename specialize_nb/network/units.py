@@ -208,7 +208,9 @@ class Network:
         """
         check_choice("at", at, ("site", "pre"))
         nodes = [getattr(self.layer(name), at) for name in layers]
-        values = self.program.extract(self.program.inputs, nodes)(*self.program.arguments(x))
+        tensors = self.program.arguments(x)
+        with self.program.drawing(tensors):
+            values = self.program.extract(self.program.inputs, nodes)(*tensors)
         found = zip(layers, nodes, values, strict=True)
         return {name: self.program.examples_first(node, value) for name, node, value in found}
 
@@ -366,7 +368,7 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any], recurrent: Li
 def _tensors(x: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
 
-
+# %% ../../nbs/01_units.ipynb #70d5f9b7
 def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Exception) -> Network:
     """What can be known of a model that cannot be exported."""
     refused = str(error)
@@ -379,7 +381,7 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
         raise ValueError(f"{failure} ({refused}): {advice}") from failure
     layers = tuple(Layer(**layer._asdict()) for layer in found)
     message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
-    notes = (f"{refused}; {message}: {how_to_lift(model, error)}.", *_left_out(program.left_out), *_drawn(program))
+    notes = (f"{refused.replace('the code', 'The code', 1)}; {message}: {how_to_lift(model, error)}.", *_left_out(program.left_out), *_drawn(program))
     fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused, notes=notes)
     return Network(model=type(model).__name__, **fields)
 
@@ -400,7 +402,7 @@ def _read(model: nn.Module, program: Program, flow: Flow) -> Network:
         notes=(*_cut(unknown, flow), *_left_out(flow.left_out), *_rectified(program), *_drawn(program)),
     )
 
-
+# %% ../../nbs/01_units.ipynb #ed510b8f
 def _cut(unknown: Sequence[Unknown], flow: Flow) -> Iterator[str]:
     """Sentences on operations that were not followed."""
     for op, cut in unknown:

@@ -263,10 +263,8 @@ def test_why_refused():
         for recurrent in (nn.LSTM, nn.GRU, nn.RNN):
             network = noted(Packed(recurrent), ids)
             assert [layer.name for layer in network.layers] == ["words", "head"]
-            assert (
-                "`pack_padded_sequence` cuts a batch" in network.refused
-                and "'recurrent' is left out" in network.notes[1]
-            )
+            assert "`pack_padded_sequence` cuts a batch" in network.refused
+            assert "'recurrent' is left out" in network.notes[1]
     for name in ('a"b', "class", "a\\b", "a\nb"):
         model = nn.Sequential()
         model.add_module(name, nn.Linear(3, 4))

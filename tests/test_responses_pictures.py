@@ -398,7 +398,8 @@ def test_dead_units():
         and found.to_frame()["moved"].tolist() == found.moved.tolist()
     )
     assert found.notes == (
-        "No step moved the picture of groups 1, 2 of 4, since no unit in it opened or changed: the noise that it started from is shown.",
+        "No step moved the picture of groups 1, 2 of 4, since no unit in it opened or changed: "
+        "the noise that it started from is shown.",
     )
     assert found.notes[0] in found.verdict and [one.get_text() for one in found.plot().texts][1] == "0: noise"
     start = visualize(shut(), (x, y), [("0", [1])], steps=1, lr=1e-12)

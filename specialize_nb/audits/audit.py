@@ -468,7 +468,8 @@ def _for_coherence(
     if not possible_outcomes(subject, kind.coherence[:1])[0]:  # by what is left on real data, the clusters were cut
         names = tuple(sorted(names, key=lambda name: MEASURES[name].on_pictures is None))
         if not names or MEASURES[names[0]].on_pictures is None:
-            told = f"Coherence of clusters by {kind.label} was not tested: nothing is left to ask that they were not cut by."
+            why = "nothing is left to ask that they were not cut by"
+            told = f"Coherence of clusters by {kind.label} was not tested: {why}."
             return None, (*notes, told)
     n = given["n_controls"]
     n = min(n.most, _N_COHERENCE) if isinstance(n, Sequential) else n

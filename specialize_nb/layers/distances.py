@@ -64,9 +64,7 @@ def _n_positions(layer: Layer) -> int:
     return math.prod(layer.shape) // layer.n_units
 
 
-def _coordinates(
-    value: Tensor, layer: Layer, points: str | int, counts: Mapping[int, Tensor] | None = None
-) -> Tensor:
+def _coordinates(value: Tensor, layer: Layer, points: str | int, counts: Mapping[int, Tensor] | None = None) -> Tensor:
     """(batch, d) of an activation; (batch, positions, units) if tokens are points."""
     value = value.to(torch.promote_types(value.dtype, torch.float32))
     own = places_that_count(value.shape, layer.unit_dim, counts or {})
@@ -481,7 +479,7 @@ def _chosen(subject: Subject, layers: Sequence[str] | None, points: str | int) -
     network, misplaced = subject.network, misplaced_layers(subject)
     wanted = {network.layer(name).name for name in layers or ()}
     if wrong := [name for name in misplaced if name in wanted]:
-        raise ValueError(f"the rows that layer {wrong[0]!r} puts out are not those of the examples: name other `layers`")
+        raise ValueError(f"the rows of layer {wrong[0]!r} are not those of the examples: name other `layers`")
     found = [layer for layer in network.layers if layer.name in wanted or (layers is None and layer.kind != "input")]
     found = [layer for layer in found if layer.name not in misplaced]
     if len(found) < 2:

@@ -216,7 +216,7 @@ def answer_stream(
     network, misplaced = subject.network, misplaced_layers(subject)
     wanted = {network.layer(name).name for name in (network.hidden if layers is None else layers)}
     if layers is not None and (wrong := [name for name in misplaced if name in wanted]):
-        raise ValueError(f"the rows that layer {wrong[0]!r} puts out are not those of the examples: name other `layers`")
+        raise ValueError(f"the rows of layer {wrong[0]!r} are not those of the examples: name other `layers`")
     chosen = tuple(layer for layer in network.layers if layer.name in wanted and layer.name not in misplaced)
     _note_other_positions(subject, chosen)
     return AnswerStream(subject=subject, layers=chosen, at=at, summary=summary, progress=progress)

@@ -52,7 +52,7 @@ class _Tried(NamedTuple):
 
 
 def _looked_at(subject: Subject) -> tuple[str, ...]:
-    tried = _tried(subject)
+    tried = None if subject.network.program.random else _tried(subject)
     if tried is None or tried.n < 2:
         return ()
     try:

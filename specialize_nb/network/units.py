@@ -290,7 +290,8 @@ def _plot_network(network: Network, ax: Any) -> Any:
 def _check_model(model: nn.Module, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
-    if training := [name or "the model itself" for name, module in model.named_modules() if getattr(module, "training", False)]:
+    modules = [(name, module) for name, module in model.named_modules() if getattr(module, "training", False)]
+    if training := [name or "the model itself" for name, _ in modules]:
         raise ValueError(f"{training[:3]} of {type(model).__name__} in training mode: call `model.eval()` first")
     leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -381,7 +382,8 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
         raise ValueError(f"{failure} ({refused}): {advice}") from failure
     layers = tuple(Layer(**layer._asdict()) for layer in found)
     message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
-    notes = (f"{refused.replace('the code', 'The code', 1)}; {message}: {how_to_lift(model, error)}.", *_left_out(program.left_out), *_drawn(program))
+    told = f"{refused.replace('the code', 'The code', 1)}; {message}: {how_to_lift(model, error)}."
+    notes = (told, *_left_out(program.left_out), *_drawn(program))
     fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused, notes=notes)
     return Network(model=type(model).__name__, **fields)
 
@@ -419,15 +421,16 @@ def _rectified(program: Program) -> Iterator[str]:
     """A sentence for each recurrent layer in which a silenced unit may look like one that is silent anyway."""
     for state in program.states.values():
         if state.op == "rnn_relu":
-            told = "a unit that is silent throughout an example may answer there when units beside it are silenced with it"
+            told = "a unit that is silent throughout an example may answer there when units beside it are silenced"
             yield f"Lesions in recurrent layer {state.name!r}: {told}."
 
 
 def _drawn(program: Program | HookedProgram) -> Iterator[str]:
     """A sentence on what draws at random though the model is in evaluation."""
     if program.random:
-        message = "two passes differ, and so does what is measured in them. Give `training=self.training` to `F.dropout`"
-        yield f"Random in evaluation, by {', '.join(program.random[:3])}{' and more' * (len(program.random) > 3)}: {message}, and take noise out."
+        drawn = ", ".join(program.random[:3]) + " and more" * (len(program.random) > 3)
+        message = "two passes differ. Give `training=self.training` to `F.dropout`, and take noise out"
+        yield f"Random in evaluation, by {drawn}: {message}."
 
 # %% ../../nbs/01_units.ipynb #b1aff9f5
 def trace(
@@ -436,7 +439,7 @@ def trace(
     *,
     attention: Literal["feature", "head"] = "feature",  # Units of attention: of queries, keys and values, or heads
     residual: Literal["writer", "stream"] = "writer",  # Units of a sum: those of its writers, or dimensions of its own
-    recurrent: Literal["state", "gate"] = "state",  # Units of a recurrent module: its hidden state, or gates at each step
+    recurrent: Literal["state", "gate"] = "state",  # Units of a recurrent module: its state, or gates at each step
 ) -> Network:
     """Which units does a model have, and which weights join them?
 
@@ -451,7 +454,7 @@ def trace(
     residual : {'writer', 'stream'}, default 'writer'
         Units of a sum: those of its writers, or dimensions of its own
     recurrent : {'state', 'gate'}, default 'state'
-        Units of a recurrent module: its hidden state, or gates at each step
+        Units of a recurrent module: its state, or gates at each step
 
     Returns
     -------

@@ -486,7 +486,7 @@ _Made = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _make(studio: _Studio, layer: str, weights: np.ndarray) -> _Made:
-    """For groups of one layer: pictures (n, ...), responses (n, steps + 1), scores (n, n_classes), and which moved (n,)."""
+    """For groups of one layer: pictures (n, ...), responses (n, steps + 1), scores (n, n_classes), who moved (n,)."""
     moved, paint = studio.start(len(weights))
     rows = to_model(torch.as_tensor(weights), studio.subject.model)
     unit_dim = studio.subject.network.layer(layer).unit_dim

@@ -33,7 +33,7 @@ COLUMNS += ["audit_s", "sub_clusters", "memory_gb", "notes", "error"]
 
 PIXELS = {"vit": 224, "maxvit": 224, "inception": 96}  # Of models that need more than 64
 FEW = dict(n_controls=3, n_visual=1, steps=2, n_boot=5, n_exhibits=1)
-MOST_GB = 8.0
+MOST_GB = 20.0
 
 
 def family(name: str) -> str:

@@ -21,19 +21,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from specialize_nb.base.data import (
     Labelled,
     batches,
-    check_labels,
-    check_task,
     digits,
     halves,
     image_folder,
     modular_addition,
-    ordered_as,
     retasked,
-    settled,
     stacked,
-    to_model,
     torchvision_images,
 )
+from specialize_nb.base.devices import to_model
+from specialize_nb.base.tasks import check_labels, check_task, ordered_as, settled
 from specialize_nb.dev.testing import copier, unchanged
 
 

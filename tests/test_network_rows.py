@@ -98,7 +98,7 @@ def test_layers_whose_rows_are_not_the_examples_are_left_out(name):
     assert list(found) == list(unit_scales(subject)) == ["first"]
     assert_allclose(found["first"], model.first(x), rtol=1e-5, atol=1e-6)
     for ask in (lambda: record(subject, layers=["second"]), lambda: answers_of(subject, ["second"])):
-        with pytest.raises(ValueError, match="the rows of layer .second. are not those of the examples"):
+        with pytest.raises(ValueError, match=r"rows of layer .second. are not those of the examples"):
             ask()
     assert any("'second', 'last': the rows are not those of the examples" in one for one in subject.notes)
 

@@ -283,14 +283,12 @@ def test_why_refused():
 
 
 def test_compiled_and_quantized():
-    import torch.ao.quantization as quantization
-
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.rand(5, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its older ways
         scripted, frozen = torch.jit.script(model), torch.jit.freeze(torch.jit.script(model))
         traced = torch.jit.trace(model, x)
-        quantized = quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).eval()
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).eval()
         partly = nn.Sequential(torch.jit.script(nn.Linear(3, 4).eval()), nn.Linear(4, 2)).eval()
     for one in (scripted, frozen, traced):
         with pytest.raises(ValueError, match=r"it is TorchScript.*trace the `nn.Module` that it was compiled from"):

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,9 +35,10 @@ from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
 from .report import label_of, write_report
 from .sources import one_line
-from ..base.data import check_labels
 from ..base.results import Result, with_notes
+from ..base.signatures import picked
 from ..base.targets import Task
+from ..base.tasks import check_labels
 from ..base.words import check_choice, suggest
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
@@ -453,11 +454,6 @@ _PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coh
 _N_COHERENCE = 199  # controls of coherence where those of importance are drawn until it is clear
 
 
-def _options(kind: type, given: Mapping[str, Any]) -> Any:
-    """The options of one room, picked from all that were given."""
-    return kind(**{one.name: given[one.name] for one in fields(kind)})
-
-
 def _for_coherence(
     subject: Subject, graph: str, pictured: bool, given: Mapping[str, Any]
 ) -> tuple[CoherenceOptions | None, tuple[str, ...]]:
@@ -473,7 +469,7 @@ def _for_coherence(
             return None, (*notes, told)
     n = given["n_controls"]
     n = min(n.most, _N_COHERENCE) if isinstance(n, Sequential) else n
-    return _options(CoherenceOptions, {**given, "outcomes": names, "n_controls": n}), notes
+    return picked(CoherenceOptions, {**given, "outcomes": names, "n_controls": n}), notes
 
 # %% ../../nbs/14_audit.ipynb #db42b54a
 def _within(partitions: Mapping[tuple[str, str], Partition], layers: Sequence[str]) -> dict[tuple[str, str], Partition]:
@@ -636,7 +632,7 @@ def _findings(
 ) -> tuple[Finding, ...]:
     """Everything is prepared before anything is measured."""
     with _timed(seconds, "preparation"):
-        lesioned = _lesioned(subject, partitions, _options(LesionOptions, given), subject.network.hidden)
+        lesioned = _lesioned(subject, partitions, picked(LesionOptions, given), subject.network.hidden)
         asked = {key: _for_coherence(subject, key[0], pictured, given) for key in partitions}
         judged = {key: one for key, one in _within(partitions, subject.network.hidden).items() if asked[key][0]}
         works = {key: prepare_coherence(subject, one, asked[key][0]) for key, one in judged.items()}
@@ -977,7 +973,7 @@ def _planned(given: Mapping[str, Any]) -> dict[str, Plan]:
     """The plan of each partition that has something to lesion, with what was left out."""
     start, (subject, possible, given, _) = time.perf_counter(), _begun(given)
     partitions, missing = _partitions(subject, given["k"], given["graphs"], given["scopes"], given["seed"])
-    lesioned = _lesioned(subject, partitions, _options(LesionOptions, given), subject.network.hidden)
+    lesioned = _lesioned(subject, partitions, picked(LesionOptions, given), subject.network.hidden)
     took, probe = time.perf_counter() - start, {name: given[name] for name in ("probe_seconds", "important")}
     plans = price(lesioned.trial, setup_seconds=took, **probe)
     told = [*possible.notes, *missing, *_told("Importance cannot be measured in {layers}: {why}.", lesioned.missing)]

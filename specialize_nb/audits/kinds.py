@@ -91,7 +91,10 @@ def _no_room(subject: Subject) -> str:
     n_units = sum(subject.network.layer(name).n_units for name in subject.network.hidden)
     need, free = 8 * n_units**2 / 1e9, _free_memory()
     told = f"edges between all {n_units:,} units need about {need:,.3g} GB of memory, and {free:,.3g} GB are free"
-    return told if need > free else ""
+    return told if need > _SHARE * free else ""
+
+
+_SHARE = 0.8  # of the free memory that one graph may take
 
 
 def _free_memory() -> float:

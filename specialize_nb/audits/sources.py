@@ -467,7 +467,7 @@ def check_fits(
     import torch
     from torch.utils import _pytree as pytree
 
-    from specialize_nb.base.data import to_model
+    from specialize_nb.base.devices import to_model
 
     example = to_model(data.example, model)
     try:

@@ -9,8 +9,7 @@ that measures a model reads its data through `batches`, which takes a pair of te
 
 # %% auto #0
 __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves', 'stacked', 'modular_addition', 'Batches',
-           'UnevenBatches', 'batches', 'to_model', 'to_like', 'check_labels', 'check_task', 'retasked', 'settled',
-           'ordered_as']
+           'UnevenBatches', 'batches', 'retasked']
 
 # %% ../../nbs/rooms/base_data.ipynb #13f9748b
 import operator
@@ -22,13 +21,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from .targets import TASKS, Task, TaskFound, check_said, class_names, encoded, raw_targets, task_of
-from .words import check_choice, counted
+from .words import check_choice
 
 # %% ../../nbs/rooms/base_data.ipynb #5a0c8a23
 class Labelled(NamedTuple):
@@ -590,112 +589,6 @@ def _is_whole(data: Any) -> bool:
     batch = isinstance(data, list) and isinstance(x, tuple | list) and len(x) == 2 and _is_table(x[0])
     return y is None or _is_table(y) or flat or (_is_nested(y) and not batch)
 
-# %% ../../nbs/rooms/base_data.ipynb #a0dbba36
-def to_model(
-    x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
-    model: nn.Module,  # Its parameters and buffers say where to go
-) -> Any:
-    """The inputs on the model's device, and in its floating type if they are floating.
-
-    Parameters
-    ----------
-    x : Any
-        (batch, ...), or several such tensors in a tuple or mapping
-    model : nn.Module
-        Its parameters and buffers say where to go
-
-    Returns
-    -------
-    Any
-    """
-    own = [*model.parameters(), *model.buffers()]
-    if not own:
-        return x
-    return to_like(x, next((one for one in own if one.is_floating_point()), own[0]))
-
-# %% ../../nbs/rooms/base_data.ipynb #314af24f
-def to_like(
-    x: Any,  # (batch, ...), or several such tensors in a tuple or mapping
-    like: Tensor,  # Says where to go
-) -> Any:
-    """The inputs on a tensor's device, and in its floating type if both are floating.
-
-    Parameters
-    ----------
-    x : Any
-        (batch, ...), or several such tensors in a tuple or mapping
-    like : Tensor
-        Says where to go
-
-    Returns
-    -------
-    Any
-    """
-    both = like.is_floating_point()
-    return pytree.tree_map_only(
-        Tensor, lambda one: one.to(like.device, like.dtype if both and one.is_floating_point() else one.dtype), x
-    )
-
-# %% ../../nbs/rooms/base_data.ipynb #eccae466
-def check_labels(
-    data: Batches,  # Checked data
-    n_scores: int,  # Numbers an example that the model puts out: of classes, the scores
-) -> None:
-    """Is there a number that the model puts out for every target, and a score for every class?
-
-    Parameters
-    ----------
-    data : Batches
-        Checked data
-    n_scores : int
-        Numbers an example that the model puts out: of classes, the scores
-
-    Raises: `ValueError` that names the first class without a score, or says how many numbers there are and should be.
-    """
-    if data.task == "classes" and data.labels.max() >= n_scores:
-        first = int(np.argmax(data.labels >= n_scores))
-        message = f"example {first} has the label {data.labels[first]}, but the model scores {n_scores} classes"
-        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the labels, or use a model with more outputs")
-    if data.task in ("labels", "numbers") and (width := data.labels[0].size) != n_scores:
-        labels, numbers = f"{counted(width, 'label')} of 0 or 1", f"{counted(width, 'number')} to predict"
-        kind = labels if data.task == "labels" else numbers
-        message = f"the targets have {kind} an example, and the model puts out {n_scores}"
-        raise ValueError(f"{message}: give as many, or say with `output` which output is meant, or `task`")
-
-# %% ../../nbs/rooms/base_data.ipynb #dfad913b
-def check_task(
-    data: Batches,  # Checked data
-    allowed: Sequence[Task],  # Tasks that will do
-    what: str,  # What needs them, such as a function's name
-) -> None:
-    """Do the targets belong to a task that will do?
-
-    Parameters
-    ----------
-    data : Batches
-        Checked data
-    allowed : Sequence[Task]
-        Tasks that will do
-    what : str
-        What needs them, such as a function's name
-
-    Raises: `ValueError` that says what they are, what is needed and how to say so.
-    """
-    if data.task in allowed:
-        return
-    needed, found = " or ".join(_TOLD[one] for one in allowed), _TOLD[data.task]
-    open_to = [one for one in data.others if one in allowed]
-    hint = f"; if that is what they are, give batches(data, task={open_to[0]!r})" if open_to else ""
-    raise ValueError(f"{what} needs {needed}; these data have {found}{hint}")
-
-
-_TOLD = {
-    "classes": "integer class indices as targets",
-    "labels": "several labels of 0 or 1 an example as targets",
-    "numbers": "floating numbers as targets",
-    "none": "no targets",
-}
-
 # %% ../../nbs/rooms/base_data.ipynb #e56bbdf0
 def retasked(
     data: Batches,  # Checked data
@@ -734,75 +627,3 @@ def _reread(data: Batches, task: Task) -> Batches:
     kept_notes = [one for one in data.notes if one.startswith(_FROM)]
     kept = {"names": data.names} if raw.dtype.kind != "U" else {}  # of a part of data whose words were read already
     return replace(data, **_encoded(raw, task, kept_notes) | {"others": ()} | kept)
-
-# %% ../../nbs/rooms/base_data.ipynb #d76df1bf
-def settled(
-    data: Batches,  # Checked data
-    n_scores: int,  # Numbers an example that the model puts out
-) -> Batches:
-    """The data with a task that fits the model, where the targets alone left it open.
-
-    Whole numbers may be classes, labels or numbers: with one output, zeros and ones are labels and others are numbers;
-    with several, they are classes.
-
-    Parameters
-    ----------
-    data : Batches
-        Checked data
-    n_scores : int
-        Numbers an example that the model puts out
-
-    Returns
-    -------
-    Batches
-
-    Raises: `ValueError` if they fit in no way.
-    """
-    if not data.others:
-        return data
-    said, flat = "say `task` if they are something else", data.labels
-    if n_scores == 1:
-        task: Task = "labels" if bool(np.isin(flat, (0, 1)).all()) else "numbers"
-        what = "labels of 0 or 1" if task == "labels" else "numbers to predict"
-    elif flat.max() < n_scores:
-        task, what = "classes", "classes"
-    elif data.task == "numbers":
-        told = f"the targets are whole numbers up to {flat.max():g}, and the model puts out {n_scores} an example"
-        advice = f"give classes from 0 to {n_scores - 1}, or {n_scores} numbers an example"
-        raise ValueError(f"{told}: they fit neither as classes nor as numbers; {advice}")
-    else:
-        return replace(data, others=())
-    if task == data.task == "classes":
-        return replace(data, others=())
-    outputs = "one number" if n_scores == 1 else f"{n_scores} numbers"
-    told = f"The model puts out {outputs} an example, so the targets are taken as {what}; {said}."
-    found = retasked(data, task)
-    return replace(found, notes=(*found.notes, told))
-
-# %% ../../nbs/rooms/base_data.ipynb #4a1e32cf
-def ordered_as(
-    data: Batches,  # Checked data, whose targets were words
-    names: Sequence[str],  # The model's classes, in the order of its outputs
-) -> Batches:
-    """The same data with its classes in the model's order.
-
-    Parameters
-    ----------
-    data : Batches
-        Checked data, whose targets were words
-    names : Sequence[str]
-        The model's classes, in the order of its outputs
-
-    Returns
-    -------
-    Batches
-
-    Raises: `ValueError` if the model does not know a word.
-    """
-    if not data.names:
-        return data
-    if unknown := [one for one in data.names if one not in names]:
-        raise ValueError(f"the model has no class {unknown[0]!r}; it has {list(names)[:10]}")
-    place = np.array([list(names).index(one) for one in data.names], dtype=np.int64)
-    told = "The targets are words; their classes are in the order that the model's configuration gives."
-    return replace(data, labels=place[data.labels], names=tuple(names), notes=(told,))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Parameter", "Signature", "assigned", "comments_of", "described", "parameters", "signature"]
+__all__ = ["Parameter", "Signature", "assigned", "comments_of", "described", "parameters", "picked", "signature"]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -279,6 +279,26 @@ def assigned(
             if origin and (there := _file_of(path, node)):
                 return assigned(there, origin)
     return None
+
+
+def picked(
+    kind: type,  # A dataclass of options
+    given: Mapping[str, Any],  # Everything that was given, by name
+) -> Any:
+    """The options of one kind, from all that were given to a function.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass of options
+    given : Mapping[str, Any]
+        Everything that was given, by name
+
+    Returns
+    -------
+    Any
+    """
+    return kind(**{one.name: given[one.name] for one in fields(kind)})
 
 
 def _file_of(path: Path, node: ast.ImportFrom) -> Path | None:

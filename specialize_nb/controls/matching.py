@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..base.data import to_model
+from ..base.devices import to_model
 from ..clusters.partition import Partition
 from .controls import Controls
 from ..graphs.weights import weight_graph

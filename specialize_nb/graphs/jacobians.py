@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from specialize_nb.base.data import check_labels, to_model
+from specialize_nb.base.devices import to_model
+from specialize_nb.base.tasks import check_labels
 from specialize_nb.network.answers import scores_of
 from specialize_nb.network.gradients import check_gradients
 from specialize_nb.network.inputs import places_that_count

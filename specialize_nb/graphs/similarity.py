@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..base.data import check_task
 from ..base.results import Result
+from ..base.tasks import check_task
 from ..base.words import check_choice, counted, suggest
 from .graph import UnitGraph
 from specialize_nb.graphs.jacobians import (

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import to_model
+from ..base.devices import to_model
 from ..base.results import Result
 from ..base.words import counted
 from specialize_nb.layers.gromov import (

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..base.data import Batches, check_labels, check_task
+from ..base.data import Batches
 from ..base.targets import Task
+from ..base.tasks import check_labels, check_task
 from .lesion import Ablation, LesionEngine, Precision, lesion_engine, measure_lesions
 from .outcomes import Measure, Outcome, find_outcomes, usual_outcomes
 from .runs import Block, Store, content_hash, run_blocks

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..base.signatures import picked
 from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, check_testable, draw_controls, judged_layers
@@ -462,20 +463,9 @@ def importance(
     Raises: `ValueError` if partition, outcomes, labels or the model's output do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
+    given = dict(locals())
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
-    options = LesionOptions(
-        n_controls=n_controls,
-        ablation=ablation,
-        outcomes=outcomes,
-        matched=matched,
-        min_units=min_units,
-        n_boot=n_boot,
-        precision=precision,
-        store=store,
-        n_jobs=n_jobs,
-        seed=seed,
-    )
-    trial = prepare_importance(subject, [partition], options)
+    trial = prepare_importance(subject, [partition], picked(LesionOptions, given))
     check_testable(trial.tallies[0][0].null.controls(1))
     measure_importance(trial, progress=progress)
     return judge_importance(trial)[0]
@@ -632,9 +622,8 @@ def judge_importance(
 def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
     """The evidence of the tallies: of random controls, and of matched ones if there are any."""
     rows = {name: plain.judged(trial.run, name) for name in trial.names}
-    keys = [(sub.layer, sub.cluster, len(sub.units)) for sub in plain.subclusters]
-    settings, looks = _settings(trial), trial.options.looks if trial.options.design else ()
-    fields: dict[str, Any] = dict(looks=looks, n_drawn=plain.n_drawn) if looks else {}
+    keys, settings = [(sub.layer, sub.cluster, len(sub.units)) for sub in plain.subclusters], _settings(trial)
+    fields = dict(looks=trial.options.looks, n_drawn=plain.n_drawn) if trial.options.design else {}
     for tally in others:
         fields |= _second(trial, plain, tally) if len(tally.n_drawn) else {}
         settings |= {"unmatched": tally.untested.to_numpy().tolist()}
@@ -656,8 +645,8 @@ def _settings(trial: Trial) -> dict[str, Any]:
     design = asdict(options.design) if options.design else options.n_controls
     told = dict(n_controls=design, ablation=options.ablation, min_units=options.min_units, n_boot=options.n_boot)
     told |= dict(seed=options.seed, n_examples=n, model=trial.subject.network.model)
-    told |= dict(task=trial.subject.task, output=trial.subject.output, scores=kind_of(trial.subject))
-    return told | {"precision": options.precision or "model"}
+    told |= dict(precision=options.precision or "model", task=trial.subject.task)
+    return told | dict(output=trial.subject.output, scores=kind_of(trial.subject))
 
 
 def _second(trial: Trial, plain: Tally, tally: Tally) -> dict[str, Any]:

@@ -387,28 +387,37 @@ def interactions(
     Raises: `KeyError` for a sub-cluster that is not there; `ValueError` if pairs are too many, or none, or do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
+    given = dict(locals())
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
     outcome = usual_of(subject)[0] if outcome is None else outcome
     layers, name = judged_layers(partition, subject.network), _checked(outcome, n_controls)
     wanted = _all_pairs(partition, layers, among, name, alpha) if pairs is None else pairs
     found = _found_pairs(partition, layers, wanted)
-    options = dict(ablation=ablation, precision=precision, n_boot=n_boot, seed=seed)
-    kept = dict(outcomes=outcome, store=store, n_jobs=n_jobs)
-    run = damage_run(subject, None, None, _lesioned(found), **kept, **options)
-    settings = options | dict(n_controls=n_controls, n_examples=subject.data.n, model=subject.network.model)
-    settings |= dict(task=subject.task, output=subject.output, scores=kind_of(subject))
-    keys = [(x.layer, x.cluster, y.layer, y.cluster) for pair in found for x, y in (pair, pair[::-1])]
+    options = dict(ablation=ablation, precision=precision, n_boot=n_boot, seed=seed, store=store, n_jobs=n_jobs)
+    run = damage_run(subject, None, None, _lesioned(found), outcomes=outcome, **options)
     work = _prepared(run, found, partition, n_controls, seed)
-    costs = _measured(work, progress)
+    return _collected(subject, found, work, _measured(work, progress), _settings(subject, given))
+
+# %% ../../nbs/rooms/lesions_interactions.ipynb #1f957dc8
+def _collected(subject: Subject, found: Any, work: Any, costs: Any, settings: dict[str, Any]) -> Interactions:
+    """The evidence of measured pairs."""
+    keys = [(x.layer, x.cluster, y.layer, y.cluster) for pair in found for x, y in (pair, pair[::-1])]
     broken = [np.isnan(one[:, 0]) for one in costs]
     return Interactions(
         keys=pd.DataFrame(keys, columns=list(_PAIR)),
-        outcome=_only(run),
+        outcome=_only(work.run),
         layers=subject.network.hidden,
-        settings=settings | {"precision": precision or "model"},
-        notes=notes_of(subject, run, sum(one.sum() for one in broken), sum(len(one) for one in broken)),
+        settings=settings,
+        notes=notes_of(subject, work.run, sum(one.sum() for one in broken), sum(len(one) for one in broken)),
         **_judged(work, costs),
     )
+
+
+def _settings(subject: Subject, given: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, as JSON has it."""
+    told = {name: given[name] for name in ("ablation", "n_boot", "seed", "n_controls")}
+    told |= dict(precision=given["precision"] or "model", n_examples=subject.data.n, model=subject.network.model)
+    return told | dict(task=subject.task, output=subject.output, scores=kind_of(subject))
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #e9327951
 def _lesioned(pairs: Sequence[_Pair]) -> list[tuple[str, ...]]:

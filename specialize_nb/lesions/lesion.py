@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, check_labels, check_task, to_like, to_model
+from ..base.data import Batches
+from ..base.devices import to_like, to_model
 from ..base.results import Result
 from ..base.seeds import seeded
+from ..base.tasks import check_labels, check_task
 from ..base.words import check_choice
 from .cut import Cut
 from .fuse import fuse
@@ -532,7 +534,8 @@ def measure_lesions(
         for measure, kept in zip(measures, work.found, strict=True):
             kept[rows, part.examples] = measure(scores, intact, part.y).cpu().numpy()
 
-    n_threads = n_threads if engine.noise is None else 1  # threads share one generator
+    apart = engine.noise is None and engine.cuts[tuple(works[0].masks)].any_batch  # threads share generators and hooks
+    n_threads = n_threads if apart else 1
     with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
         for part in engine.parts(data, tuple(works[0].masks)):
             intact = engine.scores(part, none)[0]
@@ -684,9 +687,8 @@ def lesion_table(
     engine = lesion_engine(subject, None, None, [tuple(checked)], **options)
     shown = Batches(**vars(data) | {"source": tqdm(data.source, desc="+".join(checked), disable=not progress)})
     everything = {name: np.concatenate([np.zeros_like(table[:1]), table]) for name, table in checked.items()}
-    n_threads = (n_jobs or 1) if network.program.any_batch else 1
     measures = [reading(one, subject.scores, "classes") for one in TABLE_MEASURES.values()]
-    (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_threads)
+    (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_jobs or 1)
     found = dict(zip(TABLE_MEASURES, values, strict=True))
     return LesionTable(
         layer="+".join(checked),

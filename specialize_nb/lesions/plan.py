@@ -28,8 +28,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..base.data import Batches, to_like
+from ..base.data import Batches
+from ..base.devices import to_like
 from ..base.results import Result
+from ..base.signatures import picked
 from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import check_testable
@@ -710,21 +712,10 @@ def plan(
 
     Raises: what `importance` would; `ValueError` if the probe has no time.
     """
+    given = dict(locals())
     start = time.perf_counter()
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
-    options = LesionOptions(
-        n_controls=n_controls,
-        ablation=ablation,
-        outcomes=outcomes,
-        matched=matched,
-        min_units=min_units,
-        n_boot=n_boot,
-        precision=precision,
-        store=store,
-        n_jobs=n_jobs,
-        seed=seed,
-    )
-    trial = prepare_importance(subject, [partition], options)
+    trial = prepare_importance(subject, [partition], picked(LesionOptions, given))
     check_testable(trial.tallies[0][0].null.controls(1))
     took = time.perf_counter() - start
     return price(trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)[0]

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, batches, to_model
+from ..base.data import Batches, batches
+from ..base.devices import to_model
 from ..base.targets import Task
 from ..base.words import check_choice
 from .inputs import naming_batch, places_that_count

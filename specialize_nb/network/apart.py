@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specialize_nb.base.data import to_model
+from specialize_nb.base.devices import to_model
 from specialize_nb.network.subject import Subject
 
 __all__ = ["examples_apart", "first_batch", "is_apart", "same_numbers"]

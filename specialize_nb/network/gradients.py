@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from specialize_nb.base.data import to_model
+from specialize_nb.base.devices import to_model
 from specialize_nb.base.seeds import seeded
 from specialize_nb.network.apart import is_apart
 from specialize_nb.network.program import Layout, Program

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from specialize_nb.base.data import Batches, to_model
+from specialize_nb.base.data import Batches
+from specialize_nb.base.devices import to_model
 from specialize_nb.network.program import without_fast_paths
 from specialize_nb.network.units import Network
 

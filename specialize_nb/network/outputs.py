@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from specialize_nb.base.data import Batches, to_model
+from specialize_nb.base.data import Batches
+from specialize_nb.base.devices import to_model
 from specialize_nb.base.targets import Task
 from specialize_nb.base.words import check_choice, suggest
 from specialize_nb.network.inputs import naming_batch, which

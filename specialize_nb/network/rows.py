@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from specialize_nb.base.data import to_model
+from specialize_nb.base.devices import to_model
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import Layer
 

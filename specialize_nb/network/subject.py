@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from specialize_nb.base.data import Batches, UnevenBatches, batches, ordered_as, retasked, settled
+from specialize_nb.base.data import Batches, UnevenBatches, batches, retasked
 from specialize_nb.base.targets import Task
+from specialize_nb.base.tasks import ordered_as, settled
 from specialize_nb.network.hooked import HookedProgram
 from specialize_nb.network.inputs import Padding, evened, padding_of, suited
 from specialize_nb.network.outputs import (

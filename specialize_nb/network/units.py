@@ -23,7 +23,7 @@ from matplotlib.patches import Arc
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..base.data import to_model
+from ..base.devices import to_model
 from ..base.results import listed, read_only, with_notes
 from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers

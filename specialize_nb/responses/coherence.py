@@ -21,8 +21,9 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..base.data import check_labels
+from ..base.signatures import picked
 from ..base.targets import TASKS, Task
+from ..base.tasks import check_labels
 from ..base.words import check_choice
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, check_testable, draw_controls, judged_layers
@@ -386,21 +387,9 @@ def coherence(
     Raises: `ValueError` if partition, options, labels or the model's output do not fit.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", for the pictures.
     """
+    given = dict(locals())
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
-    options = CoherenceOptions(
-        outcomes=outcomes,
-        n_controls=n_controls,
-        n_visual=n_visual,
-        n_starts=n_starts,
-        steps=steps,
-        parameterization=parameterization,
-        n_bins=n_bins,
-        min_units=min_units,
-        n_boot=n_boot,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    work = prepare_coherence(subject, partition, options)
+    work = prepare_coherence(subject, partition, picked(CoherenceOptions, given))
     check_testable(work.controls)
     return judge_coherence(work, measure_coherence(work, progress=progress))
 

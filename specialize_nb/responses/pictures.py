@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..base.data import to_model
+from ..base.devices import to_model
 from ..base.results import Result
 from ..base.words import check_choice
 from ..lesions.outcomes import as_logits

@@ -22,9 +22,11 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from ..base.data import Batches, batches, check_labels, check_task, ordered_as, to_model
+from ..base.data import Batches, batches
+from ..base.devices import to_model
 from ..base.results import Result
 from ..base.seeds import seeded
+from ..base.tasks import check_labels, check_task, ordered_as
 from ..base.words import counted
 
 # %% ../../nbs/rooms/training_fit.ipynb #15f88600

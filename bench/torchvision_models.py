@@ -90,6 +90,9 @@ def examined(name: str, whole: bool) -> None:
     subject, partitions = Subject.of(model, data, network=network, split=True), {}
     with stage(row, "partition_s"):
         for kind in (KINDS["weights"], KINDS["activations"]):
+            if why := kind.missing(subject):
+                row["notes"] = f"{row['notes']} No graph of {kind.label}: {why}.".strip()
+                continue
             cut = kind.cut(kind.build(subject), subject, 8, ("global", "local"), 0)
             partitions |= {(kind.name, scope): partition for scope, partition in cut.items()}
     with stage(row, "prepare_s"):

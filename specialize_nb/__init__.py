@@ -44,6 +44,7 @@ Modules:
 - `specialize_nb.network.perturbation`: Change single units, and see whether the wiring told the truth
 - `specialize_nb.network.recurrence`: Recurrent modules in a traced program: the hidden state as one value, for all steps, that can be changed.
 - `specialize_nb.network.rows`: Do the rows of what a layer puts out belong to the examples of the batch, one each, and are they finite?
+- `specialize_nb.network.state`: A model is left as it was found, whatever its code keeps from one call to the next.
 - `specialize_nb.network.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
 - `specialize_nb.network.subject`: A model, its traced network and its data, joined once: what every analysis passes on instead of the three.
 - `specialize_nb.network.units`: The units of a network, and which of them feed which

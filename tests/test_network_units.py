@@ -274,7 +274,7 @@ def test_why_refused():
         model = nn.Sequential()
         model.add_module(name, nn.Linear(3, 4)) if name != "forward" else model.append(nn.Linear(3, 4))
         network = trace(model.eval(), torch.zeros(2, 3))
-        assert network.notes == () and network.layers[0].name == "input" and len(network.wires) == 1
+        assert network.notes == () and network.layers[0].kind == "input" and len(network.wires) == 1
     network = noted(Fixed(), torch.rand(5, 3))
     assert "fixes the batch size at 5" in network.refused and network.hidden == ("first",)
     with pytest.raises(ValueError, match=r"if it takes whole batches alone, give one as `example`"):

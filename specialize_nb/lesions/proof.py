@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specialize_nb.base.numbers import same_numbers
 from specialize_nb.lesions.cut import Cut
-from specialize_nb.network.apart import same_numbers
 
 __all__ = ["stack_holds"]
 

@@ -12,40 +12,10 @@ import torch
 from torch import Tensor
 
 from specialize_nb.base.devices import to_model
+from specialize_nb.base.numbers import same_numbers
 from specialize_nb.network.subject import Subject
 
-__all__ = ["examples_apart", "first_batch", "is_apart", "same_numbers"]
-
-_CLOSE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-# of the largest number: more than the order of summation changes
-
-
-def same_numbers(
-    one: Tensor,  # Of any shape
-    other: Tensor,  # To be compared with
-) -> bool:
-    """Are two values equal but for the order of summation? What is not finite has to be the same in both.
-
-    Parameters
-    ----------
-    one : Tensor
-        Of any shape
-    other : Tensor
-        To be compared with
-
-    Returns
-    -------
-    bool
-    """
-    if one.shape != other.shape:
-        return False
-    known, odd = one.isfinite(), [part[~part.isfinite()].nan_to_num() for part in (one, other)]
-    if not torch.equal(known, other.isfinite()) or not torch.equal(*odd):
-        return False
-    if not known.any():
-        return True
-    size = max(float(part[known].abs().max()) for part in (one, other))
-    return float((one[known] - other[known]).abs().max()) <= _CLOSE.get(one.dtype, 0.0) * size
+__all__ = ["examples_apart", "first_batch", "is_apart"]
 
 
 def first_batch(

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from specialize_nb.network.program import Layout, Program, without_fast_paths
+from specialize_nb.network.state import as_found
 
 __all__ = ["HookedLayer", "HookedProgram", "hooked_layers"]
 
@@ -260,7 +261,7 @@ class HookedProgram:
         for place, one in zip(self._places, tensors, strict=True):
             leaves[place] = one
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        with without_fast_paths(self.model):
+        with as_found(self.model), without_fast_paths(self.model):
             return self.model(*args, **kwargs)
 
     def _run(self, given: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from specialize_nb.base.numbers import same_numbers
 from specialize_nb.base.seeds import seeded
 from specialize_nb.network.operations import (
     CONSTANTS,
@@ -34,8 +35,9 @@ from specialize_nb.network.operations import (
 )
 from specialize_nb.network.recurrence import SEQUENCES, State, name_states, runs_across
 from specialize_nb.network.refusals import why_refused
+from specialize_nb.network.state import as_found
 
-__all__ = ["Layout", "Program", "export_program", "repeatable"]
+__all__ = ["Layout", "Program", "export_program", "repeatable", "says_the_same"]
 
 
 class Layout(NamedTuple):
@@ -143,12 +145,15 @@ class Program:
         self._fixed = self._find_fixed()
         self.layouts, self.unclear = _layouts(root.graph)  # And nodes whose rows are not known to be the examples'
 
+    def _holds_tensor(self, node: fx.Node) -> bool:
+        return node.op == "get_attr" and isinstance(operator.attrgetter(node.target)(self.root), Tensor)
+
     def _find_fixed(self) -> set[str]:
         fixed: set[str] = set()
         for node in self.root.graph.nodes:
             leaves = pytree.tree_leaves(node.meta.get("val"))
             tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
-            made = node.op == "get_attr" or (node.op == "call_function" and tensors)
+            made = self._holds_tensor(node) or (node.op == "call_function" and tensors)
             if made and not _is_random(node) and all(source.name in fixed for source in node.all_input_nodes):
                 fixed.add(node.name)
         return fixed
@@ -162,6 +167,17 @@ class Program:
     def matrices(self) -> set[str]:
         """Names of all parameters with two axes or more."""
         return {name for name, one in self.root.named_parameters() if one.ndim > 1}
+
+    def take_buffers(self, model: nn.Module) -> None:
+        """Go on with the buffers that the model has now: `model.double()` and `model.to(device)` make new ones."""
+        own = dict(model.named_buffers(remove_duplicate=False))
+        old = {name: one for name, one in self.root.named_buffers() if name in own and own[name] is not one}
+        for name in old:
+            owner, _, last = name.rpartition(".")
+            self.root.get_submodule(owner)._buffers[last] = own[name]
+        if old:
+            self._extracted.clear()
+            self._constants.clear()
 
     @property
     def random(self) -> tuple[str, ...]:
@@ -355,7 +371,7 @@ def export_program(
         raise ValueError(f"{told}: {reason}")
     try:
         inference = any(one.is_inference() for one in model.parameters())
-        with _quiet(), without_fast_paths(model), torch.inference_mode(inference), torch.no_grad():
+        with _quiet(), as_found(model), without_fast_paths(model), torch.inference_mode(inference), torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             if (table := _unrolled(program.graph, recurrent)) or not _functionalize(program.graph):
                 program = program.run_decompositions(table)
@@ -365,6 +381,8 @@ def export_program(
         _differentiable(root)
     except Exception as error:  # export raises many kinds; the user needs one
         raise ValueError(f"{told}: {why_refused(model, error)}") from error
+    if any("generator" in node.kwargs for node in root.graph.nodes):
+        raise ValueError(f"{told}: it draws from a generator of its own")
     inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
     if not inputs or not all(is_free(node.meta["val"].shape[0]) for node in inputs):
         sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
@@ -372,7 +390,48 @@ def export_program(
             f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
             "compute shapes from `x.shape`, not from constants"
         )
-    return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec), states)
+    try:
+        return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec), states)
+    except Exception as error:  # shapes that no formula of the batch size gives
+        raise ValueError(f"{told}: how its batch is laid out cannot be followed ({error})") from error
+
+
+def says_the_same(
+    program: Program,  # Made of the model
+    model: nn.Module,  # Returned as it was found
+    args: tuple = (),  # Inputs by place, of as many examples as there are
+    kwargs: Mapping[str, Any] | None = None,  # Inputs by name
+) -> bool:
+    """Does a traced program put out what its model does? It does not where code looks at the size of the batch.
+
+    Parameters
+    ----------
+    program : Program
+        Made of the model
+    model : nn.Module
+        Returned as it was found
+    args : tuple, default ()
+        Inputs by place, of as many examples as there are
+    kwargs : Mapping[str, Any] | None, default None
+        Inputs by name
+
+    Returns
+    -------
+    bool
+    """
+    if program.random:
+        return True  # nothing to compare
+    given = dict(kwargs or {})
+    with as_found(model), without_fast_paths(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        said = [one.clone() for one in pytree.tree_leaves(model(*args, **given)) if isinstance(one, Tensor)]
+    with torch.no_grad():
+        try:
+            tensors = program.arguments(given if given else args)
+            found = program.extract(program.inputs, program.outputs)(*tensors)
+        except Exception:  # a size that was taken for fixed
+            return False
+    return len(said) != len(found) or all(same_numbers(*pair) for pair in zip(said, found, strict=True))
 
 
 def _differentiable(root: fx.GraphModule) -> None:
@@ -532,7 +591,7 @@ def _moved(
     node: fx.Node, call: fx.Node, sources: list[fx.Node], axis: int, each: int, found: Mapping[str, Layout]
 ) -> Layout | None:
     """Follow the numbers of three examples through an operation that lays them out anew."""
-    numbers = {source: _numbers(source, found[source.name]) for source in sources}
+    numbers: dict[fx.Node, Tensor] = {}
 
     def given(one: fx.Node) -> Any:
         if one in numbers:
@@ -541,12 +600,15 @@ def _moved(
         return torch.zeros(shape_at(known, _N), dtype=torch.int8) if isinstance(known, Tensor) else size_at(known, _N)
 
     try:
+        numbers |= {source: _numbers(source, found[source.name]) for source in sources}
         args, kwargs = fx.map_arg((call.args, call.kwargs), given)
         value = call.target(*args, **kwargs)
         value = value if call is node else value[node.args[1]]
         line = value.movedim(axis, 0).reshape(_N * each, -1)
     except Exception:  # an operation on numbers of examples may be refused for many reasons
         return None
+    if not line.numel():
+        return Layout(axis) if each == 1 else None  # a value without numbers
     if (line != line[:, :1]).any():
         return None  # examples meet along another axis
     inner = int((line[:, 0] == line[0, 0]).int().cumprod(0).sum())

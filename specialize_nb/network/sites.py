@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from specialize_nb.network.flow import Flow, RawLayer
-from specialize_nb.network.operations import NORMS, PASSES, RELAYS, op_name, shape_of
+from specialize_nb.network.operations import NORMS, PASSES, RELAYS, WEIGHTED, op_name, shape_of
 from specialize_nb.network.program import Program
 from specialize_nb.network.strands import Strand
 
@@ -52,6 +52,8 @@ def find_site(
                 return
             if (axis := strand.layout_axis) is None or shape_of(node)[axis] != layer.n_units:
                 return
+        if _adds_of_its_own(node, layer, program, axis):
+            return
         normalises = layer.scale_in is not None and op_name(node) in NORMS
         open_edges = {edge for edge in open_edges if edge[1] is not node} | {(node, user) for user in node.users}
         base = strand
@@ -59,7 +61,7 @@ def find_site(
             continue
         if isinstance(node.meta["val"], Tensor) and not node.meta["val"].is_floating_point():
             return  # a comparison is no answer of a unit
-        if not (relaid or normalises or op_name(node) in PASSES):
+        if not (relaid or normalises or op_name(node) in PASSES or _is_bias(node, program)):
             layer.site, layer.pre, layer.axis = node.name, last, axis
             return
         if isinstance(node.meta["val"], Tensor):
@@ -73,3 +75,25 @@ def _alone(node: fx.Node, index: int, flow: Flow) -> Strand | None:
     strands = flow.strands[node.name]
     single = isinstance(node.meta.get("val"), Tensor) or op_name(node) in NORMS
     return strands[0] if single and len(strands) == 1 and strands[0].layer == index else None
+
+
+def _added(node: fx.Node, program: Program) -> fx.Node | None:
+    """A tensor, the same for all inputs, that a node adds."""
+    given = [one for one in node.args if isinstance(one, fx.Node)] if op_name(node) in ("add", "sub") else []
+    return next((one for one in given if program.is_fixed(one.name) and shape_of(one)), None)
+
+
+def _is_bias(node: fx.Node, program: Program) -> bool:
+    return _added(node, program) is not None
+
+
+def _adds_of_its_own(node: fx.Node, layer: RawLayer, program: Program, axis: int) -> bool:
+    """Is a tensor added that is no bias of the layer's units: another's, such as an encoding of positions?"""
+    other = _added(node, program)
+    if other is None:
+        return False
+    shape, made = shape_of(other), program.nodes[layer.node]
+    place = axis - len(shape_of(node)) + len(shape)
+    wide = [i for i, size in enumerate(shape) if size > 1 and i != place]
+    biased = len(made.args) > 2 and isinstance(made.args[2], fx.Node) and layer.op in WEIGHTED
+    return bool(wide) or biased or layer.op == "embedding"

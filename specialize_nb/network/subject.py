@@ -9,7 +9,7 @@ analyses ask for it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from specialize_nb.base.data import Batches, UnevenBatches, batches, retasked
+from specialize_nb.base.devices import to_model
 from specialize_nb.base.targets import Task
 from specialize_nb.base.tasks import ordered_as, settled
 from specialize_nb.network.hooked import HookedProgram
@@ -31,6 +32,7 @@ from specialize_nb.network.outputs import (
     read_outputs,
     scale_of,
 )
+from specialize_nb.network.program import Program, says_the_same
 from specialize_nb.network.units import Network, trace
 
 __all__ = ["Subject", "find_and_confirm"]
@@ -127,8 +129,11 @@ class Subject:
             return _taken(model, data, network, task, Asked(output, scores))
         (confirm, find), evening = _even(model, data, find, task)
         confirm, told = suited(model, confirm)
-        network = _traced(model, confirm, residual) if network is None else network
-        _check_traced(network, model)
+        if network is None:
+            network = _traced(model, confirm, residual)
+        else:
+            _check_traced(network, model)
+            _check_says(network, model, confirm)
         asked = Asked(output, scores)
         confirm = _of_the_model(model, _settled(network, confirm, asked))
         if find is not None:
@@ -336,13 +341,34 @@ def _alike(find: Batches, confirm: Batches) -> tuple[Batches, Batches]:
 
 def _traced(model: nn.Module, data: Batches, residual: Literal["writer", "stream"]) -> Network:
     """The network of a model, from two examples; from a whole batch, if its code wants that."""
+    x, y = next(iter(data))
     try:
-        return trace(model, data.example, residual=residual)
+        network = trace(model, data.example, residual=residual)
     except ValueError:
-        x, y = next(iter(data))
         if len(y) < 3:
             raise
         return trace(model, x, residual=residual)
+    return network if _says_the_same(network, model, x) else trace(model, x, residual=residual)
+
+
+def _check_says(network: Network, model: nn.Module, data: Batches) -> None:
+    x, _ = next(iter(data))
+    if isinstance(network.program, Program):
+        network.program.take_buffers(model)
+    if not _says_the_same(network, model, x):
+        told = f"`network` says something else of the first batch than {network.model} does"
+        why = "its code looks at the size of the batch, keeps a state, or draws"
+        raise ValueError(f"{told}: {why}; trace it with that batch as the example, or leave `network` out")
+
+
+def _says_the_same(network: Network, model: nn.Module, x: Any) -> bool:
+    """Does a network say of a batch what its model does? One that is read through hooks does."""
+    if isinstance(network.program, HookedProgram):
+        return True
+    given = to_model(x, model)
+    if isinstance(given, Mapping):
+        return says_the_same(network.program, model, (), dict(given))
+    return says_the_same(network.program, model, tuple(given) if isinstance(given, tuple | list) else (given,))
 
 
 def find_and_confirm(

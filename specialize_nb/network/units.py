@@ -27,7 +27,7 @@ from ..base.devices import to_model
 from ..base.results import listed, read_only, with_notes
 from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers
-from .program import Program, export_program
+from .program import Program, export_program, says_the_same
 from .refusals import how_to_lift, unwritable
 from .wiring import Flow, RawLayer, RawWire, follow
 
@@ -326,7 +326,8 @@ def _wire(raw: RawWire, flow: Flow, program: Program, names: dict[int, str], lik
 # %% ../../nbs/01_units.ipynb #edf155c7
 def _names(flow: Flow) -> dict[int, str]:
     """The name of every layer by its index; inputs count down from -1."""
-    alone = len([raw for raw in flow.inputs if raw.n_units]) == 1
+    modules = {raw.name for raw in flow.layers}
+    alone = len([raw for raw in flow.inputs if raw.n_units]) == 1 and "input" not in modules
     inputs = {-1 - i: "input" if alone else f"input.{raw.name}" for i, raw in enumerate(flow.inputs)}
     taken = {inputs[-1 - i] for i, raw in enumerate(flow.inputs) if raw.n_units}
     return inputs | {i: f"{raw.name}#2" if raw.name in taken else raw.name for i, raw in enumerate(flow.layers)}
@@ -359,11 +360,15 @@ def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any], recurrent: Li
     """The program of a model, from two examples; from all, if its code wants more of them."""
     few = pytree.tree_map_only(Tensor, lambda leaf: leaf[:2], (args, kwargs))
     try:
-        return export_program(model, *few, recurrent=recurrent)
+        program = export_program(model, *few, recurrent=recurrent)
     except ValueError:
         if next(iter(unwritable(model)), None) or all(len(one) < 3 for one in _tensors((args, kwargs))):
             raise
-        return export_program(model, args, kwargs, recurrent=recurrent)
+        program = export_program(model, args, kwargs, recurrent=recurrent)
+    if not says_the_same(program, model, args, kwargs):
+        told = "says something else than the model: its code looks at the size of the batch, keeps a state, or draws"
+        raise ValueError(f"the program that torch.export makes of {type(model).__name__} {told}")
+    return program
 
 
 def _tensors(x: Any) -> list[Tensor]:

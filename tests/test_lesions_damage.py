@@ -57,6 +57,7 @@ def test_callables():
     expected = np.exp(-table.intact["loss"]) - np.exp(-table.measures["loss"])
     assert_allclose(own["confidence_lost"][:, 0], expected.mean(1), rtol=1e-6, atol=1e-6, strict=True)
 
+    torch.manual_seed(0)
     x, y = torch.rand(50, 4), torch.rand(50, 1)
     line = mlp((4, 6, 1))
     traced = trace(line, x)

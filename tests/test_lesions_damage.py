@@ -62,9 +62,10 @@ def test_callables():
     line = mlp((4, 6, 1))
     traced = trace(line, x)
     lost = damage_run(line, (x, y), traced, ["1"], outcomes="squared_error").damage({"1": np.eye(6, dtype=bool)})
-    h = F.relu(line[1](line[0](x)))
-    rise = [(line[3](h * (torch.arange(6) != i)) - y).square().mean() - (line(x) - y).square().mean() for i in range(6)]
-    by_hand = torch.stack(rise).detach().double() / y.double().var(correction=0)
+    h, wide = F.relu(line[1](line[0](x))), y.double()
+    out = [line[3](h * (torch.arange(6) != i)).double() for i in range(6)]
+    rise = [(one - wide).square().mean() - (line(x).double() - wide).square().mean() for one in out]
+    by_hand = torch.stack(rise).detach() / wide.var(correction=0)
     assert_allclose(lost["squared_error"][:, 0], by_hand, rtol=1e-6, atol=1e-6, strict=True)
     with pytest.raises(ValueError, match="'accuracy' needs class scores; for task='numbers'"):
         damage_run(line, (x, y), traced, ["1"], outcomes="accuracy")

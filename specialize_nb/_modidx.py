@@ -1246,6 +1246,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes._right_lost': ( 'rooms/lesions_outcomes.html#_right_lost',
                                                                                                 'specialize_nb/lesions/outcomes.py'),
+                                                'specialize_nb.lesions.outcomes._sd': ( 'rooms/lesions_outcomes.html#_sd',
+                                                                                        'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes._selectivity': ( 'rooms/lesions_outcomes.html#_selectivity',
                                                                                                  'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes._share': ( 'rooms/lesions_outcomes.html#_share',

@@ -31,6 +31,7 @@ from specialize_nb.lesions.outcomes import (
     _mean,
     _one_class,
     _right_lost,
+    _sd,
     _selectivity,
     as_logits,
     find_outcomes,
@@ -456,3 +457,12 @@ def test_digits_selectivity():
     )[0]
     assert follows["residual"].abs().max() < 0.06 < follows["selectivity"].min() and pooled < -0.2
     follows.round(3)
+
+
+def test_constants_and_halves():
+    for n in (3, 7, 39):
+        assert not _sd(np.full((n, 2), 0.1)).any()
+    assert_allclose(as_logits(torch.tensor([4.5e-6]).half(), "probabilities", "classes"), [np.log(4.5e-6)], rtol=1e-3)
+    assert as_logits(torch.zeros(1), "probabilities", "classes").item() == pytest.approx(
+        np.log(torch.finfo(torch.float32).tiny)
+    )

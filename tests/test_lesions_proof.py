@@ -14,6 +14,7 @@ from specialize_nb.lesions.cut import Cut
 from specialize_nb.lesions.damage import damage_run
 from specialize_nb.lesions.lesion import lesion_engine, lesion_table, measure_lesions
 from specialize_nb.network.answers import record
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 
 WIDTH, CLASSES = 12, 3
@@ -264,6 +265,36 @@ def test_values_of_each_example_need_rows_of_each_example():
         with pytest.raises(ValueError, match=r"'resample' .* rows of \['b'\] are not the examples'.* 'zero' or 'mean'"):
             lesion_table(model, data, network, "b", np.eye(WIDTH, dtype=bool), ablation="resample")
         lesion_table(model, data, network, "a", np.eye(WIDTH, dtype=bool), ablation="resample")
+
+
+def test_scalars_and_types_of_parameters_do_not_matter():
+    """The first parameter of many models is one number, such as a temperature; here in double precision."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+            self.dense = Dense(lambda m, x: m.head(m.encoded(x)))
+
+        def forward(self, x):
+            return self.dense(x) * self.scale.exp().float()
+
+    torch.manual_seed(0)
+    assert worst_error(Scaled().eval(), "dense.b", given())[0] < 1e-6
+
+
+def test_a_layer_that_is_not_heard():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return {"logits": self.b(torch.relu(self.a(x))), "other": self.c(x)}
+
+    subject = Subject.of(Two().eval(), given(), output="other")
+    with pytest.raises(ValueError, match="layer 'a' does not reach the output"):
+        lesion_engine(subject, None, None, ["a"])
 
 
 def test_sizes_go_to_other_processes():

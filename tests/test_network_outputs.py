@@ -258,3 +258,26 @@ def test_the_output_of_a_model_with_hooks_is_chosen_alike():
     assert choose_output(network).label == "logits" and scores_node(network, output="hidden")[1] == 5
     subject = Subject.of(model, (examples(), classes()), network=network)
     assert_allclose(outputs_of(subject), scores_in_eager(model, examples()), rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_have_places_too():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return {"logits": self.a(x), "aux": self.b(x)}
+
+    network = trace(Two().eval(), torch.rand(4, 5))
+    for given, label in ((0, "logits"), (1, "aux"), (-1, "aux"), ("1", "aux"), ("aux", "aux")):
+        assert choose_output(network, task="classes", output=given).label == label
+    with pytest.raises(ValueError, match="has no output '2'"):
+        choose_output(network, task="classes", output=2)
+
+
+def test_logarithms_of_the_probabilities_of_labels_are_refused():
+    model, x = nn.Sequential(nn.Linear(5, 1), nn.LogSigmoid()).eval(), torch.rand(6, 5)
+    with pytest.raises(ValueError, match="come from a log-sigmoid"):
+        Subject.of(model, (x, torch.arange(6) % 2)).scores
+    assert Subject.of(model, (x, torch.arange(6) % 2), scores="logits").scores == "logits"

@@ -10,7 +10,7 @@ from torch import nn
 from specialize_nb.base.data import batches
 from specialize_nb.dev.testing import copier, unchanged
 from specialize_nb.network import subject as module
-from specialize_nb.network.subject import Subject
+from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
 
 
@@ -194,3 +194,10 @@ def test_a_network_of_a_part_of_the_model_is_refused():
     for part, model in ((body, whole), (body, nn.Sequential(body)), (whole[:3].eval(), whole)):
         with pytest.raises(ValueError, match="traced from another Sequential"):
             Subject.of(model, (x, y), network=trace(part, x))
+
+
+def test_batches_of_one_example_are_halved_batch_by_batch():
+    x = torch.arange(7.0)[:, None].expand(7, 4).reshape(7, -1)
+    found, confirm = find_and_confirm(batches([(x[i : i + 1], torch.tensor([i])) for i in range(7)]))
+    assert found.labels.tolist() == [1, 3, 5] and confirm.labels.tolist() == [0, 2, 4, 6]
+    assert [float(one[0, 0]) for one, _ in found] == [1, 3, 5]

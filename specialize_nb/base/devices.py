@@ -7,10 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["to_like", "to_model"]
+__all__ = ["leading", "to_like", "to_model"]
+
+
+def leading(
+    model: nn.Module,  # Its parameters and buffers
+) -> Tensor:
+    """A tensor of the type that most numbers of a model have, floating before whole; an empty one if it has none.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters and buffers
+
+    Returns
+    -------
+    Tensor
+    """
+    own = [*model.parameters(), *model.buffers()]
+    floating = [one for one in own if one.is_floating_point()] or own
+    counts: dict[torch.dtype, int] = {}
+    for one in floating:
+        counts[one.dtype] = counts.get(one.dtype, 0) + one.numel()
+    most = max(counts, key=lambda dtype: counts[dtype], default=None)
+    return next((one for one in floating if one.dtype == most), torch.empty(0))
 
 
 def to_model(
@@ -30,10 +54,7 @@ def to_model(
     -------
     Any
     """
-    own = [*model.parameters(), *model.buffers()]
-    if not own:
-        return x
-    return to_like(x, next((one for one in own if one.is_floating_point()), own[0]))
+    return to_like(x, leading(model)) if any(True for _ in (*model.parameters(), *model.buffers())) else x
 
 
 def to_like(

@@ -111,6 +111,7 @@ class Cut:
         else:
             first, inside = first_met(program, list(self.layers.values()))
         self._check(program, len(first) + len(inside), reader)
+        self._check_reached(program, scores)
         self.first = [layer.name for layer in first]
         self.kept = boundary_of(program, [layer.site for layer in first or inside], [scores])
         self._layouts = {name: program.layouts[name] for name in self.kept if name in program.layouts}
@@ -135,6 +136,14 @@ class Cut:
         if not self.any_batch and (n > 1 or reader is not None):
             what = "groups across layers" if reader is None else "a lesion for one reader"
             raise ValueError(f"{what} cannot be lesioned: the model is read through hooks, so its wiring is not known")
+
+    def _check_reached(self, program: FusedProgram | HookedProgram, scores: str) -> None:
+        if isinstance(program, HookedProgram):
+            return
+        heard = program.needed((), [scores])
+        if silent := [name for name, layer in self.layers.items() if layer.site not in heard]:
+            told = f"layer {silent[0]!r} does not reach the output {scores!r}, so that no lesion of it changes anything"
+            raise ValueError(f"{told}: lesion other layers, or choose another output")
 
     @property
     def parts(self) -> tuple[Any, Any]:

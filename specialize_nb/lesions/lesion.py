@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from ..base.data import Batches
-from ..base.devices import to_like, to_model
+from ..base.devices import leading, to_like, to_model
 from ..base.results import Result
 from ..base.seeds import seeded
 from ..base.tasks import check_labels, check_task
@@ -417,7 +417,7 @@ def lesion_engine(
     if program.any_batch:
         program = fuse(program, [layer.site for layer in network.layers], dtype=dtype)
     cuts = {one: Cut(network, program, one, node, reader) for one in sets}
-    like = next((one.detach() for one in subject.model.parameters()), torch.zeros(()))[..., :0].flatten()
+    like = leading(subject.model).detach().flatten()[:0]
     fields = dict(autocast=dtype, n_scores=n_scores, ablation=ablation, noise=seed if _is_random(network) else None)
     engine = LesionEngine(cuts=cuts, fills=fills, like=like, **fields)
     return _proved(engine, subject, node)

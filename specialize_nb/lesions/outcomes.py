@@ -294,7 +294,8 @@ def as_logits(
     """
     if kind == "logits":
         return scores
-    least, wide = torch.finfo(scores.dtype).tiny, _wide(scores)
+    known = torch.finfo(scores.dtype)
+    least, wide = known.tiny * (known.eps if known.bits < 32 else 1.0), _wide(scores)  # halves go on below `tiny`
     logs = wide.clamp(min=least).log()
     return logs - (1 - wide).clamp(min=least).log() if task == "labels" else logs
 
@@ -492,7 +493,7 @@ def _bound(
     if isinstance(measure, _Rise):
         return outcome
     if isinstance(measure, _Error) and targets is not None:
-        scale, note = _units(targets.reshape(len(targets), -1).std(0, dtype=np.float64), targets, "target")
+        scale, note = _units(_sd(targets), targets, "target")
         measure = replace(measure, scale=scale)
     elif isinstance(measure, _Change) and spread is not None:
         scale, note = _units(np.asarray(spread()), None, "output")
@@ -505,6 +506,12 @@ def _bound(
         note = f"{told}, move from the intact ones."
     kind = "logits" if isinstance(measure, _Error | _Change) else scores
     return replace(outcome, measure=_Read(measure, kind, task), note=note)
+
+
+def _sd(values: np.ndarray) -> np.ndarray:
+    """(d,) standard deviations of (n, ...) numbers; exactly 0 where all are the same."""
+    rows = values.reshape(len(values), -1)
+    return np.where(np.ptp(rows, axis=0) > 0, rows.std(0, dtype=np.float64), 0.0)
 
 
 def _units(sd: np.ndarray, targets: np.ndarray | None, what: str) -> tuple[tuple[float, ...], str]:

@@ -128,8 +128,10 @@ def _refusal(network: Network, pairs: list[tuple[str, str]], task: Task, n_fitti
 
 
 def _named(network: Network, pairs: list[tuple[str, str]], task: Task, output: str) -> ScoresNode:
-    """The output of that name, if it will do."""
+    """The output of that name, or at that place, if it will do."""
     labels = [label for label, _ in pairs]
+    if output not in labels and output.removeprefix("-").isdecimal() and -len(labels) <= int(output) < len(labels):
+        output = labels[int(output)]
     if output not in labels:
         alone = "" if labels != [""] else "it is alone and has no name: leave `output` out"
         close = alone or suggest(output, [label for label in labels if label], "output")
@@ -394,6 +396,9 @@ def scale_of(
         told = f"the scores of {network.model} lie between {found.low:.3g} and {found.high:.3g}"
         told += f" and miss 1 in sum by up to {found.off:.3g}" if task == "classes" else ""
         raise ValueError(f"{told}: they are no probabilities; say scores='logits', or leave `scores` out")
+    if said is None and task == "labels" and _last_operation(network, node).startswith("log_sigmoid"):
+        told = f"the scores of {network.model} come from a log-sigmoid: they are logarithms of probabilities"
+        raise ValueError(f"{told}; give the model without it, or say scores='logits' to take them as they are")
     if said is not None or task == "numbers" or not inside:
         return said or "logits", ""
     if not _squashed(network, node, task, summed):

@@ -8,6 +8,7 @@ analyses ask for it.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -390,11 +391,13 @@ def find_and_confirm(
     """
     if data.n < 4:
         raise ValueError(f"`data` holds {data.n} examples; half of them find and half confirm: give at least 4")
+    if data.n == len(data):  # batches of one example: every other batch
+        return _half(data, 1, single=True), _half(data, 0, single=True)
     return _half(data, 1), _half(data, 0)
 
 
-def _half(data: Batches, start: int) -> Batches:
-    source: Any = _EveryOther(data, start)
+def _half(data: Batches, start: int, *, single: bool = False) -> Batches:
+    source: Any = _EveryOtherBatch(data, start) if single else _EveryOther(data, start)
     if isinstance(data.source, list):  # in memory already
         source = list(source)
     labels, example = [], None
@@ -415,6 +418,17 @@ class _EveryOther:
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         half = operator.itemgetter(slice(self.start, None, 2))
         return ((pytree.tree_map(half, x), half(y)) for x, y in self.source if len(y) > self.start)
+
+
+@dataclass(frozen=True)
+class _EveryOtherBatch:
+    """Half of the batches, where each holds one example."""
+
+    source: Batches
+    start: int  # 0 or 1
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        return itertools.islice(self.source, self.start, None, 2)
 
 
 def _taken(subject: Subject, data: Any, network: Network | None, task: Task | None, asked: Asked) -> Subject:

@@ -499,3 +499,24 @@ def test_settled():
     with pytest.raises(ValueError, match=r"the model has no class 'a'; it has \['b', 'c'\]"):
         ordered_as(batches((x, ["b", "a", "a", "b", "c", "a"])), ["b", "c"])
     settled(batches((x, y)), 1).notes
+
+
+def test_masks_and_frames():
+    masked = np.ma.masked_array(np.ones((4, 2)), np.eye(4, 2))
+    for wrong in (
+        (masked, np.arange(4)),
+        (np.ones((4, 2)), np.ma.masked_array(np.arange(4), [True, False, False, False])),
+    ):
+        with pytest.raises(ValueError, match="masked"):
+            batches(wrong)
+    bias = torch.zeros(4, 3)
+    bias[:2, 2] = -torch.inf
+    assert batches(((torch.ones(4, 3), bias), torch.arange(4))).n == 4
+    with pytest.raises(ValueError, match="NaN or infinite inputs in 2 of 4"):
+        batches((bias + torch.ones(4, 3), torch.arange(4)))
+    for frame, kind in (
+        (pd.DataFrame(np.arange(8).reshape(4, 2)), torch.int64),
+        (pd.DataFrame(np.eye(4)), torch.float32),
+    ):
+        assert next(iter(batches((frame, np.arange(4)))))[0].dtype == kind
+    assert next(iter(batches((np.ones((4, 2), ">f4"), np.arange(4)))))[0].dtype == torch.float32

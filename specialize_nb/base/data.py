@@ -461,10 +461,15 @@ def _inputs(x: Any, where: str) -> Any:
 
 
 def _tensor(x: Any, where: str) -> Tensor:
-    """An array, a frame, a series, or lists of numbers as a tensor; frames become float32."""
+    """An array, a frame, a series, or lists of numbers as a tensor; frames become float32, or int64 if all is whole."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.getmaskarray(x).any():
+        raise ValueError(f"{where} has inputs with masked numbers: leave those examples out, or fill them in")
     try:
         if hasattr(x, "to_numpy"):
-            return torch.as_tensor(np.array(x.to_numpy(), dtype=np.float32))
+            table = np.array(x.to_numpy())
+            return torch.as_tensor(table.astype(np.int64 if table.dtype.kind in "iu" else np.float32))
+        if isinstance(x, np.ndarray) and not x.dtype.isnative:
+            x = x.astype(x.dtype.newbyteorder("="))
         array = x if isinstance(x, np.ndarray) else None
         if array is not None and not (array.flags.writeable and all(step >= 0 for step in array.strides)):
             x = array.copy()
@@ -477,7 +482,10 @@ def _tensor(x: Any, where: str) -> Tensor:
 def _check_input(x: Tensor, n: int, where: str) -> None:
     if not x.ndim or len(x) != n:
         raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {n} labels: one label for each input")
-    if bad := int((~x.isfinite().flatten(1).all(1)).sum()) if x.ndim > 1 else int((~x.isfinite()).sum()):
+    known = x.isfinite()
+    if not known.all() and not x[known].any() and (x[~known] == -torch.inf).all():
+        return  # 0 and -inf alone: a mask that is added to scores of attention
+    if bad := int((~known.flatten(1).all(1)).sum()) if x.ndim > 1 else int((~known).sum()):
         raise ValueError(f"{where} has NaN or infinite inputs in {bad} of {len(x)} examples: drop or replace them")
 
 

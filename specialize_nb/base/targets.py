@@ -51,7 +51,7 @@ def raw_targets(
         return np.zeros((n, 0))
     array = _array(y, where)
     if array.dtype.kind == "S":
-        array = array.astype(str)
+        array = np.char.decode(array, "latin-1")
     if array.dtype.kind not in "biufU":
         raise TypeError(f"{where} has targets of type {array.dtype}: give numbers, words, or None where there are none")
     if not array.ndim:
@@ -65,6 +65,8 @@ def _array(y: Any, where: str) -> np.ndarray:
     if isinstance(y, Tensor):
         plain = y.detach().cpu()
         return (plain.float() if plain.dtype == _bfloat16 else plain).numpy()
+    if isinstance(y, np.ma.MaskedArray) and np.ma.getmaskarray(y).any():
+        raise ValueError(f"{where} has masked targets: leave those examples out, {_NONE}")
     if hasattr(y, "to_numpy"):
         y = y.to_numpy()
     if isinstance(y, list | tuple) and any(isinstance(one, Tensor | np.ndarray) for one in y):

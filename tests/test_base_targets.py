@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from specialize_nb.base.data import batches
 from specialize_nb.base.targets import TASKS, check_said, class_names, encoded, raw_targets, task_of
+from specialize_nb.base.tasks import check_labels
 
 CLASSES, TABLE = [2, 0, 1, 1], [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
 
@@ -54,7 +56,7 @@ def test_what_is_decided_is_told():
     assert task_of(words).told == (
         "The targets are the words 'no', 'yes', taken as classes in alphabetical order: class 0 is 'no', class 1 is 'yes'."
     )
-    many = raw_targets([f"{i}" for i in range(10)], 10, "")
+    many = raw_targets([f"word {i}" for i in range(10)], 10, "")
     assert "are 10 words" in task_of(many).told
     assert "say task='labels' if not" in task_of(np.eye(3)).told
     assert task_of(np.array([0, 3, 1])).told == task_of(np.array([[0.2, 3], [1, 1]])).told == ""
@@ -148,3 +150,17 @@ def test_three_words_are_no_labels():
     with pytest.raises(ValueError, match="the targets are 3 words; labels are 0 or 1, or one of two words"):
         check_said(raw_targets(["a", "b", "c"], 3, ""), "labels")
     assert TASKS == ("classes", "labels", "numbers", "none")
+
+
+def test_numerals_are_numbers():
+    """As words, '10' would come before '9'."""
+    for given in (["9", "10", "9"], np.array([b"9", b"10", b"9"]), np.array(["9", "10", "9"], dtype=object)):
+        assert raw_targets(given, 3, "").tolist() == [9, 10, 9]
+    assert raw_targets(["9", "ten", "9"], 3, "").tolist() == ["9", "ten", "9"]
+
+
+def test_words_of_some_of_the_classes_are_refused():
+    data = batches((np.ones((4, 2)), ["b", "c", "b", "c"]))
+    check_labels(data, 2)
+    with pytest.raises(ValueError, match="hold 2 words, and the model scores 3 classes"):
+        check_labels(data, 3)

@@ -52,6 +52,8 @@ def raw_targets(
     array = _array(y, where)
     if array.dtype.kind == "S":
         array = np.char.decode(array, "latin-1")
+    if array.dtype.kind == "U" and array.size and np.char.isdecimal(array).all():
+        array = array.astype(np.int64)  # numerals are numbers, not words: '10' comes after '9'
     if array.dtype.kind not in "biufU":
         raise TypeError(f"{where} has targets of type {array.dtype}: give numbers, words, or None where there are none")
     if not array.ndim:

@@ -36,6 +36,10 @@ def check_labels(
         first = int(np.argmax(data.labels >= n_scores))
         message = f"example {first} has the label {data.labels[first]}, but the model scores {n_scores} classes"
         raise ValueError(f"{message} (0 to {n_scores - 1}): fix the labels, or use a model with more outputs")
+    if data.task == "classes" and data.names and len(data.names) != n_scores:
+        told = f"the targets hold {counted(len(data.names), 'word')}, and the model scores {n_scores} classes"
+        advice = "give integer classes, or data with examples of every class"
+        raise ValueError(f"{told}: which word is which class cannot be told; {advice}")
     if data.task in ("labels", "numbers") and (width := data.labels[0].size) != n_scores:
         labels, numbers = f"{counted(width, 'label')} of 0 or 1", f"{counted(width, 'number')} to predict"
         kind = labels if data.task == "labels" else numbers

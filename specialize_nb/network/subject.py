@@ -324,7 +324,9 @@ def _settled(network: Network, data: Batches, asked: Asked) -> Batches:
 
 def _of_the_model(model: nn.Module, data: Batches) -> Batches:
     """Classes that words name in the model's order, if its configuration knows them."""
-    known = getattr(getattr(model, "config", None), "label2id", None) or {}
+    config = getattr(model, "config", None)
+    known = dict(getattr(config, "label2id", None) or {})
+    known |= {name: i for i, name in (getattr(config, "id2label", None) or {}).items()}
     if not set(data.names) & set(known) or data.task != "classes":
         return data
     return ordered_as(data, sorted(known, key=known.__getitem__))

@@ -468,9 +468,8 @@ def _tensor(x: Any, where: str) -> Tensor:
         if hasattr(x, "to_numpy"):
             table = np.array(x.to_numpy())
             return torch.as_tensor(table.astype(np.int64 if table.dtype.kind in "iu" else np.float32))
-        if isinstance(x, np.ndarray) and not x.dtype.isnative:
-            x = x.astype(x.dtype.newbyteorder("="))
-        array = x if isinstance(x, np.ndarray) else None
+        array = x.astype(x.dtype.newbyteorder("="), copy=False) if isinstance(x, np.ndarray) else None
+        x = x if array is None else array
         if array is not None and not (array.flags.writeable and all(step >= 0 for step in array.strides)):
             x = array.copy()
         return torch.as_tensor(x)

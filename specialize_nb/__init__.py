@@ -5,8 +5,10 @@ Modules:
 - `specialize_nb.audits.audit`: Which groups of units in a network are locally specialized?
 - `specialize_nb.audits.cli`: Audits from the shell, without writing Python
 - `specialize_nb.audits.kinds`: The kinds of graph an audit can cluster, one row each: how it is built and cut, and what is asked of its clusters.
+- `specialize_nb.audits.lockstep`: Lesions and coherence of several partitions, drawn look by look as the lists of one audit.
 - `specialize_nb.audits.report`: One page that tells people who were not there what was found.
 - `specialize_nb.audits.sources`: Where the shell gets a network, its weights and its data from: files, packages, named data sets, folders of images.
+- `specialize_nb.audits.twins`: What does an audit find in a network that has learnt nothing?
 - `specialize_nb.base.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.base.results`: The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
 - `specialize_nb.base.signatures`: What a function takes, read from its source: names, types, defaults and what the comments say. Nothing is imported.
@@ -51,6 +53,9 @@ Modules:
 - `specialize_nb.network.wiring`: Follows units through a traced program, operation by operation: which weights join which units.
 - `specialize_nb.responses.coherence`: Do the units of a group answer to the same thing?
 - `specialize_nb.responses.pictures`: What a group of units asks to see
+- `specialize_nb.stats.discoveries`: How many findings are real, in any set picked after looking?
+- `specialize_nb.stats.equivalence`: Which groups can be left out at no more than a stated cost?
+- `specialize_nb.stats.power`: What can a study of this size find, and how large must it be?
 - `specialize_nb.stats.replication`: How large is the effect over several networks of one setting?
 - `specialize_nb.stats.sequential`: How many random controls does each sub-cluster need before its verdict is clear?"""
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from specialize_nb.audits.audit import Audit, _left_out, _partitions, audit, plan_audit
+from specialize_nb.audits.findings import verdicts
 from specialize_nb.audits.kinds import KINDS
 from specialize_nb.base.data import Batches, batches, digits
 from specialize_nb.clusters.partition import Partition
@@ -33,7 +34,7 @@ from specialize_nb.lesions.importance import Importance, importance
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
 from specialize_nb.responses import coherence as coherence_room
-from specialize_nb.stats.many import benjamini_hochberg
+from specialize_nb.stats.many import benjamini_hochberg, conjunction
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import mlp
@@ -100,6 +101,22 @@ def failing(condition, function, told="no luck"):
     return wrapper
 
 
+class Own(nn.Module):
+    "A layer that cannot be initialised again, since it does not say how."
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 6))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def worded_by_hand():
+    "A model with such a layer."
+    return nn.Sequential(Own(), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
 def test_halves():
     x, y = torch.arange(7.0)[:, None], torch.zeros(7, dtype=torch.int64)
     for whole in (batches((x, y), batch_size=4), batches(DataLoader(list(zip(x, y, strict=True)), batch_size=4))):
@@ -152,14 +169,20 @@ def test_rule():
         assert_allclose(
             rows[f"{evidence}_q"], benjamini_hochberg(rows[f"{evidence}_p"].to_numpy()), rtol=1e-6, strict=True
         )
-    passed = list(zip(rows["importance_q"] <= 0.2, rows["coherence_q"] <= 0.2, strict=True))
-    names = {
-        (True, True): "specialized",
-        (True, False): "important",
-        (False, True): "coherent",
-        (False, False): "neither",
-    }
-    assert list(rows["verdict"]) == [names[one] for one in passed] and len(set(passed)) > 1
+    both = conjunction(rows["importance_p"].to_numpy(), rows["coherence_p"].to_numpy())
+    assert_allclose(rows["specialized_q"], both, rtol=1e-6, strict=True)
+    passed = list(zip(both <= 0.2, rows["importance_q"] <= 0.2, rows["coherence_q"] <= 0.2, strict=True))
+    names = {(True, True, True): "specialized", (False, False, True): "coherent", (False, False, False): "neither"}
+    assert list(rows["verdict"]) == [names.get(one, "important") for one in passed] and len(set(passed)) > 1
+    for finding in judged.findings:  # every view goes by the same lists
+        own = rows[rows["graph"] == finding.graph]
+        pd.testing.assert_frame_equal(
+            verdicts([finding], alpha=0.2).drop(columns="same"), own.drop(columns="same").reset_index(drop=True)
+        )
+        main = finding.importance.to_frame().query("outcome == 'cross_entropy'")
+        assert_allclose(main["q_value"], own["importance_q"], rtol=1e-9, strict=False)
+        told = f"q <= 0.2: {(own['importance_q'] <= 0.2).sum()} of {len(own)} in cross_entropy"
+        assert told in finding.importance.verdict and told in finding.verdict
     expected = [weight_graph(network), activation_graph(model, train, network)]
     for finding, graph in zip(judged.findings, expected, strict=True):
         again = spectral_partition(graph, 4)
@@ -342,7 +365,8 @@ def test_graph_fails():
             "activations, global",
             "activations, local",
         ]
-    with mock.patch.dict(KINDS, weights=broken, activations=replace(broken, name="activations", label="activations")):
+    broken = {name: replace(KINDS[name], cut=broken.cut) for name in ("weights", "activations")}
+    with mock.patch.dict(KINDS, **broken):
         none = spelled(audit(model, data, **QUICK))
         with pytest.warns(RuntimeWarning, match=r"nothing can be lesioned\. Clusters by weights are missing"):
             assert plan_audit(model, data, n_controls=19, probe_seconds=0.05) == {}
@@ -361,7 +385,7 @@ def test_layer_fails():
     whole = audit(model, data, **options)
     places = {
         "importance": [(Cut, "__init__", lambda cut, network, program, layers, *_: first in layers)],
-        "coherence": [(coherence_room, "_on_real_data", lambda work, layer, groups: layer == first)],
+        "coherence": [(coherence_room.Agreement, "grow", lambda one, n: one.layer == first)],
     }
     places["importance"].append((Cut, "scores", lambda cut, *_: first in cut.layers))
     with warnings.catch_warnings():
@@ -454,6 +478,36 @@ def test_mistakes_raise():
         audit(model, data, outcomes=broken_outcome, **QUICK)
 
 
+def test_twins():
+    model, data = digits_network(), digits("test")
+    quick = dict(k=6, n_visual=1, steps=1, n_exhibits=0, n_boot=5, matched=False)
+    plain = audit(model, data, graphs=("activations",), **quick)
+    with unchanged(model):
+        beside = spelled(audit(model, data, graphs=("activations",), twin=2, **quick))
+    cells = beside.twins.to_frame().set_index(["outcome", "network"])
+    assert (
+        not cells.loc[("correlation", "untrained"), "holds"] and cells.loc[("class_information", "untrained"), "holds"]
+    )
+    assert ("class_information", "shuffled labels") in cells.index and beside.twins.n_twins == 2
+    pd.testing.assert_frame_equal(beside.verdicts(), plain.verdicts())  # the outcome that decides holds
+    by_correlation = replace(KINDS["activations"], coherence=("correlation", "class_information"))
+    with mock.patch.dict(KINDS, activations=by_correlation):
+        turned = audit(model, data, graphs=("activations",), twin=lambda seed: digits_network(trained=False), **quick)
+    assert all(one.coherence.outcomes[0] == "class_information" for one in turned.findings)
+    assert any("'correlation' does not hold its level" in note for note in turned.notes)
+    only = replace(KINDS["activations"], coherence=("correlation",))
+    with mock.patch.dict(KINDS, activations=only):
+        mute = audit(model, data, graphs=("activations",), twin=2, **quick | dict(n_visual=1))
+    assert mute.verdicts()["coherence_q"].isna().all() or mute.findings[0].coherence.outcomes[0] != "correlation"
+    assert plain.twins is None and turned.settings["twin"] == "<lambda>"
+    for wrong in (-1, True, "three"):
+        with pytest.raises(ValueError, match=r"twin=.*: give a number of untrained networks from 0, or a function"):
+            audit(model, data, twin=wrong)
+    with pytest.raises(ValueError, match="has parameters and no `reset_parameters`: give a function"):
+        audit(worded_by_hand(), small_data(), twin=1)
+    beside.twins.to_frame().round(3)
+
+
 def test_upstream_and_downstream():
     planted = planted_mlp()
     options = dict(k=2, graphs=("upstream", "downstream"), n_controls=99, n_visual=1, n_exhibits=0)
@@ -533,8 +587,32 @@ def test_doubt():
         matched={name: one + 1e6 for name, one in first.findings[0].importance.matched.items()},
     )
     doubtful = replace(first, alpha=0.3, findings=(replace(first.findings[0], importance=weak),))
-    assert f"{len(weak.keys)} of the {len(weak.keys)} important sub-clusters are not shown" in doubtful.verdict
+    assert f"{len(weak.keys)} of the {len(weak.keys)} important ones are not shown to matter more" in doubtful.verdict
+    bare = replace(weak, matched={})
+    alone = replace(first, alpha=0.3, findings=(replace(first.findings[0], importance=bare),))
+    assert (
+        f"{len(bare.keys)} of the {len(bare.keys)} important ones are not compared with units as strong"
+        in alone.verdict
+    )
     doubtful.verdict
+
+
+def test_error_rate():
+    model, data = mlp((64, 24, 24, 10)), digits("test")
+    for few, alpha, needed in ((18, 0.05, 19), (98, 0.01, 99), (Sequential(most=19, first=9), 0.01, 99)):
+        with pytest.raises(ValueError, match=f"nothing can be found at alpha={alpha}: give at least {needed}, better"):
+            audit(model, data, k=3, n_controls=few, alpha=alpha)
+    with pytest.raises(ValueError, match="18 controls allow no p-value"):
+        plan_audit(model, data, k=3, n_controls=18)
+    quick = dict(k=3, scopes=("global",), n_visual=1, n_exhibits=0, n_boot=5, steps=1, matched=False)
+    loose = audit(model, data, alpha=0.2, n_controls=Sequential(most=99, alpha=0.01), **quick)
+    assert loose.settings["n_controls"]["alpha"] == 0.2  # the audit's, not the design's
+    assert {round(1 - one.importance.level, 9) for one in loose.findings} == {0.2}
+    assert "q <= 0.2" in loose.findings[0].coherence.verdict and loose.settings["n_set_aside"] == len(data.x) // 2
+    assert f"Clusters were found on {len(data.x) // 2} examples" in loose.verdict
+    weights = audit(model, data, graphs=("weights",), n_controls=19, **quick)
+    assert weights.baseline["n_examples"] == len(data.x) and "Clusters were found on" not in weights.verdict
+    weights.baseline["n_examples"], loose.baseline["n_examples"]
 
 
 def test_save_load():

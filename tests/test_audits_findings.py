@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from specialize_nb.audits.findings import RANK, Exhibit, Finding, verdicts
+from specialize_nb.audits.findings import RANK, Exhibit, Finding, judged_together, verdicts
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.lesions.importance import Importance
 from specialize_nb.responses.coherence import Coherence
@@ -48,8 +48,10 @@ def test_verdicts():
     assert_allclose(rows["importance_q"][:2], np.full(2, 2 / 200), rtol=1e-6, strict=True)
     assert_allclose(rows["coherence_q"][[0, 2]], np.full(2, 2 / 200), rtol=1e-6, strict=True)
     assert list(rows["verdict"]) == list(RANK) and set(rows["importance_outcome"]) == {"cross_entropy"}
-    assert list(verdicts([finding], 2 / 200 + 1e-9)["verdict"]) == list(RANK)
-    assert list(verdicts([finding], 2 / 200 - 1e-9)["verdict"]) == ["neither"] * 4
+    assert_allclose(rows["specialized_q"][0], 0.02, rtol=1e-6)  # two are on each list, one pair on both: 2 * 2 / 200
+    assert list(verdicts([finding], alpha=0.02 + 1e-9)["verdict"]) == list(RANK)
+    assert list(verdicts([finding], alpha=0.02 - 1e-6)["verdict"]) == ["important", "important", "coherent", "neither"]
+    assert list(verdicts([finding], alpha=0.01 - 1e-6)["verdict"]) == ["neither"] * 4
     both = verdicts([finding, replace(finding, graph="activations")])
     assert list(both["verdict"]) == [*RANK, *RANK] and set(both["graph"]) == {"weights", "activations"}
     alone, none = by_hand((8, 0, 0, 0), (8, 0, 0, 0)), by_hand((0,) * 4, (0,) * 4)
@@ -57,6 +59,50 @@ def test_verdicts():
     assert_allclose(rare["importance_q"].min(), 12 / 200, rtol=1e-6, strict=True)
     assert set(rare["verdict"]) == {"neither"} and verdicts([alone])["verdict"][0] == "specialized"
     rows["verdict"].to_frame()
+
+
+def test_strength():
+    matched = np.array([8.0, 0, 0, 0])[None] * 0 + np.random.default_rng(1).normal(size=(199, 4))
+    matched[:, 1] = np.nan  # no group is matched to it
+    finding = by_hand((8, 8, 8, 0), (0,) * 4)
+    strict = replace(finding.importance, matched={"cross_entropy": matched + np.array([0, 0, 8, 0])})
+    rows = verdicts([replace(finding, importance=strict)])
+    assert rows["strength"].tolist()[0] == "beyond" and rows["strength"].tolist()[2:] == ["not beyond"] * 2
+    assert set(verdicts([finding])["strength"]) == {"not matched"}
+    drawn = replace(finding, importance=strict).plot()
+    rows[["cluster", "verdict", "importance_q", "p_matched", "q_matched", "strength"]].round(3)
+
+
+def test_same_sets():
+    labels = {"weights": np.arange(12) // 3, "activations": np.r_[0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]}
+    labels["upstream"] = np.r_[[0] * 6, 1, 1, 1, 2, 3, 3]
+    several = [
+        replace(by_hand(), graph=name, partition=Partition.from_labels({"fc": one})) for name, one in labels.items()
+    ]
+    rows = verdicts(several).set_index(["graph", "cluster"])["same"]
+    assert rows["weights", 0] == rows["activations", 0] == rows["upstream", 0]  # 3 of 4 units, then 4 of 6
+    assert rows["weights", 1] == rows["activations", 1] and len({rows["weights", i] for i in range(4)}) == 4
+    assert rows["weights", 2] == rows["activations", 2] == rows["upstream", 1]
+    assert rows["upstream", 2] not in set(rows["weights"])  # one unit of three is not more than half
+    assert sorted(set(rows)) == list(range(rows.nunique())) and rows.iloc[0] == 0
+    rows.unstack()
+
+
+def test_judged_together():
+    first, second = by_hand((8, 8, 0, 0)), replace(by_hand((8, 0, 0, 0), (8, 0, 0, 0)), graph="activations")
+    family = judged_together([first, second])
+    rows = verdicts([first, second])
+    pd.testing.assert_frame_equal(verdicts(family), rows)
+    parts = pd.concat([verdicts([one]) for one in family], ignore_index=True)
+    pd.testing.assert_frame_equal(parts.drop(columns="same"), rows.drop(columns="same"))
+    for one, part in zip(family, np.split(rows["importance_q"].to_numpy(), 2), strict=True):
+        assert_allclose(one.importance.to_frame()["q_value"], part, rtol=1e-9, strict=False)
+    crowd = by_hand((0,) * 4, (0,) * 4)
+    crowded = judged_together([first, *(replace(crowd, graph=f"kind {i}") for i in range(20))])[0]
+    assert "2 of 4 in cross_entropy" in first.verdict and "0 of 4 in cross_entropy" in crowded.verdict
+    with pytest.raises(ValueError, match="alpha=5: give a false discovery rate between 0 and 1"):
+        verdicts(family, alpha=5)
+    rows[["graph", "cluster", "importance_q", "coherence_q", "specialized_q", "verdict"]].round(3)
 
 
 def test_tested_in_one_way():

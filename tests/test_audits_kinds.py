@@ -28,7 +28,7 @@ from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.responses.coherence import MEASURES, CoherenceMeasure
 from specialize_nb.training.models import mlp
 
-SMALL = dict(k=3, n_controls=9, n_visual=2, steps=2, n_boot=5, n_exhibits=1, n_jobs=1)
+SMALL = dict(k=3, n_controls=19, n_visual=2, steps=2, n_boot=5, n_exhibits=1, n_jobs=1)
 MODEL = "my_model.py:make_model"
 
 

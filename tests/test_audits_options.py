@@ -18,7 +18,7 @@ FUNCTIONS = (
 
 APART = {  # Option -> functions for which it is another thing than for the rest; each group agrees in itself
     "model": ["audit plan_audit"],  # they split the data, so they take no `Subject`
-    "n_controls": ["coherence CoherenceOptions", "interactions"],  # no `Sequential` design
+    "n_controls": ["interactions"],  # no `Sequential` design
     "outcomes": ["coherence CoherenceOptions"],  # measures of coherence, not of damage
     "n_boot": ["coherence CoherenceOptions"],  # of images, and of the controls of pictures
     "store": ["plan plan_audit"],  # read, not written

@@ -256,7 +256,9 @@ def test_undefined_evidence():
     )
     effect, controls = report._standardised(flat)
     assert np.isnan(effect).tolist() == [True, False, True] and np.isfinite(controls[:, 1]).all()
-    judged = pd.DataFrame(rows, columns=["layer", "cluster", "n_units"]).assign(verdict="neither", importance_q=0.5)
+    judged = pd.DataFrame(rows, columns=["layer", "cluster", "n_units"]).assign(
+        verdict="neither", importance_q=0.5, q_matched=np.nan, strength="not matched"
+    )
 
     def drawn(place, low, high):
         own = judged.iloc[[place]].assign(importance_ci_low=low, importance_ci_high=high)
@@ -279,8 +281,13 @@ def test_short_list():
     of_listed = rows[rows["verdict"] == "specialized"]["importance_effect"].sort_values(ascending=False)
     shown = re.findall(r'number">([+−][\d.]+)<small', listed)[::2]
     assert shown == of_listed.map(report._effect).tolist() and len(of_listed) > 2
+    marked = part("listed", toy, listed=report._listed(rows.assign(strength="not beyond", q_matched=0.4), []))
+    assert marked.count("†</abbr>") == len(of_listed) and listed.count("‡</abbr>") == len(of_listed)  # none is matched
+    assert (
+        "†" not in part("listed", toy, listed=report._listed(rows.assign(strength="beyond"), [])).split("</table>")[0]
+    )
     nothing = part("listed", toy, listed=report._listed(rows.assign(verdict="neither"), []))
-    assert "No sub-cluster passed both tests" in nothing and "<table" not in nothing
+    assert "No sub-cluster is on the list of both" in nothing and "<table" not in nothing
 
 
 def test_image():
@@ -417,7 +424,7 @@ def test_hostile():
     seen = Reader(written(bad, bad))
     allowed = set(
         "html head meta title style body main header section article nav footer div span h1 h2 h3 h4 h5 p strong small "
-        "a ul li dl dt dd figure figcaption table caption thead tbody tr th td img svg line circle text".split()
+        "a abbr code ul li dl dt dd figure figcaption table caption thead tbody tr th td img svg line circle text".split()
     )
     assert {tag for tag, _ in seen.elements} <= allowed and not seen.open
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]

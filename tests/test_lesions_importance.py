@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
-from specialize_nb.controls.controls import draw_controls
+from specialize_nb.controls.controls import Null
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.lesions.importance import (
@@ -30,7 +30,9 @@ from specialize_nb.lesions.importance import (
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import bootstrap_weights
+from specialize_nb.stats.many import benjamini_hochberg
 from specialize_nb.stats.sequential import Sequential
+from specialize_nb.stats.tests import p_values
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import mlp
 
@@ -71,7 +73,7 @@ def test_closed_form():
     partition = Partition.from_labels({"0": [0] * 3 + [1] * 4 + [2] * 4 + [-1]})
     with unchanged(model):
         found = importance(model, data, partition, n_controls=99)
-    controls = draw_controls(partition, n_controls=99)
+    controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(99)
     intact = loss_by_hand(model, data, np.zeros((1, 12), bool))
     for i in range(3):
         damage = loss_by_hand(model, data, controls.groups(i)) - intact
@@ -87,7 +89,7 @@ def test_replicates():
     for n, atol in ((99, 1e-4), (600, 0.1)):
         found = importance(model, data, partition, n_controls=n, n_boot=30, matched=False)
         weights = bootstrap_weights(150, 30, seed=0)
-        controls = draw_controls(partition, n_controls=n)
+        controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(n)
         x, y = data
         drawn = [torch.as_tensor(np.repeat(np.arange(150), w)) for w in weights]
         for i in range(3):
@@ -108,6 +110,20 @@ def test_harmless():
     published = harmless.paper("cross_entropy").p_value
     assert_allclose(published, [0.05, 0.05], rtol=1e-6, strict=True)
     frame[["value", "control_mean", "effect", "p_value"]]
+
+
+def test_helpful():
+    model, (x, y) = linear_model()
+    with torch.no_grad():
+        model[2].weight[:, :4] *= -3  # four units that speak against the right class
+    wrong = importance(model, (x, y), Partition.from_labels({"0": [0] * 4 + [1] * 4 + [2] * 4}), n_controls=199)
+    frame = wrong.to_frame().query("outcome == 'cross_entropy'")
+    ranks = p_values(wrong.value["cross_entropy"], wrong.draws["cross_entropy"])
+    assert frame["value"][0] < 0 and frame["p_value"][0] == 1 and frame["p_fwer"][0] == 1
+    others = frame["value"] > 0
+    assert others.any()
+    assert_allclose(frame["p_value"][others], ranks[others], rtol=1e-9, strict=False)
+    frame[["cluster", "value", "control_mean", "p_value"]]
 
 
 def test_null():
@@ -133,7 +149,7 @@ def test_null():
 def test_planted():
     planted = planted_mlp(hidden=(16, 16))
     partition = Partition.from_labels({name: planted.labels[name] for name in ("0", "2")})
-    found = importance(planted.model, (planted.x, planted.y), partition)
+    found = importance(planted.model, (planted.x, planted.y), partition, n_controls=199)
     frame = found.to_frame().set_index("outcome")
     assert_allclose(frame.loc["cross_entropy", "p_value"], [1 / 200] * 4, rtol=1e-6, strict=True)
     assert_allclose(frame.loc["accuracy", "value"], [0.5] * 4, rtol=1e-6, strict=True)
@@ -356,7 +372,7 @@ def test_several():
     model, data = trained()
     network = trace(model, data.x)
     partitions = [random_partition(network, k, seed=k) for k in (3, 4)]
-    options = dict(n_controls=Sequential(most=59), n_boot=20)
+    options = dict(n_controls=59, n_boot=20)
     trial = prepare_importance(Subject.of(model, data, network=network), partitions, LesionOptions(**options))
     measure_importance(trial)
     for together, partition in zip(judge_importance(trial), partitions, strict=True):
@@ -366,7 +382,31 @@ def test_several():
             assert np.array_equal(together.draws[name], alone.draws[name], equal_nan=True)
             assert np.array_equal(together.matched[name], alone.matched[name], equal_nan=True)
             assert np.array_equal(together.replicates[name], alone.replicates[name], equal_nan=True)
-    together
+    together.to_frame()["outcome"].value_counts().to_frame("sub-clusters of the second partition")
+
+
+def test_one_list():
+    planted = planted_mlp(hidden=(16, 16))
+    model, data = planted.model, (planted.x, planted.y)
+    network = trace(model, planted.x)
+    real = Partition.from_labels({name: planted.labels[name] for name in ("0", "2")})
+    chance = random_partition(network, 6, seed=5)
+    options, found = dict(outcomes="cross_entropy", matched=False, n_boot=5), {}
+    for design in (999, Sequential(most=999)):
+        trial = prepare_importance(
+            Subject.of(model, data, network=network), [real, chance], LesionOptions(n_controls=design, **options)
+        )
+        measure_importance(trial)
+        parts = judge_importance(trial)
+        p = np.concatenate([one.p_values("cross_entropy") for one in parts])
+        found[str(design)[:3]] = benjamini_hochberg(p) <= 0.05
+    drawn = np.concatenate([one.n_drawn["cross_entropy"] for one in parts])
+    assert (found["999"] == found["Seq"]).mean() > 0.9 and found["Seq"].any() and drawn.mean() < 300
+    listed = found["Seq"]
+    assert (drawn[listed] >= 199).all()  # no test on the pooled list stopped before it was settled
+    pd.Series(
+        {"sub-clusters": len(p), "on the list": listed.sum(), "controls of each": drawn.mean()}, name="one list"
+    ).to_frame()
 
 
 def test_kept():

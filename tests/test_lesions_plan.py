@@ -89,14 +89,14 @@ def test_makespan():
 def test_passes():
     model, data, partition, network = scene()
     for options in (
-        {},
+        {"n_controls": 199},
         {"matched": False, "n_controls": 499},
         {"outcomes": ["kl"], "ablation": "mean", "n_controls": 19},
     ):
         foreseen = plan(model, data, partition, network=network, n_boot=20, **options, **quick)
         passes, found = counted(model, data, partition, network=network, n_boot=20, **options)
         assert foreseen.passes == passes and foreseen.n_kept == 0
-    foreseen = plan(model, data, partition, network=network, matched=False, **quick)
+    foreseen = plan(model, data, partition, network=network, matched=False, n_controls=199, **quick)
     arithmetic = layer_flops(model, data, network=network).set_index("layer")
     table = foreseen.to_frame().set_index("layer")
     blocks = table["passes"] / foreseen.n_images - 3 * 200  # three sub-clusters, with 199 controls each, none alike
@@ -109,7 +109,7 @@ def test_passes():
 def test_kept():
     model, data, partition, network = scene()
     folder = Path(tempfile.mkdtemp()) / "run"
-    options = dict(network=network, n_boot=20, store=folder)
+    options = dict(network=network, n_boot=20, n_controls=199, store=folder)
     before = plan(model, data, partition, **options, **quick)
     importance(model, data, partition, **options)
     blocks = sorted(folder.glob("*/*.npz"))

@@ -15,7 +15,7 @@ from torch import nn
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
-from specialize_nb.controls.controls import draw_controls
+from specialize_nb.controls.controls import Null
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.network.units import trace
@@ -31,6 +31,7 @@ from specialize_nb.responses.coherence import (
 )
 from specialize_nb.responses.pictures import visualize
 from specialize_nb.stats.effects import bootstrap_weights, effect_size
+from specialize_nb.stats.sequential import Sequential
 from specialize_nb.training.models import mlp
 
 
@@ -172,7 +173,7 @@ def test_planted_modules():
     planted = planted_mlp()
     truth = Partition.from_labels({name: planted.labels[name] for name in ("0", "2")})
     with unchanged(planted.model):
-        found = coherence(planted.model, (planted.x, planted.y), truth, n_visual=19)
+        found = coherence(planted.model, (planted.x, planted.y), truth, n_controls=199, n_visual=19)
     frame = found.to_frame().set_index("outcome")
     assert_allclose(frame.loc["correlation", ["p_value", "p_fwer"]], np.full((4, 2), 1 / 200), rtol=1e-6, strict=True)
     assert (frame.loc["correlation", "ci_low"] > 10).all()
@@ -198,7 +199,7 @@ def test_planted_patterns():
 
 def test_by_hand():
     model, (x, y), truth = pattern_net()
-    controls = draw_controls(truth, n_controls=5, seed=4)
+    controls = Null(partition=truth, layers=tuple(truth.labels), min_units=1, seed=4).controls(5)
     for activation in (nn.ReLU(), nn.Tanh()):
         model[2] = activation.eval()
         found = coherence(model, (x, y), truth, n_controls=5, n_visual=3, seed=4, steps=12, n_boot=2)
@@ -418,6 +419,23 @@ def test_one_outcome():
         one.to_frame().drop(columns="q_value"),
     )
     one
+
+
+def test_sequential():
+    model, data, truth = pattern_net()
+    options = dict(n_visual=3, steps=2, n_boot=5, outcomes=("correlation", "class_information", "visual_score"))
+    many, few = (coherence(model, data, truth, n_controls=n, **options) for n in (999, Sequential(most=999)))
+    for name in options["outcomes"]:
+        n = few.n_drawn.get(name, np.full(len(few.keys), 3))
+        for i, drawn in enumerate(n):
+            assert_allclose(few.draws[name][:drawn, i], many.draws[name][:drawn, i], rtol=1e-9, strict=True)
+        assert_allclose(few.value[name], many.value[name], rtol=1e-9, strict=True)
+    assert "visual_score" not in few.n_drawn and few.n_drawn["correlation"].max() < 250
+    listed = [one.q_values("correlation") <= 0.05 for one in (many, few)]
+    assert np.array_equal(*listed) and listed[0].all()
+    pictures = coherence(model, data, truth, outcomes=("visual_score", "correlation"), n_visual=3, steps=2, n_boot=5)
+    assert pictures.n_drawn == {} and len(pictures.draws["correlation"]) == 3  # pictures cannot say when to stop
+    few
 
 
 def test_save_load():

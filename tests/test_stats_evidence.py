@@ -76,7 +76,8 @@ def test_to_frame():
         assert_allclose(rows["effect"], (value - draws.mean(0)) / draws.std(0, ddof=1), rtol=1e-6, strict=True)
         assert_allclose(rows["control_mean"], draws.mean(0), rtol=1e-6, strict=True)
         assert_allclose(rows["control_sd"], draws.std(0, ddof=1), rtol=1e-6, strict=True)
-    assert_allclose(frame["q_value"], multipletests(frame["p_value"], method="fdr_bh")[1], rtol=1e-6, strict=True)
+    for rows in (loss, accuracy):
+        assert_allclose(rows["q_value"], multipletests(rows["p_value"], method="fdr_bh")[1], rtol=1e-6, strict=True)
     ends = np.sort(evidence.replicates["loss"], axis=0)
     assert_allclose(loss[["ci_low", "ci_high"]].to_numpy().T, ends[[2, -3]], rtol=1e-6, strict=True)
     assert np.all(loss["ci_low"] < loss["effect"]) and np.all(loss["effect"] < loss["ci_high"])
@@ -122,7 +123,11 @@ def test_stopped_early():
         some.to_frame()["p_matched"][:6], look_p_values(value, matched["loss"], n_drawn, looks), rtol=1e-6, strict=True
     )
     assert_allclose(some.to_frame()["p_value"][:6], p_values(value, whole.draws["loss"]), rtol=1e-6, strict=True)
-    assert "stand out at FDR <= 0.1: 1 of 6 in loss (1 undefined)" in stopped.verdict
+    assert "stand out at q <= 0.1: 1 of 6 in loss (1 undefined)" in stopped.verdict
+    part = toy_evidence(n_drawn={"loss": n_drawn}, looks=looks)  # the other outcome has a fixed number of controls
+    assert_allclose(part.to_frame()[:6]["p_value"], loss["p_value"], rtol=1e-6, strict=True)
+    assert_allclose(part.to_frame()["p_value"][6:], whole.to_frame()["p_value"][6:], rtol=1e-6, strict=True)
+    assert part.to_frame()["n_controls"][6:].tolist() == [99] * 6
     few = toy_evidence(n_drawn=[9] * 6, looks=(9, 18))
     assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
     frame[["layer", "cluster", "outcome", "n_controls", "effect", "p_value", "q_value", "p_fwer", "p_matched"]].round(3)
@@ -137,10 +142,10 @@ def test_undefined():
     judged = ["value", "effect", "ci_low", "ci_high", "p_value", "q_value", "p_fwer"]
     assert frame.iloc[[0, 6]][judged].isna().all(axis=None)
     assert (frame.iloc[[1, 7]][["p_value", "q_value", "p_fwer"]] == 1).all(axis=None) and frame["effect"][1] == 0
-    filled = frame["p_value"].fillna(1.0)
+    filled = frame["p_value"][:6].fillna(1.0)
     assert_allclose(
-        frame["q_value"].dropna(),
-        multipletests(filled, method="fdr_bh")[1][frame["p_value"].notna()],
+        frame["q_value"][:6].dropna(),
+        multipletests(filled, method="fdr_bh")[1][frame["p_value"][:6].notna()],
         rtol=1e-6,
         strict=True,
     )
@@ -152,8 +157,37 @@ def test_undefined():
     for level, n in ((0.95, 19), (0.9, 9), (0.8, 4)):  # the smallest p-value equals the level: it passes
         one = {"loss": np.arange(n)[:, None]}
         just = Evidence(keys=evidence.keys[:1], outcomes=["loss"], value={"loss": [99.0]}, draws=one, level=level)
-        assert f"p_fwer <= {1 - level:.3g}: 1 of 1 in loss" in just.verdict
+        assert f"q <= {1 - level:.3g}: 1 of 1 in loss" in just.verdict
     undefined.verdict, few.verdict
+
+
+def test_lists():
+    evidence = toy_evidence()
+    strict = {"loss": evidence.draws["loss"] * 1.2}
+    others = np.array([0.005, 0.005, 0.9, 0.3])
+    family = toy_evidence(beside={"loss": others}, matched=strict, matched_beside={"loss": others})
+    p = evidence.p_values("loss")
+    assert_allclose(family.q_values("loss"), benjamini_hochberg(np.r_[p, others])[:6], rtol=1e-9, strict=True)
+    assert_allclose(
+        family.q_values("accuracy"), benjamini_hochberg(evidence.p_values("accuracy")), rtol=1e-9, strict=True
+    )
+    beside_strict = benjamini_hochberg(np.r_[family.p_values("loss", matched=True), others])[:6]
+    assert_allclose(family.to_frame()["q_matched"][:6], beside_strict, rtol=1e-9, strict=False)
+    assert family.q_values("loss")[0] < evidence.q_values("loss")[0]  # others that stand out make the list longer
+    mute = toy_evidence(mute="no twin passes", beside={"loss": others})
+    judgements = ["p_value", "q_value", "p_fwer", "p_matched", "q_matched"]
+    assert mute.to_frame()[judgements].isna().all(axis=None) and mute.to_frame()["effect"].notna().all()
+    assert mute.verdict == "6 sub-clusters, of which this decides nothing: no twin passes" and len(mute.plot().lines)
+    crowd = toy_evidence(beside={"loss": np.ones(200)})
+    assert (
+        "1 of 6 in loss" in evidence.verdict and "0 of 6 in loss" in crowd.verdict
+    )  # and a crowd that does not is a bar
+    floor = float(evidence.value["loss"][0])
+    for least, first in ((floor, 1.0), (floor - 1e-6, 1 / 200)):
+        above = toy_evidence(floor={"loss": least})
+        assert above.p_values("loss")[0] == first and above.to_frame()["p_fwer"][0] == first
+        assert_allclose(above.p_values("accuracy"), evidence.p_values("accuracy"), rtol=1e-9, strict=True)
+    pd.DataFrame({"alone": evidence.q_values("loss"), "with four others": family.q_values("loss")}).round(3)
 
 
 def test_save():
@@ -166,7 +200,13 @@ def test_save():
 
     with tempfile.TemporaryDirectory() as folder:
         bare, extended = toy_evidence(replicates={}, untested=()), toy_evidence(Extended, extra=np.eye(2), word="é")
-        early = toy_evidence(n_drawn=np.full(6, 39), looks=(19, 39), matched={"loss": np.eye(6)}, n_matched=[6] * 6)
+        early = toy_evidence(
+            n_drawn=np.full(6, 39),
+            looks=(19, 39),
+            matched={"loss": np.eye(6)},
+            n_matched=[6] * 6,
+            beside={"loss": [0.2]},
+        )
         assert toy_evidence().untested["code"].tolist() == ["too_small"] and bare.untested.empty
         for evidence in (toy_evidence(), bare, early, extended):
             again = type(evidence).load(evidence.save(f"{folder}/evidence.npz"))
@@ -175,12 +215,20 @@ def test_save():
             assert again.settings == evidence.settings == {"seed": 16, "n": 200, "layers": ["fc1", "fc2"]}
             assert again.outcomes == evidence.outcomes and again.level == evidence.level
             assert again.looks == evidence.looks
-            for kind in ("value", "draws", "replicates", "n_drawn", "matched", "n_matched"):
+            for kind in ("value", "draws", "replicates", "n_drawn", "matched", "n_matched", "beside", "matched_beside"):
                 first, second = getattr(evidence, kind), getattr(again, kind)
                 assert list(first) == list(second)
                 assert all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
                 assert all(first[name].dtype == second[name].dtype for name in first)
-        later = {"looks", "n_drawn", "matched", "n_matched"}  # a file from before these fields
+        later = {
+            "looks",
+            "n_drawn",
+            "matched",
+            "n_matched",
+            "floor",
+            "beside",
+            "matched_beside",
+        }  # a file from before these fields
         arrays, plain = read_result(bare.save(f"{folder}/new.npz"), "Result")
         kept = {name: one for name, one in plain["fields"].items() if name not in later}
         write_result(f"{folder}/old.npz", "Result", arrays, {"result": "Evidence", "fields": kept})
@@ -208,16 +256,11 @@ def test_plot():
     assert_allclose(
         shown[np.argsort(shown[:, 0])], np.c_[np.arange(6), evidence.value["accuracy"]], rtol=1e-6, strict=True
     )
-    p = max_t(evidence.value["accuracy"], evidence.draws["accuracy"])
-    assert_allclose(filled[:, 0], np.flatnonzero(p <= 0.05).astype(float), rtol=1e-6, strict=True)
+    q = benjamini_hochberg(p_values(evidence.value["accuracy"], evidence.draws["accuracy"]))
+    assert_allclose(filled[:, 0], np.flatnonzero(q <= 0.05).astype(float), rtol=1e-6, strict=True)
     plt.close(fig)
     html = toy_evidence(keys={"layer": ["<b>"] * 6, "cluster": range(6), "n_units": [3] * 6})._repr_html_()
-    assert (
-        "<td><b>" not in html
-        and "&lt;b&gt;" in html
-        and html.count("<tr") == 13
-        and "p_fwer &lt;= 0.05: 1 of 6" in html
-    )
+    assert "<td><b>" not in html and "&lt;b&gt;" in html and html.count("<tr") == 13 and "q &lt;= 0.05: 1 of 6" in html
 
 
 def test_nothing_tested():
@@ -257,7 +300,8 @@ def test_refused():
         ),
         "got looks \\(9, 19\\) without `n_drawn`": dict(looks=(9, 19)),
         "`n_drawn` has no `looks` beside it": dict(n_drawn=[19] * 6),
-        "`n_drawn` has outcomes \\['loss'\\], not": dict(n_drawn={"loss": [19] * 6}, looks=(9, 19)),
+        "`n_drawn` has outcomes \\['los'\\], not among": dict(n_drawn={"los": [19] * 6}, looks=(9, 19)),
+        "`beside` has \\['los'\\], not among": dict(beside={"los": [0.5]}),
         "got n_drawn \\[19\\]: give 6 numbers of controls, from 0 to 199": dict(n_drawn=[19], looks=(9, 19)),
         "`matched` has \\['los'\\], not among": dict(matched={"los": np.zeros((9, 6))}),
         "`matched` of 'loss' has shape \\(9, 5\\): give \\(n, 6\\)": dict(matched={"loss": np.zeros((9, 5))}),

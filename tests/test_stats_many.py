@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from specialize_nb.stats.many import benjamini_hochberg, holm, max_t
+from specialize_nb.stats.many import benjamini_hochberg, conjunction, holm, max_t
 from specialize_nb.stats.tests import p_values
 
 
@@ -24,6 +24,25 @@ def null_layers(rng, studies, n_controls, sizes=(6, 24, 18), strongest=False):
         drawn[:, 0, sizes[0] :] = rng.permuted(np.broadcast_to(labels[sizes[0] :], (studies, units - sizes[0])), axis=1)
     total = np.stack([(damage * (drawn == group)).sum(2) for group in range(len(sizes))], axis=2)
     return 1 - np.exp(-total / 4)
+
+
+def mixture(rng, counts, shift=3.0, correlation=0.3, n_controls=9_999):
+    """p-values (m, 2) of groups that are both, the first only, the second only, neither; and which are both."""
+    kinds = np.repeat(np.array([[1, 1], [1, 0], [0, 1], [0, 0]]), counts, axis=0)
+    noise = rng.standard_normal(kinds.shape)
+    noise[:, 1] = correlation * noise[:, 0] + np.sqrt(1 - correlation**2) * noise[:, 1]
+    beaten = rng.binomial(n_controls, stats.norm.sf(noise + shift * kinds))
+    return (1 + beaten) / (1 + n_controls), kinds.all(1)
+
+
+def lists(p, alpha=0.05):
+    """Way -> (m,) bool, the list of what is both."""
+    each = benjamini_hochberg(p[:, 0]), benjamini_hochberg(p[:, 1])
+    return {
+        "two lists cut": (each[0] <= alpha) & (each[1] <= alpha),
+        "larger p-value": benjamini_hochberg(p.max(1)) <= alpha,
+        "conjunction": conjunction(p[:, 0], p[:, 1]) <= alpha,
+    }
 
 
 def test_max_t_by_definition():
@@ -215,3 +234,54 @@ def test_power():
     }
     assert power[19] == power[199] == 0 and power[999] == power[1999] == 1
     pd.Series(power, name="passes").rename_axis("controls").to_frame()
+
+
+def test_conjunction_by_definition():
+    def selected_at(p, alpha):
+        n1, n2 = (p <= alpha / 2 + 1e-12).sum(0)
+        for R in range(len(p), 0, -1):
+            found = [
+                i
+                for i, (a, b) in enumerate(p)
+                if max(a, b) <= alpha / 2 + 1e-12 and 2 * max(n2 * a, n1 * b) <= R * alpha + 1e-12
+            ]
+            if len(found) >= R:
+                return set(found)
+        return set()
+
+    rng, n_listed = np.random.default_rng(10), 0
+    for _ in range(4):
+        p = rng.integers(1, 40, (8, 2)) ** 4 / 1600**2
+        q, upto, each = conjunction(*p.T), set(), benjamini_hochberg(p[:, 0]).clip(benjamini_hochberg(p[:, 1]))
+        rates = np.unique([2 * n * a / R for n in range(1, 9) for R in range(1, 9) for a in p.ravel()] + [*each])
+        for alpha in rates[rates <= 0.5]:  # all at which anything can change
+            upto |= selected_at(p, alpha)
+            assert {i for i in upto if each[i] <= alpha} == set(np.flatnonzero(q <= alpha + 1e-12))
+        n_listed += (q < 0.5).sum()
+    assert n_listed > 5
+    assert_allclose(conjunction([0.01], [0.004]), [0.02], rtol=1e-6, strict=True)
+    assert_allclose(conjunction([0.01, np.nan, 0.3], [0.004, 0.001, np.nan])[1:], [np.nan, np.nan], strict=True)
+    assert conjunction(np.zeros(0), np.zeros(0)).shape == (0,)
+    p = rng.random((40, 2)) ** 3
+    assert_allclose(conjunction(p[:, 1], p[:, 0]), conjunction(p[:, 0], p[:, 1]), rtol=1e-9, strict=True)
+    order = rng.permutation(40)
+    assert_allclose(conjunction(*p[order].T), conjunction(*p.T)[order], rtol=1e-9, strict=True)
+    assert np.all(conjunction(*p.T) >= benjamini_hochberg(p[:, 0]) - 1e-12)
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
+        conjunction([0.1, 0.2], [0.1])
+
+
+def test_conjunction_false_discoveries():
+    rng, found = np.random.default_rng(11), {}
+    for counts in ((0, 40, 40, 20), (2, 40, 40, 20), (5, 30, 30, 60), (20, 10, 10, 60), (0, 5, 5, 50), (0, 0, 0, 46)):
+        for shift in (2.5, 4.0):
+            shares = []
+            for _ in range(150):
+                p, both = mixture(rng, counts, shift)
+                shares.append([(one & ~both).sum() / max(one.sum(), 1) for one in lists(p).values()])
+            found[f"{counts}, {shift} sd"] = np.mean(shares, axis=0)
+            noise = 3 * np.std(np.array(shares)[:, 2]) / np.sqrt(len(shares)) + 0.005
+            assert found[f"{counts}, {shift} sd"][2] <= 0.05 + noise
+    both_rate = pd.DataFrame(found, index=list(lists(p))).T
+    assert both_rate["two lists cut"].max() > 0.5
+    both_rate.round(3)

@@ -31,15 +31,18 @@ from torch import nn
 from tqdm.auto import tqdm
 
 # %% ../../nbs/14_audit.ipynb #19b9b5f6
-from .findings import RANK, Exhibit, Finding, plot_verdicts, verdicts
+from .findings import RANK, Exhibit, Finding, judged_together, plot_verdicts, verdicts
 from .kinds import KINDS, GraphKindName, Scope
+from .lockstep import measure_together
 from .report import label_of, write_report
 from .sources import one_line
+from .twins import Twins, cell_counts, decided
 from ..base.results import Result, with_notes
 from ..base.signatures import picked
 from ..base.targets import Task
 from ..base.tasks import check_labels
 from ..base.words import check_choice, suggest
+from ..clusters.nulls import untrained_nulls
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
 
@@ -62,6 +65,7 @@ from ..network.subject import Subject
 from ..network.units import Network
 from specialize_nb.responses.coherence import (
     MEASURES,
+    Agreement,
     Coherence,
     CoherenceOptions,
     CoherenceWork,
@@ -74,8 +78,8 @@ from specialize_nb.responses.coherence import (
 from ..responses.examples import top_images
 from ..responses.pictures import Parameterization, visualize
 from ..stats.evidence import UNTESTED_COLUMNS, Evidence
-from ..stats.many import benjamini_hochberg
 from ..stats.sequential import Sequential
+from ..stats.tests import passes_level
 
 # %% ../../nbs/14_audit.ipynb #27290e60
 def _in_words(audit: "Audit") -> str:
@@ -88,11 +92,40 @@ def _in_words(audit: "Audit") -> str:
         "is" if n["specialized"] == 1 else "are"
     )
     verdict = (
-        f"{told} locally specialized: important and coherent beyond random groups of the same size, "
-        f"at a false discovery rate of {audit.alpha:.0%} for each. "
+        f"{told} locally specialized{_sets(rows)}: important and coherent beyond random groups of the same size, "
+        f"at a false discovery rate of {audit.alpha:.0%}. "
         f"Important only: {n['important']}. Coherent only: {n['coherent']}. Neither: {n['neither']}."
     )
-    return " ".join([verdict, *_doubts(audit, rows)])
+    parts = [verdict, *_strength_told(rows), *_aside_told(audit), *_doubts(audit, rows), *_next_steps(audit, rows)]
+    return " ".join(parts)
+
+
+def _sets(rows: pd.DataFrame) -> str:
+    """How many different groups the specialized ones are, if some are nearly the same."""
+    found = rows[rows["verdict"] == "specialized"]
+    n = found["same"].nunique()
+    return "" if n == len(found) else f" ({n} different {'group' if n == 1 else 'groups'} of units)"
+
+# %% ../../nbs/14_audit.ipynb #65b10a81
+def _aside_told(audit: "Audit") -> list[str]:
+    """How many examples were kept out of the judgement, and for what."""
+    n, judged = audit.settings.get("n_set_aside", 0), audit.baseline["n_examples"]
+    return [f"Clusters were found on {n} examples, and judged on the other {judged}."] if n else []
+
+
+def _strength_told(rows: pd.DataFrame) -> list[str]:
+    """Of how many important sub-clusters is it not shown that they are more than strong?"""
+    found = rows[rows["verdict"].isin(RANK[:2])]
+    parts = {
+        "not beyond": "not shown to matter more than units as strong as theirs do (q_matched)",
+        "not matched": "not compared with units as strong, since there are no such groups",
+    }
+    told = []
+    for name, words in parts.items():
+        if n := int((found["strength"] == name).sum()):
+            verb = "is" if n == 1 else "are"
+            told.append(f"{n} of the {len(found)} important ones {verb} {words}.")
+    return told
 
 # %% ../../nbs/14_audit.ipynb #69b8eab6
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
@@ -104,7 +137,6 @@ def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
             f"With {n_controls} controls no p-value is below {least:.2g}, so at least {needed} "
             "sub-clusters must reach it together before any is called important: more controls see more."
         )
-    doubts += _matched_doubt(audit)
     if audit.unknown and not any("could not be followed" in note for note in audit.notes):
         doubts.append(f"Operations that could not be followed cut the weight graph: {', '.join(audit.unknown)}.")
     for finding in audit.findings:
@@ -133,20 +165,25 @@ def _most(n_controls: int | Mapping[str, Any]) -> int:
     return n_controls["most"] if isinstance(n_controls, Mapping) else n_controls
 
 
-def _matched_doubt(audit: "Audit") -> list[str]:
-    """Of how many important sub-clusters is that no more than their strength would make it?"""
-    mains = [one.importance.to_frame().query("outcome == @one.importance.outcomes[0]") for one in audit.findings]
-    if not any(map(len, mains)):
+def _next_steps(audit: "Audit", rows: pd.DataFrame) -> list[str]:
+    """Where nothing is specialized, the command most worth trying next."""
+    if (rows["verdict"] == "specialized").any():
         return []
-    frame = pd.concat([part for part in mains if len(part)], ignore_index=True)
-    q = benjamini_hochberg(frame["p_value"].to_numpy())
-    important, known = q <= audit.alpha, frame["p_matched"].notna()
-    weak = int((important & known & (frame["p_matched"] > audit.alpha)).sum())
-    if not weak:
-        return []
-    told = f"{weak} of the {int(important.sum())} important sub-clusters"
-    verb = "is" if weak == 1 else "are"
-    return [f"{told} {verb} not shown to matter more than units as strong as theirs do (p_matched > {audit.alpha:g})."]
+    settings, least = audit.settings, 1 / (1 + _most(audit.settings["n_controls"]))
+    if not passes_level(least, audit.alpha / len(rows)):
+        return ["Try audit(model, data) with its own n_controls, Sequential(), which draws more where it matters."]
+    others = [name for name in KINDS if name not in settings["graphs"]]
+    if (rows["verdict"] == "important").any() and others:
+        return [
+            f"Some are important: try audit(model, data, graphs={tuple(others)}), which joins units by other things."
+        ]
+    if audit.baseline["n_examples"] < _FEW_EXAMPLES:
+        return [f"It was judged on {audit.baseline['n_examples']} examples: try audit(model, data) with more of them."]
+    ask = "clusterability(weight_graph(trace(model, x)), k)"
+    return [f"Try {ask}, which asks whether there are clusters at all, and audit(model, data, k=...) with another k."]
+
+
+_FEW_EXAMPLES = 1000  # below this, more examples are the first thing to try
 
 # %% ../../nbs/14_audit.ipynb #ab730979
 _COLUMNS = ["layer", "cluster", "n_units", "outcome", "value", "evidence", "graph", "scope"]  # where nothing was found
@@ -186,6 +223,8 @@ class Audit(Result):
         What was to be predicted: 'classes', 'labels', 'numbers', or 'none'
     refused : str, default ''
         Why torch.export refused the model, so that its wiring is not known; '' if it did not
+    twins : Twins | None, default None
+        What the same pipeline finds in networks that have learnt nothing, if it was asked
     """
 
     model: str  # Class of the model, or the name it was given
@@ -201,6 +240,7 @@ class Audit(Result):
     seconds: Mapping[str, float]  # How long each stage took
     task: str = "classes"  # What was to be predicted: 'classes', 'labels', 'numbers', or 'none'
     refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
+    twins: Twins | None = None  # What the same pipeline finds in networks that have learnt nothing, if it was asked
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each finding, kind of evidence, outcome and sub-cluster."""
@@ -210,7 +250,7 @@ class Audit(Result):
 
     def verdicts(self) -> pd.DataFrame:
         """One row a sub-cluster: its damage, its coherence, and what follows."""
-        return verdicts(self.findings, self.alpha)
+        return verdicts(self.findings, alpha=self.alpha)
 
     @property
     def headline(self) -> str:
@@ -254,8 +294,9 @@ class Audit(Result):
         return write_report(self, path)
 
     def shown(self) -> pd.DataFrame:
-        """The sub-clusters most likely to be real, first."""
-        return self.verdicts().sort_values(["importance_q", "coherence_q"])
+        """The sub-clusters most likely to be real, first; those that are nearly the same units, together."""
+        rows = self.verdicts().sort_values(["specialized_q", "importance_q", "coherence_q"], kind="stable")
+        return rows.iloc[np.argsort(pd.factorize(rows["same"])[0], kind="stable")]
 
     def __repr__(self) -> str:
         counts = self.verdicts()["verdict"].value_counts().to_dict()
@@ -451,9 +492,6 @@ def _noise(moved: np.ndarray) -> tuple[str, ...]:
 _PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coherence that pictures take
 
 # %% ../../nbs/14_audit.ipynb #d8610639
-_N_COHERENCE = 199  # controls of coherence where those of importance are drawn until it is clear
-
-
 def _for_coherence(
     subject: Subject, graph: str, pictured: bool, given: Mapping[str, Any]
 ) -> tuple[CoherenceOptions | None, tuple[str, ...]]:
@@ -467,9 +505,7 @@ def _for_coherence(
             why = "nothing is left to ask that they were not cut by"
             told = f"Coherence of clusters by {kind.label} was not tested: {why}."
             return None, (*notes, told)
-    n = given["n_controls"]
-    n = min(n.most, _N_COHERENCE) if isinstance(n, Sequential) else n
-    return picked(CoherenceOptions, {**given, "outcomes": names, "n_controls": n}), notes
+    return picked(CoherenceOptions, {**given, "outcomes": names}), notes
 
 # %% ../../nbs/14_audit.ipynb #db42b54a
 def _within(partitions: Mapping[tuple[str, str], Partition], layers: Sequence[str]) -> dict[tuple[str, str], Partition]:
@@ -521,19 +557,33 @@ def _lesioned(
     return _Lesioned(trial, found, missing)
 
 # %% ../../nbs/14_audit.ipynb #80d3923a
-def _measured(prepared: _Lesioned, partitions: Mapping[tuple[str, str], Partition], progress: bool) -> _Lesioned:
-    """All lesions done, but for the layers where one fails."""
-    trial, measure = prepared.trial, partial(measure_importance, progress=progress)
-    _, error = _tried(measure, trial)
+def _measured(
+    prepared: _Lesioned,
+    partitions: Mapping[tuple[str, str], Partition],
+    agreements: Mapping[tuple[str, str], Sequence[Agreement]],
+    progress: bool,
+) -> tuple[_Lesioned, dict[Agreement, Exception]]:
+    """Both kinds of evidence together, but for the layers where one fails; and what failed of the coherence."""
+    failed, error = _tried(measure_together, prepared.trial, _by_place(prepared, agreements), progress=progress)
     if error is None:
-        return prepared
+        return prepared, failed
+    trial, alone = prepared.trial, partial(measure_importance, progress=progress)
     layers = [name for name in trial.subject.network.hidden if name not in prepared.missing]
     with TemporaryDirectory() as folder:
         kept = replace(trial.options, store=trial.options.store or folder)
-        again = _lesioned(trial.subject, partitions, kept, layers, measure)
-    if not again.found and any(map(callable, _listed(trial.options.outcomes))):
-        raise error  # most likely a function that was given
-    return again._replace(missing=prepared.missing | again.missing)
+        again = _lesioned(trial.subject, partitions, kept, layers, alone)
+        if not again.found and any(map(callable, _listed(trial.options.outcomes))):
+            raise error  # most likely a function that was given
+        failed = measure_together(again.trial, _by_place(again, agreements), progress=progress)
+    return again._replace(missing=prepared.missing | again.missing), failed
+
+
+def _by_place(
+    lesioned: _Lesioned, agreements: Mapping[tuple[str, str], Sequence[Agreement]]
+) -> dict[int, Sequence[Agreement]]:
+    """Agreements by the place of their partition in the trial; those of partitions without lesions behind."""
+    places = [*lesioned.found, *(key for key in agreements if key not in lesioned.found)]
+    return {places.index(key): some for key, some in agreements.items()}
 
 
 def _listed(outcomes: Any) -> list[Any]:
@@ -543,40 +593,29 @@ def _listed(outcomes: Any) -> list[Any]:
 class _Agreed(NamedTuple):
     """The coherence of one partition's layers, and what was left out."""
 
-    found: dict[str, Measured]  # Layer -> what was measured
+    found: dict[str, tuple[Agreement, Measured]]  # Layer -> what was drawn, and what was measured
     blind: dict[str, Exception]  # Layer -> why it has no pictures
     missing: dict[str, Exception]  # Layer -> why it has nothing
 
 
-def _agreed(work: CoherenceWork, progress: bool) -> _Agreed:
+def _agreed(agreements: Sequence[Agreement], failed: Mapping[Agreement, Exception], progress: bool) -> _Agreed:
     """Every layer on its own; where pictures fail, without them."""
-    agreed, outcomes = _Agreed({}, {}, {}), work.names(pictures=False)
-    plain = replace(work, options=replace(work.options, outcomes=outcomes)) if outcomes else None
-    for layer in tqdm(work.layers, desc="coherence", disable=not progress):
-        real, error = ({}, None) if plain is None else _tried(_measure_layer, plain, layer)
-        if error is not None:
-            agreed.missing[layer] = error
+    agreed = _Agreed({}, {}, {})
+    for one in tqdm(agreements, desc="coherence", disable=not progress):
+        real, error = (None, failed[one]) if one in failed else _tried(one.on_data)
+        if real is None:
+            agreed.missing[one.layer] = error
             continue
-        made, error = _tried(_measure_layer, _pictured(work), layer) if work.names(pictures=True) else ({}, None)
+        made, error = _tried(one.on_pictures)
         if error is not None:
-            agreed.blind[layer] = error
-        agreed.found[layer] = real | (made or {})
+            agreed.blind[one.layer] = error
+        agreed.found[one.layer] = one, real | (made or {})
     return agreed
-
-
-def _measure_layer(work: CoherenceWork, layer: str) -> Measured:
-    (found,) = measure_coherence(_only(work, [layer]))
-    return found
-
-
-def _pictured(work: CoherenceWork) -> CoherenceWork:
-    return replace(work, options=replace(work.options, outcomes=work.names(pictures=True)))
 
 
 def _only(work: CoherenceWork, layers: Collection[str]) -> CoherenceWork:
     """The sub-clusters of some layers."""
-    some = tuple(sub for sub in work.controls.subclusters if sub.layer in layers)
-    return replace(work, controls=replace(work.controls, subclusters=some))
+    return replace(work, subclusters=tuple(sub for sub in work.subclusters if sub.layer in layers))
 
 # %% ../../nbs/14_audit.ipynb #6caee8d9
 def _coherence(work: CoherenceWork, agreed: _Agreed) -> Coherence:
@@ -585,18 +624,14 @@ def _coherence(work: CoherenceWork, agreed: _Agreed) -> Coherence:
     if not sighted:
         names = tuple(work.names(pictures=False)) or names
     kept = _only(replace(work, options=replace(work.options, outcomes=names)), agreed.found)
-    sizes = {layer: sum(sub.layer == layer for sub in kept.controls.subclusters) for layer in agreed.found}
-    n_boot = work.options.n_boot
-    rows = {
-        name: 1 + (work.options.n_visual if name in work.names(pictures=True) else work.options.n_controls)
-        for name in names
-    }
-    none = {
-        layer: {name: (np.full((rows[name], m), np.nan), np.full((n_boot, m), np.nan)) for name in names}
-        for layer, m in sizes.items()
-    }
-    found = judge_coherence(kept, [none[layer] | own for layer, own in agreed.found.items()])
-    failed = _failed(work.controls.subclusters, agreed.missing)
+    n_boot, n_rows = work.options.n_boot, 1 + work.options.n_visual
+    seen = {}
+    for layer, (one, measured) in agreed.found.items():
+        m = len(one.clusters)
+        none = {name: (np.full((n_rows, m), np.nan), np.full((n_boot, m), np.nan)) for name in names}
+        seen[layer] = one, none | measured
+    found = judge_coherence(kept, list(seen.values()))
+    failed = _failed(work.subclusters, agreed.missing)
     told = _told("No pictures were made of groups in {layers}: {why}.", agreed.blind)
     told += _told("Coherence was not measured in {layers}: {why}.", agreed.missing)
     return replace(found, untested=_joined(found.untested, failed), notes=(*found.notes, *told))
@@ -629,19 +664,24 @@ def _findings(
     pictured: bool,
     given: Mapping[str, Any],
     seconds: dict[str, float],
-) -> tuple[Finding, ...]:
-    """Everything is prepared before anything is measured."""
+) -> tuple[tuple[Finding, ...], dict[tuple[str, str], CoherenceWork]]:
+    """What is measured of each partition, not yet judged together; and the work that its coherence took.
+
+    Everything is prepared before anything is measured.
+    """
     with _timed(seconds, "preparation"):
         lesioned = _lesioned(subject, partitions, picked(LesionOptions, given), subject.network.hidden)
         asked = {key: _for_coherence(subject, key[0], pictured, given) for key in partitions}
         judged = {key: one for key, one in _within(partitions, subject.network.hidden).items() if asked[key][0]}
         works = {key: prepare_coherence(subject, one, asked[key][0]) for key, one in judged.items()}
-    with _timed(seconds, "importance"):
-        lesioned = _measured(lesioned, partitions, given["progress"])
+        agreements = {key: [Agreement(work, layer) for layer in work.layers] for key, work in works.items()}
+    with _timed(seconds, "lesions and agreement"):
+        lesioned, failed = _measured(lesioned, partitions, agreements, given["progress"])
         hurt = dict(zip(lesioned.found, judge_importance(lesioned.trial), strict=True))
-    with _timed(seconds, "coherence"):
-        agree = {key: _coherence(work, _agreed(work, given["progress"])) for key, work in works.items()}
-    return tuple(
+    with _timed(seconds, "pictures of coherence"):
+        parts = {key: _agreed(some, failed, given["progress"]) for key, some in agreements.items()}
+        agree = {key: _coherence(work, parts[key]) for key, work in works.items()}
+    found = tuple(
         Finding(
             graph=key[0],
             scope=key[1],
@@ -651,6 +691,13 @@ def _findings(
         )
         for key, partition in partitions.items()
     )
+    return tuple(_at_level(one, 1 - given["alpha"]) for one in found), works
+
+
+def _at_level(finding: Finding, level: float) -> Finding:
+    """The finding with the audit's error rate, whatever its parts took for theirs."""
+    kinds = {name: replace(getattr(finding, name), level=level) for name in ("importance", "coherence")}
+    return replace(finding, **kinds)
 
 # %% ../../nbs/14_audit.ipynb #52a6d48d
 def _importance(found: Importance | None, lesioned: _Lesioned, partition: Partition) -> Importance:
@@ -696,7 +743,7 @@ def audit(
     graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
-    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
     matched: bool = True,  # Also compare with groups of units that are as strong?
@@ -709,7 +756,8 @@ def audit(
     batch_size: int = 256,  # Pictures made at a time
     n_boot: int = 200,  # Bootstrap draws of the images
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
-    alpha: float = 0.05,  # False discovery rate of each kind of evidence
+    twin: int | Callable[[int], nn.Module] = 0,  # Untrained networks to run it all on; or what makes one from a seed
+    alpha: float = 0.05,  # False discovery rate of each of the three lists
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
     output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
@@ -736,8 +784,8 @@ def audit(
         Cluster the whole network, or each layer on its own
     find : Any, default None
         Data to find activation clusters in; None: every other example of `data`
-    n_controls : int | Sequential, default 199
-        Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls : int | Sequential, default Sequential()
+        Random groups for each: until it is clear, or a fixed number
     ablation : Ablation, default 'zero'
         What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes : Sequence[str | Callable] | None, default None
@@ -762,8 +810,10 @@ def audit(
         Bootstrap draws of the images
     n_exhibits : int, default 3
         Sub-clusters of each finding whose pictures are kept
+    twin : int | Callable[[int], nn.Module], default 0
+        Untrained networks to run it all on; or what makes one from a seed
     alpha : float, default 0.05
-        False discovery rate of each kind of evidence
+        False discovery rate of each of the three lists
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
     task : Task | None, default None
@@ -793,16 +843,80 @@ def audit(
     """
     return _audited(dict(locals()))
 
+# %% ../../nbs/14_audit.ipynb #f4860e16
+_TWIN = dict(twin=0, n_controls=99, matched=False, n_boot=1, n_visual=1, n_exhibits=0, store=None, progress=False)
+_N_TWINS = 3  # where a function makes them
+
+
+def _models(given: Mapping[str, Any], make: Callable[[nn.Module], T]) -> tuple[Iterator[T], int]:
+    """Something made of each untrained network that was asked for, one at a time; and how many there are.
+
+    Raises: `ValueError` if the model cannot be initialised again.
+    """
+    twin = given["twin"]
+    if not callable(twin) and (isinstance(twin, bool) or not isinstance(twin, int | np.integer) or twin < 0):
+        raise ValueError(f"twin={twin!r}: give a number of untrained networks from 0, or a function that makes one")
+    n = _N_TWINS if callable(twin) else int(twin)
+    model = twin if callable(twin) else given["model"]
+    return (untrained_nulls(model, make, n, seed=given["seed"]) if n else iter(())), n
+
+
+def _twins(
+    subject: Subject,
+    works: Mapping[tuple[str, str], CoherenceWork],
+    findings: Sequence[Finding],
+    given: Mapping[str, Any],
+) -> tuple[Twins | None, tuple[str, ...]]:
+    """What the pipeline finds in untrained networks, and with shuffled labels; None if it was not asked. And a note."""
+    quick = {**given, **_TWIN}
+    networks, n = _models(given, lambda model: cell_counts(_of_twin(subject, model, quick), "untrained"))
+    if not n:
+        return None, ()
+    counts, error = _tried(lambda: [*networks, *(_shuffled(works, findings, given["seed"] + i) for i in range(n))])
+    if counts is None:
+        return None, (f"What the pipeline finds in untrained networks is not known: {_why(error)}.",)
+    return Twins(counts=pd.concat(counts, ignore_index=True), n_twins=n), ()
+
+# %% ../../nbs/14_audit.ipynb #bcee0ee4
+def _of_twin(subject: Subject, model: nn.Module, given: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """What is found in another network on the same data, with few controls and no pictures."""
+    find = subject.find if subject.find is not subject.data else None
+    asked = dict(task=subject.task, output=given["output"], scores=given["scores"])
+    twin = Subject.of(model, subject.data, find=find, **asked)
+    partitions, _ = _partitions(twin, given["k"], given["graphs"], given["scopes"], given["seed"])
+    return _findings(twin, partitions, False, given, {})[0]
+
+
+def _shuffled(works: Mapping[tuple[str, str], CoherenceWork], findings: Sequence[Finding], seed: int) -> pd.DataFrame:
+    """What measures of the targets find in the network itself once the targets are shuffled."""
+    found = []
+    for finding in findings:
+        work = works.get((finding.graph, finding.scope))
+        names = [] if work is None else [one for one in work.names(pictures=False) if MEASURES[one].on_targets]
+        if not names or not work.subclusters:
+            continue
+        options = replace(work.options, outcomes=names, n_controls=_TWIN["n_controls"], n_boot=1)
+        order = np.random.default_rng(seed).permutation(work.subject.data.n)
+        work = replace(work, options=options, order=order)
+        coherence = judge_coherence(work, measure_coherence(work))
+        importance = _nothing(Importance, finding.importance.outcomes)
+        found.append(replace(finding, coherence=coherence, importance=importance))
+    return cell_counts(found, "shuffled labels")
+
 # %% ../../nbs/14_audit.ipynb #6cf5c5ce
 def _audited(given: Mapping[str, Any]) -> Audit:
     """Everything there is to find out; `given` is what was asked for."""
     subject, possible, given, seconds = _begun(given)
     with _timed(seconds, "partition"):
         partitions, missing = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
-    findings = _findings(subject, partitions, possible.pictured, given, seconds)
+    findings, works = _findings(subject, partitions, possible.pictured, given, seconds)
+    with _timed(seconds, "twins"):
+        twins, told = _twins(subject, works, findings, given)
+    findings, changed = decided(findings, twins) if twins is not None else (findings, ())
+    findings = judged_together(findings)
     with _timed(seconds, "pictures"):
         n_exhibits = given["n_exhibits"] * possible.pictured
-        exhibits, unseen = _exhibits(subject, findings, verdicts(findings, given["alpha"]), n_exhibits, given)
+        exhibits, unseen = _exhibits(subject, findings, verdicts(findings, alpha=given["alpha"]), n_exhibits, given)
     return Audit(
         model=type(subject.model).__name__,
         data=repr(subject.data),
@@ -812,12 +926,13 @@ def _audited(given: Mapping[str, Any]) -> Audit:
         exhibits=exhibits,
         alpha=given["alpha"],
         baseline=_baseline(subject),
-        settings=_told_settings(given),
+        settings=_told_settings(given) | {"n_set_aside": _set_aside(subject, given)},
         versions=_versions(),
         seconds=seconds,
         task=subject.task,
         refused=subject.network.refused,
-        notes=_gathered(subject, [*possible.notes, *missing], findings, unseen),
+        twins=twins,
+        notes=_gathered(subject, [*possible.notes, *missing], findings, [*changed, *told, *unseen]),
     )
 
 # %% ../../nbs/14_audit.ipynb #8201e0a6
@@ -832,12 +947,35 @@ class _Begun(NamedTuple):
 
 def _begun(given: Mapping[str, Any]) -> _Begun:
     """Model and data joined, and all that can be wrong with the call told."""
-    _check(given["k"], given["graphs"], given["scopes"], given.get("alpha", 0.05))
+    alpha = given.get("alpha", 0.05)
+    _check(given["k"], given["graphs"], given["scopes"], alpha)
     _check_numbers(given)
+    given = {**given, "n_controls": _controls(given["n_controls"], alpha)}
+    _models({"twin": 0, **given}, lambda model: model)  # refused here, before the work starts
     with _timed(seconds := {}, "trace"):
         subject = _bound(given["model"], given["data"], given)
         possible = _left_out(subject, given["graphs"])
     return _Begun(subject, possible, {**given, "graphs": possible.graphs}, seconds)
+
+# %% ../../nbs/14_audit.ipynb #add1f2b3
+def _controls(n_controls: Any, alpha: float) -> int | Sequential:
+    """What was asked for, with the audit's error rate.
+
+    Raises: `ValueError` for so few controls that nothing could be found.
+    """
+    if isinstance(n_controls, Sequential):
+        design = replace(n_controls, alpha=alpha)
+        most = design.most
+    else:
+        LesionOptions(n_controls=n_controls)  # says what it must be
+        design = most = int(n_controls)
+    if not passes_level(1 / (1 + most), alpha):
+        told = (
+            f"{most} controls allow no p-value below {1 / (1 + most):.3g}, and nothing can be found at alpha={alpha:g}"
+        )
+        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
+        raise ValueError(f"{told}: give at least {needed}, better `Sequential()`, which draws until it is clear")
+    return design
 
 # %% ../../nbs/14_audit.ipynb #c6541465
 def _gathered(
@@ -855,12 +993,18 @@ def _gathered(
 def _bound(model: nn.Module, data: Any, given: Mapping[str, Any]) -> Subject:
     """The three joined, and what the model says of the data known to be numbers that fit the targets."""
     asked = {name: given[name] for name in ("network", "find", "task", "output", "scores")}
-    subject = Subject.of(model, data, split=True, **asked).checked()
+    split = any(KINDS[name].on_data for name in given["graphs"])
+    subject = Subject.of(model, data, split=split, **asked).checked()
     check_labels(subject.data, subject.scores_node.n)
     kind_of(subject)  # decided, and noted, before anything asks for it
     return subject
 
 
+def _set_aside(subject: Subject, given: Mapping[str, Any]) -> int:
+    """How many examples of the data that were to be judged on were used to find clusters on instead."""
+    return subject.find.n if given["find"] is None and subject.find is not subject.data else 0
+
+# %% ../../nbs/14_audit.ipynb #463d8876
 def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, as JSON has it."""
     asked = [
@@ -875,9 +1019,21 @@ def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         "matched",
         "min_units",
     ]
-    asked += ["n_boot", "n_starts", "steps", "parameterization", "n_bins", "precision", "task", "output", "scores"]
+    asked += [
+        "twin",
+        "n_boot",
+        "n_starts",
+        "steps",
+        "parameterization",
+        "n_bins",
+        "precision",
+        "task",
+        "output",
+        "scores",
+    ]
     plain = {tuple: list, list: list, Sequential: asdict}
     told = {name: plain.get(type(given[name]), lambda same: same)(given[name]) for name in asked}
+    told["twin"] = getattr(told["twin"], "__name__", told["twin"])
     outcomes = [given["outcomes"]] if callable(given["outcomes"]) else given["outcomes"]
     if outcomes is None or isinstance(outcomes, str):
         return told | {"outcomes": outcomes}
@@ -892,7 +1048,7 @@ def plan_audit(
     graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
-    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
     matched: bool = True,  # Also compare with groups of units that are as strong?
@@ -925,8 +1081,8 @@ def plan_audit(
         Cluster the whole network, or each layer on its own
     find : Any, default None
         Data to find activation clusters in; None: every other example of `data`
-    n_controls : int | Sequential, default 199
-        Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls : int | Sequential, default Sequential()
+        Random groups for each: until it is clear, or a fixed number
     ablation : Ablation, default 'zero'
         What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes : Sequence[str | Callable] | None, default None

@@ -104,7 +104,7 @@ class _Call:
 
 _LOAD = _Call(function="audits.sources.load_model", without=("seed",))
 _AUDIT = _Call(function="audits.audit.audit")
-_DEMO = _Call(function="audits.audit.audit", only=("store", "n_jobs", "seed"), preset={"n_controls": 299})
+_DEMO = _Call(function="audits.audit.audit", only=("store", "n_jobs", "seed"))
 _PLAN = _Call(function="audits.audit.plan_audit", without=("important",))  # of a `Sequential` design alone
 _DISTANCES = _Call(
     function="layers.distances.layer_distances",

@@ -48,6 +48,8 @@ class GraphKind:
         Why the graph cannot be built, as a sentence without its end; '' if it can
     coherence : tuple[str, ...]
         Outcomes on real data, the main one first: not what the clusters were cut by
+    on_data : bool, default True
+        Is the graph built from data? They are then set aside, and judged by others
     """
 
     name: str  # As it is asked for
@@ -57,6 +59,7 @@ class GraphKind:
     cut: Callable[[UnitGraph, Subject, int, Sequence[Scope], int], dict[Scope, Partition]]  # (.., k, scopes, seed)
     missing: Callable[[Subject], str]  # Why the graph cannot be built, as a sentence without its end; '' if it can
     coherence: tuple[str, ...]  # Outcomes on real data, the main one first: not what the clusters were cut by
+    on_data: bool = True  # Is the graph built from data? They are then set aside, and judged by others
 
 
 def _by_eigenvectors(
@@ -128,6 +131,7 @@ KINDS: dict[str, GraphKind] = {
             cut=_by_eigenvectors,
             missing=_no_wiring,
             coherence=("correlation", "class_information"),
+            on_data=False,
         ),
         GraphKind(
             name="activations",

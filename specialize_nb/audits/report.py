@@ -28,6 +28,7 @@ from PIL import Image
 
 from specialize_nb.audits.findings import Exhibit, Finding
 from specialize_nb.audits.kinds import KINDS
+from specialize_nb.audits.twins import Twins
 from specialize_nb.base.files import write_atomic
 from specialize_nb.base.words import counted
 from specialize_nb.clusters.partition import Partition
@@ -90,6 +91,10 @@ class Reported(Protocol):
     @property
     def seconds(self) -> Mapping[str, float]:
         """Stage -> how long it took."""
+
+    @property
+    def twins(self) -> Twins | None:
+        """What the same pipeline finds in networks that have learnt nothing; None if it was not asked."""
 
     @property
     def headline(self) -> str:
@@ -197,9 +202,13 @@ def _rows_of(finding: Finding, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _listed(verdicts: pd.DataFrame, exhibits: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str | None]]:
-    """The specialized sub-clusters, the largest effect first, and the anchor of the picture of each."""
+    """The specialized sub-clusters, the largest effect first, and the anchor of the picture of each.
+
+    Those that are nearly the same units stand together.
+    """
     rows = verdicts[verdicts["verdict"] == "specialized"]
     rows = rows.sort_values("importance_effect", ascending=False, kind="stable")
+    rows = rows.iloc[np.argsort(pd.factorize(rows["same"])[0], kind="stable")]
     anchors = {tuple(one[key] for key in _KEYS): one["anchor"] for one in exhibits}
     return [(row, anchors.get(tuple(getattr(row, key) for key in _KEYS))) for row in rows.itertuples()]
 
@@ -444,6 +453,12 @@ _VERDICTS = {
 }
 
 
+_STRENGTHS = {
+    "not beyond": _Words("†", "not shown to matter more than units as strong"),
+    "not matched": _Words("‡", "not compared with units as strong: there are no such groups"),
+}
+
+
 def _mark(verdict: str | None) -> str:
     return _VERDICTS[verdict].mark if verdict in _VERDICTS else ""
 
@@ -530,7 +545,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals["verdicts"] = _VERDICTS
+    made.globals |= {"verdicts": _VERDICTS, "strengths": _STRENGTHS}
     made.tests["nan"] = math.isnan
     made.filters |= {
         "label": label_of,

@@ -8,7 +8,7 @@ partition within each layer, so that each permutation is one draw of everything 
 
 # %% auto #0
 __all__ = ['ONE_LIVE_UNIT', 'WHOLE_LAYER', 'TOO_SMALL', 'NOTHING_TO_TRADE', 'FAILED', 'n_distinct', 'Controls', 'draw_controls',
-           'judged_layers', 'check_testable']
+           'Null', 'judged_layers', 'check_testable']
 
 # %% ../../nbs/07_controls.ipynb #94b87a48
 import math
@@ -277,6 +277,49 @@ def draw_controls(
         seed=seed,
         strata=None if strata is None else within,
     )
+
+# %% ../../nbs/07_controls.ipynb #9ce89dd6
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Null:
+    """How the controls of one partition are drawn, more of them continuing fewer.
+
+    Attributes
+    ----------
+    partition : Partition
+        Whose sub-clusters are compared
+    layers : tuple[str, ...]
+        Those to judge
+    min_units : int
+        Smaller sub-clusters are not tested
+    seed : int
+        Seeds the draws
+    strata : dict[str, np.ndarray] | None, default None
+        Units whose labels may change places; None is all of a layer
+    """
+
+    partition: Partition  # Whose sub-clusters are compared
+    layers: tuple[str, ...]  # Those to judge
+    min_units: int  # Smaller sub-clusters are not tested
+    seed: int  # Seeds the draws
+    strata: dict[str, np.ndarray] | None = None  # Units whose labels may change places; None is all of a layer
+
+    def controls(
+        self,
+        n: int,  # How many of each sub-cluster, at least 1
+    ) -> Controls:
+        """The first n of each sub-cluster.
+
+        Parameters
+        ----------
+        n : int
+            How many of each sub-cluster, at least 1
+
+        Returns
+        -------
+        Controls
+        """
+        options = dict(layers=self.layers, min_units=self.min_units, seed=self.seed, strata=self.strata)
+        return draw_controls(self.partition, n_controls=n, **options)
 
 # %% ../../nbs/07_controls.ipynb #37a8d313
 def judged_layers(

@@ -36,12 +36,13 @@ from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import check_testable
 from .damage import DamageRun, Work, block_size, notes_of
-from .importance import LesionOptions, Tally, Trial, grow_tallies, prepare_importance
+from .importance import LesionOptions, Tally, Trial, grow_tallies, prepare_importance, steer
 from .lesion import Ablation, LesionEngine, Precision, distinct_lesions, lesion_engine
 from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.sequential import Sequential, crossing_probability, futile, undecided
+from ..stats.tests import passes_level
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #836f9b40
 class _Arithmetic(NamedTuple):
@@ -146,21 +147,28 @@ def _next_jobs(run: DamageRun, tally: Tally, n: int) -> tuple[list[_Job], int]:
     return jobs, kept
 
 
-def _ahead(trial: Trial, tally: Tally) -> _Ahead:
-    """What is left to do; looks that are on disk whole are looked at."""
-    looks, design, n_kept = trial.options.looks, trial.options.design, 0
+def _aheads(trial: Trial) -> list[list[_Ahead]]:
+    """What is left to do for each partition's tallies; looks that are on disk whole are looked at."""
+    looks, design = trial.options.looks, trial.options.design
+    tallies = [tally for both in trial.tallies for tally in both]
+    n_kept, jobs, left = dict.fromkeys(tallies, 0), dict.fromkeys(tallies, ()), ()
     for i, n in enumerate(looks):
-        if not tally.going.any():
+        going = trial.going
+        for tally in going:
+            jobs[tally], kept = _next_jobs(trial.run, tally, n)
+            n_kept[tally] += kept
+        if any(jobs.values()):
+            left = looks[i:]
             break
-        jobs, kept = _next_jobs(trial.run, tally, n)
-        n_kept += kept
-        if jobs:
-            return _Ahead(jobs, n_kept, tally, looks[i:])
-        grow_tallies(trial.run, [tally], n)
-        if design is not None:
-            rows = tally.judged(trial.run, trial.names[0])
-            tally.going = undecided(rows[0], rows[1:], tally.n_drawn, design)
-    return _Ahead([], n_kept, tally, ())
+        grow_tallies(trial.run, going, n)
+        for some in trial.lists if design is not None else ():
+            steer(some, undecided(trial.standing(some), design))
+        if design is None or not trial.going:
+            break
+    return [
+        [_Ahead(list(jobs[one]), n_kept[one], one, left if one.going.any() else ()) for one in both]
+        for both in trial.tallies
+    ]
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #dc5ed935
 def going_on(
@@ -195,7 +203,8 @@ def going_on(
         alive = (alive @ moves) * ~futile(counts, t, design)
         null.append(alive.sum())
     least = crossing_probability(1 / (1 + looks), design.looks)
-    real = ~np.logical_or.accumulate(least <= design.alpha * important)
+    listed = passes_level(least, design.alpha * important) & (looks >= min(design.settled, design.most))
+    real = ~np.logical_or.accumulate(listed)
     share = important * real + (1 - important) * np.array(null)
     share[-1] = 0
     return share
@@ -219,7 +228,7 @@ def _later(run: DamageRun, ahead: _Ahead, shares: Sequence[float]) -> Iterator[t
 def _cases(trial: Trial, ahead: _Ahead, important: float) -> dict[str, _Stages]:
     """The blocks, look by look: least, expected and most."""
     stages, design = {ahead.looks[0]: ahead.jobs} if ahead.jobs else {}, trial.options.design
-    if design is None or not stages:
+    if design is None or not ahead.looks:
         return dict.fromkeys(("least", "expected", "most"), stages)
     done, drawn = len(design.looks) - len(ahead.looks), ahead.tally.n_drawn.copy()
     going = np.array([1.0, *going_on(design, important=important)])[done:]
@@ -593,7 +602,7 @@ def price(
     """
     if not probe_seconds > 0:
         raise ValueError(f"got probe_seconds={probe_seconds}: give the probe some time, such as 10 seconds")
-    work, aheads = trial.run.work, [[_ahead(trial, tally) for tally in both] for both in trial.tallies]
+    work, aheads = trial.run.work, _aheads(trial)
     cost = {name: _arithmetic(work.engine, work.data, name) for (name,) in work.engine.cuts}
     cases = [_both([_cases(trial, ahead, important) for ahead in both]) for both in aheads]
     most = [job for one in cases for stage in one["most"].values() for job in stage]
@@ -646,7 +655,7 @@ def plan(
     data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition: Partition,  # Which cluster each unit is in
     *,
-    n_controls: int | Sequential = 199,  # Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
     matched: bool = True,  # Also compare with groups of units that are as strong?
@@ -673,8 +682,8 @@ def plan(
         Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
     partition : Partition
         Which cluster each unit is in
-    n_controls : int | Sequential, default 199
-        Random groups for each sub-cluster; or a design that draws until it is clear
+    n_controls : int | Sequential, default Sequential()
+        Random groups for each: until it is clear, or a fixed number
     ablation : Ablation, default 'zero'
         What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes : Sequence[str | Callable] | None, default None

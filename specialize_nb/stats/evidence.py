@@ -57,6 +57,14 @@ class Evidence(Result):
         Outcome -> (n, m) controls of a stricter null
     n_matched : Mapping[str, np.ndarray] | np.ndarray
         (m,) of these drawn
+    floor : Mapping[str, float]
+        Outcome -> what a value must be above to count at all
+    beside : Mapping[str, np.ndarray]
+        Outcome -> p-values of other tests on its list
+    matched_beside : Mapping[str, np.ndarray]
+        The same against the stricter null
+    mute : str, default ''
+        Why it decides nothing, so that no p-value is given; '' if it does
 
     Raises: `ValueError` if fields do not fit together; `TypeError` if a setting is not JSON.
     """
@@ -73,6 +81,10 @@ class Evidence(Result):
     n_drawn: Mapping[str, np.ndarray] | np.ndarray = field(default_factory=dict)  # (m,) controls drawn, by outcome
     matched: Mapping[str, np.ndarray] = field(default_factory=dict)  # Outcome -> (n, m) controls of a stricter null
     n_matched: Mapping[str, np.ndarray] | np.ndarray = field(default_factory=dict)  # (m,) of these drawn
+    floor: Mapping[str, float] = field(default_factory=dict)  # Outcome -> what a value must be above to count at all
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # Outcome -> p-values of other tests on its list
+    matched_beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # The same against the stricter null
+    mute: str = ""  # Why it decides nothing, so that no p-value is given; '' if it does
 
     def __post_init__(self):
         for name, content in _checked(self).items():
@@ -81,42 +93,90 @@ class Evidence(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row for each outcome and sub-cluster; the columns are explained on the page of this module."""
-        frame = pd.concat([self._rows(outcome) for outcome in self.outcomes], ignore_index=True)
-        strict, q_matched = frame["outcome"].isin(list(self.matched)), np.full(len(frame), np.nan)
-        q_matched[strict] = benjamini_hochberg(frame.loc[strict, "p_matched"].to_numpy())
-        return frame.assign(q_value=benjamini_hochberg(frame["p_value"].to_numpy()), q_matched=q_matched)
+        return pd.concat([self._rows(outcome) for outcome in self.outcomes], ignore_index=True)
 
     def _rows(self, outcome: str) -> pd.DataFrame:
-        """The rows of one outcome, without what takes all outcomes to say."""
+        """The rows of one outcome."""
         value, draws = self.value[outcome], self.draws[outcome]
         mean, sd, effect = effect_size(value, draws)
-        low = high = strict_mean = strict_effect = strict_p = np.full(len(value), np.nan)
+        low = high = strict_mean = strict_effect = strict_p = strict_q = np.full(len(value), np.nan)
         if outcome in self.replicates:
             ends = percentile_interval(self.replicates[outcome], self.level)
             low, high = (np.where(np.isnan(effect), np.nan, end) for end in ends)
         if outcome in self.matched:
             strict_mean, _, strict_effect = effect_size(value, self.matched[outcome])
-            strict_p = self._p_values(outcome, matched=True)
-        n_controls = self.n_drawn[outcome] if self.n_drawn else len(draws)
+            strict_p, strict_q = self.p_values(outcome, matched=True), self.q_values(outcome, matched=True)
+        n_controls = self.n_drawn.get(outcome, len(draws))
         columns = dict(outcome=outcome, value=value, control_mean=mean, control_sd=sd, n_controls=n_controls)
-        columns |= dict(effect=effect, ci_low=low, ci_high=high, p_value=self._p_values(outcome), q_value=np.nan)
+        columns |= dict(
+            effect=effect, ci_low=low, ci_high=high, p_value=self.p_values(outcome), q_value=self.q_values(outcome)
+        )
         columns |= dict(p_fwer=self._family_wise(outcome), matched_mean=strict_mean, matched_effect=strict_effect)
-        return self.keys.assign(**columns, p_matched=strict_p, q_matched=np.nan)
+        return self.keys.assign(**columns, p_matched=strict_p, q_matched=strict_q)
 
-    def _p_values(self, outcome: str, matched: bool = False) -> np.ndarray:
-        """(m,) p-values of one outcome among its controls, or its matched ones."""
+    def p_values(
+        self,
+        outcome: str,  # One of `outcomes`
+        *,
+        matched: bool = False,  # Among the controls of the stricter null?
+    ) -> np.ndarray:  # (m,) above 0, up to 1; NaN where undefined
+        """How often is a random group as extreme? 1 where the value is not above its floor.
+
+        Parameters
+        ----------
+        outcome : str
+            One of `outcomes`
+        matched : bool, default False
+            Among the controls of the stricter null?
+
+        Returns
+        -------
+        np.ndarray
+            (m,) above 0, up to 1; NaN where undefined
+        """
         draws, drawn = (self.matched, self.n_matched) if matched else (self.draws, self.n_drawn)
-        if drawn:
-            return look_p_values(self.value[outcome], draws[outcome], drawn[outcome], self.looks)
-        return p_values(self.value[outcome], draws[outcome])
+        value = self.value[outcome]
+        if self.mute:
+            return np.full(len(value), np.nan)
+        if outcome in drawn:
+            p = look_p_values(value, draws[outcome], drawn[outcome], self.looks)
+        else:
+            p = p_values(value, draws[outcome])
+        return self._floored(outcome, p)
+
+    def _floored(self, outcome: str, p: np.ndarray) -> np.ndarray:
+        """(m,) p-values, 1 where the value does not count at all."""
+        return np.where((self.value[outcome] <= self.floor.get(outcome, -np.inf)) & ~np.isnan(p), 1.0, p)
+
+    def q_values(
+        self,
+        outcome: str,  # One of `outcomes`
+        *,
+        matched: bool = False,  # Among the controls of the stricter null?
+    ) -> np.ndarray:  # (m,) above 0, up to 1; NaN where undefined
+        """At what false discovery rate is each on the list of its outcome, with those judged beside it?
+
+        Parameters
+        ----------
+        outcome : str
+            One of `outcomes`
+        matched : bool, default False
+            Among the controls of the stricter null?
+
+        Returns
+        -------
+        np.ndarray
+            (m,) above 0, up to 1; NaN where undefined
+        """
+        others = (self.matched_beside if matched else self.beside).get(outcome, ())
+        p = self.p_values(outcome, matched=matched)
+        return benjamini_hochberg(np.r_[p, others])[: len(p)]
 
     def _family_wise(self, outcome: str) -> np.ndarray:
         """(m,) max-T where the rows of controls are whole partitions, else Holm."""
-        return holm(self._p_values(outcome)) if self.n_drawn else max_t(self.value[outcome], self.draws[outcome])
-
-    def _judged(self, outcome: str) -> np.ndarray:
-        """(m,) what the verdict goes by: family-wise p-values, or q-values in the outcome where tests stopped early."""
-        return benjamini_hochberg(self._p_values(outcome)) if self.n_drawn else self._family_wise(outcome)
+        if outcome in self.n_drawn or self.mute:
+            return holm(self.p_values(outcome))
+        return self._floored(outcome, max_t(self.value[outcome], self.draws[outcome]))
 
     @property
     def headline(self) -> str:
@@ -124,8 +184,11 @@ class Evidence(Result):
         alpha, parts = 1 - self.level, []
         if not len(self.keys):
             return f"no sub-cluster could be tested; {len(self.untested)} untested"
+        if self.mute:
+            return f"{len(self.keys)} sub-clusters, of which this decides nothing: {self.mute}"
         for outcome in self.outcomes:
-            judged, n = self._judged(outcome), self.looks[-1] if self.n_drawn else len(self.draws[outcome])
+            judged = self.q_values(outcome)
+            n = self.looks[-1] if outcome in self.n_drawn else len(self.draws[outcome])
             found, undefined = (
                 f"{int(passes_level(judged, alpha).sum())} of {len(judged)} in {outcome}",
                 np.isnan(judged),
@@ -134,22 +197,21 @@ class Evidence(Result):
                 found = f"{outcome} undecided, {n} controls allow no p below {1 / (1 + n):.3g}"
             parts.append(found + (f" ({undefined.sum()} undefined)" if undefined.any() else ""))
         untested = f"; {len(self.untested)} untested" if len(self.untested) else ""
-        judge = "FDR" if self.n_drawn else "p_fwer"
-        return f"sub-clusters that stand out at {judge} <= {alpha:.3g}: {', '.join(parts)}{untested}"
+        return f"sub-clusters that stand out at q <= {alpha:.3g}: {', '.join(parts)}{untested}"
 
     def shown(self) -> pd.DataFrame:
         """The rows that a notebook shows, those most likely to be real first."""
         frame = self.to_frame()
         hidden = ["control_sd"] if self.n_drawn else ["control_sd", "n_controls"]
         hidden += [] if self.matched else [name for name in frame if "matched" in name]
-        best = frame.sort_values(["p_fwer", "p_value", "effect"], ascending=[True, True, False], kind="stable")
+        best = frame.sort_values(["q_value", "p_value", "effect"], ascending=[True, True, False], kind="stable")
         return best.drop(columns=hidden)
 
     def paper(self, outcome: str | None = None, *, n_controls: int = 19) -> PaperTest:
         """What would the published analysis say of one outcome, with the first `n_controls` controls?"""
         outcome = chosen_outcome(outcome, self.outcomes)
         draws = self.draws[outcome]
-        most = int(self.n_drawn[outcome].min()) if self.n_drawn else len(draws)
+        most = int(self.n_drawn[outcome].min()) if outcome in self.n_drawn else len(draws)
         if not 1 <= n_controls <= most:
             raise ValueError(f"got n_controls={n_controls}: {outcome!r} has from 1 to {most}")
         return PaperTest(value=self.value[outcome], draws=draws[:n_controls])
@@ -170,9 +232,9 @@ class Evidence(Result):
         )
         plt.setp([line for kind in boxes.values() for line in kind], color="0.6", linewidth=0.8)
         plt.setp(boxes["boxes"], facecolor="0.88")
-        out, said = passes_level(self._judged(outcome), 1 - self.level), "FDR" if self.n_drawn else "p_fwer"
+        out = passes_level(self.q_values(outcome), 1 - self.level)
         ax.scatter(at[~out], value[~out], s=18, facecolor="white", edgecolor="C3", zorder=3, label="real")
-        ax.scatter(at[out], value[out], s=22, color="C3", zorder=3, label=f"real, {said} ≤ {1 - self.level:.3g}")
+        ax.scatter(at[out], value[out], s=22, color="C3", zorder=3, label=f"real, q ≤ {1 - self.level:.3g}")
         ax.set(xlabel="layer/cluster", ylabel=outcome, xticks=at, xticklabels=names)
         ax.tick_params(axis="x", rotation=90 if len(names) > 8 else 0)
         ax.legend(frameon=False, fontsize=8)
@@ -247,7 +309,7 @@ def _checked(evidence: "Evidence") -> dict[str, Any]:
         rows = twice[["layer", "cluster"]].to_numpy().tolist()
         found = f"sub-clusters {rows} twice" if rows else f"outcomes {outcomes}"
         raise ValueError(f"got {len(keys)} sub-clusters, {found}: give at least one outcome, and all of them once")
-    for name in ("replicates", "matched"):
+    for name in ("replicates", "matched", "floor", "beside", "matched_beside"):
         if unknown := sorted(set(getattr(evidence, name)) - set(outcomes)):
             raise ValueError(f"`{name}` has {unknown}, not among the outcomes {list(outcomes)}")
     if not 0 < evidence.level < 1:
@@ -258,7 +320,14 @@ def _checked(evidence: "Evidence") -> dict[str, Any]:
         **_checked_arrays(evidence, outcomes, len(keys)),
         "settings": json.loads(json.dumps(evidence.settings, default=plain_setting)),
         "untested": untested,
+        "floor": {name: float(least) for name, least in evidence.floor.items()},
+        **{name: _others(getattr(evidence, name)) for name in ("beside", "matched_beside")},
     }
+
+
+def _others(beside: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """p-values of other tests, read-only."""
+    return {name: read_only(np.ravel(p)) for name, p in beside.items()}
 
 # %% ../../nbs/rooms/stats_evidence.ipynb #f02e3dd0
 def _checked_arrays(evidence: "Evidence", outcomes: tuple[str, ...], m: int) -> dict[str, Any]:
@@ -295,14 +364,14 @@ def _arrays(content: Mapping[str, Any], outcomes: Sequence[str], m: int, name: s
 
 # %% ../../nbs/rooms/stats_evidence.ipynb #bf387817
 def _stopped(draws: dict[str, np.ndarray], n_drawn: Any, looks: tuple, name: str) -> tuple[dict, dict]:
-    """Draws with NaN beyond what was drawn, and (m,) int64 numbers drawn; both by outcome, none if not stopped."""
+    """Draws with NaN beyond what was drawn, and (m,) int64 numbers drawn, of outcomes whose tests could stop."""
     if not isinstance(n_drawn, Mapping):
         n_drawn = dict.fromkeys(draws, n_drawn) if np.size(n_drawn) else {}
     if not n_drawn:
         return draws, {}
-    if not looks or (wrong := sorted(set(n_drawn) ^ set(draws))):
-        found = f"outcomes {sorted(n_drawn)}, not {sorted(draws)}: see {wrong}" if looks else "no `looks` beside it"
-        raise ValueError(f"`{name}` has {found}; give the controls drawn for each outcome, and the planned looks")
-    counts = {o: checked_drawn(n_drawn[o], *d.shape) for o, d in draws.items()}
-    kept = {o: np.where(np.arange(len(d))[:, None] < counts[o], d, np.nan) for o, d in draws.items()}
-    return {o: read_only(d) for o, d in kept.items()}, {o: read_only(n, np.int64) for o, n in counts.items()}
+    if not looks or (wrong := sorted(set(n_drawn) - set(draws))):
+        found = f"outcomes {wrong}, not among {sorted(draws)}" if looks else "no `looks` beside it"
+        raise ValueError(f"`{name}` has {found}; give the controls drawn by outcome, and the planned looks")
+    counts = {o: checked_drawn(n_drawn[o], *d.shape) for o, d in draws.items() if o in n_drawn}
+    kept = {o: np.where(np.arange(len(draws[o]))[:, None] < n, draws[o], np.nan) for o, n in counts.items()}
+    return draws | {o: read_only(d) for o, d in kept.items()}, {o: read_only(n, np.int64) for o, n in counts.items()}

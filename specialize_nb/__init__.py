@@ -54,9 +54,10 @@ Modules:
 - `specialize_nb.responses.coherence`: Do the units of a group answer to the same thing?
 - `specialize_nb.responses.pictures`: What a group of units asks to see
 - `specialize_nb.stats.discoveries`: How many findings are real, in any set picked after looking?
+- `specialize_nb.stats.effects`: Standard deviations of random groups, with an interval over images and controls
 - `specialize_nb.stats.equivalence`: Which groups can be left out at no more than a stated cost?
 - `specialize_nb.stats.power`: What can a study of this size find, and how large must it be?
-- `specialize_nb.stats.replication`: How large is the effect over several networks of one setting?
+- `specialize_nb.stats.replication`: Is what was found in one network found in others of its setting?
 - `specialize_nb.stats.sequential`: How many random controls does each sub-cluster need before its verdict is clear?"""
 
 import lazy_loader

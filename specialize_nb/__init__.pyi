@@ -26,6 +26,9 @@ from .network.units import Network as Network
 from .network.units import trace as trace
 from .responses.coherence import coherence as coherence
 from .responses.pictures import visualize as visualize
+from .stats.discoveries import true_discoveries as true_discoveries
+from .stats.equivalence import equivalent as equivalent
+from .stats.power import detectable as detectable
 from .stats.replication import combine as combine
 from .stats.sequential import Sequential as Sequential
 from .training.fit import accuracy as accuracy

@@ -79,7 +79,9 @@ def halves(subject):
 def test_graph(monkeypatch):
     assert not listed("dummy")
     cut = {"scopes": ("local",), "cut": lambda graph, subject, k, scopes, seed: {"local": halves(subject)}}
-    kind = replace(KINDS["activations"], name="dummy", label="my own wires", coherence=("correlation",), **cut)
+    kind = replace(
+        KINDS["activations"], name="dummy", label="my own wires", coherence=("correlation",), by_construction=(), **cut
+    )
     monkeypatch.setitem(KINDS, "dummy", kind)
     found, page, model, data = audited(graphs=["dummy", "activations"])
     first, second = found.findings

@@ -60,7 +60,7 @@ def test_decided():
     low, some = np.r_[[0.01] * 9, [0.5] * 11], finding(coherence=np.r_[[0.01] * 9, [0.5] * 11])
     counts = cell_counts([some], "untrained")
     counts.loc[counts["outcome"] == "class_information", "n_passed"] = 1
-    (found, other), notes = decided([some, finding("activations")], Twins(counts=counts, n_twins=1))
+    (found, other), notes = decided([some, finding("downstream")], Twins(counts=counts, n_twins=1))
     assert found.coherence.outcomes == ("class_information", "correlation") and found.coherence.mute == ""
     assert other.coherence.outcomes == ("correlation", "class_information")
     assert notes == (
@@ -69,6 +69,11 @@ def test_decided():
     )
     broken = Twins(counts=cell_counts([some], "untrained"), n_twins=1)
     (found,), notes = decided([some], broken)
+    (above,), told = decided([finding("upstream")], None)
+    assert above.coherence.mute and not above.importance.mute and "upstream decides nothing" in told[0]
+    (by_answers,), told = decided([finding("activations")], None)
+    assert by_answers.coherence.outcomes == ("class_information", "correlation") and "judged by" in told[0]
+    assert decided([finding("weights"), finding("downstream")], None)[1] == ()
     assert found.coherence.mute and not found.importance.mute and "decides nothing" in notes[0]
     assert found.coherence.to_frame()["p_value"].isna().all() and "decides nothing" in found.verdict
     rows = verdicts([found, other])

@@ -286,15 +286,30 @@ def test_noise_is_not_modular():
     noise = rng.standard_normal((10_000, 64))
     shared = np.sqrt(0.95) * noise + np.sqrt(0.05) * np.repeat(rng.standard_normal((10_000, 8)), 8, axis=1)
     activations = {"noise": noise, "modules": shared}
-    nulls = {kind: activation_nulls(activations, kind, 19) for kind in ("permuted", "noise")}
+    nulls = {kind: activation_nulls(activations, kind, 19) for kind in ("rotated", "permuted", "noise")}
     real = modularity_test(correlation_graph(activations), nulls, n_seeds=1)
     frame = real.to_frame().set_index(["layer", "null"])
     assert 0.062 < frame.loc[("noise", "permuted"), "q"] < 0.072
     assert frame.loc["noise", "p_value"].min() > 0.1 and (frame.loc["modules", "p_value"] == 1 / 20).all()
     truth = Partition.from_labels({"modules": np.arange(64) // 8})
     assert_allclose(real.partition.agreement(truth), 1.0, rtol=1e-6, strict=True)
+    assert [note.split("'")[1] for note in real.notes] == ["permuted", "noise"] and "that asks" not in real.notes[0]
     real.plot()
     frame[["q", "n_clusters", "null_mean", "z", "p_value"]].round(3)
+
+
+def test_factors_are_not_modules():
+    rows = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        spaces = {f"{d} factors": rng.standard_normal((200, d)) @ rng.standard_normal((d, 32)) for d in (2, 5)}
+        nulls = {kind: activation_nulls(spaces, kind, 9, seed=seed) for kind in ("rotated", "permuted")}
+        rows.append(modularity_test(correlation_graph(spaces), nulls, n_seeds=1).to_frame())
+    factors = pd.concat(rows).groupby(["null", "layer"])["p_value"].agg(["mean", lambda p: (p <= 0.1 + 1e-9).mean()])
+    factors.columns = ["mean p", "share at most 0.1"]
+    assert factors.loc["rotated", "share at most 0.1"].mean() <= stats.binom.ppf(0.999, 20, 0.1) / 20
+    assert factors.loc["rotated", "mean p"].min() > 0.3 and factors.loc["permuted", "share at most 0.1"].min() >= 0.8
+    factors.round(2)
 
 
 def test_p_uniform():

@@ -12,10 +12,26 @@ from scipy import stats
 from torch import nn
 from torch.nn.utils import prune
 
-from specialize_nb.clusters.nulls import activation_nulls, rewire, shuffle_weights, untrained, untrained_nulls
+from specialize_nb.clusters.nulls import (
+    _TOLERANCE,
+    _powers,
+    _turned,
+    _walk,
+    _Window,
+    _window,
+    activation_nulls,
+    degree_nulls,
+    likeness_graph,
+    null_notes,
+    shuffle_weights,
+    untrained,
+    untrained_nulls,
+)
 from specialize_nb.dev.testing import unchanged
+from specialize_nb.graphs.activations import activation_graph, correlation_graph
 from specialize_nb.graphs.graph import UnitGraph
 from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.network.answers import record
 from specialize_nb.network.units import trace
 from specialize_nb.training.models import mlp
 
@@ -114,47 +130,76 @@ def test_structure():
     counts
 
 
-def test_rewire():
+def test_degrees_kept():
     graphs = {
         "dense": between(heavy((40, 50)), heavy((50, 20), 1)),
         "sparse": between(heavy((60, 50), density=0.2)),
         "within, dense": within(heavy((50, 50))),
         "within, sparse": within(heavy((60, 60), density=0.3)),
+        "float32": between(heavy((30, 30)).astype(np.float32) * 1e-30),
     }
     rows = []
     for name, graph in graphs.items():
-        new = rewire(graph)
+        new = next(degree_nulls(graph, 1))
         for pair, block in graph.blocks.items():
-            assert_allclose(new.blocks[pair].sum(0), block.sum(0), rtol=1e-6, strict=True)
-            assert_allclose(new.blocks[pair].sum(1), block.sum(1), rtol=1e-6, strict=True)
+            assert torch.equal(new.blocks[pair].flatten().sort().values, block.flatten().sort().values)
             for axis in (0, 1):
                 assert torch.equal((new.blocks[pair] > 0).sum(axis), (block > 0).sum(axis))
+                for power in (0.5, 1, 2):
+                    before, after = ((one.double() / block.max()) ** power for one in (block, new.blocks[pair]))
+                    ratio = (after.sum(axis) / before.sum(axis)).log().abs()
+                    assert (ratio[before.sum(axis) > 0] < 2 * _TOLERANCE + 1e-9).all()
         pair, old = next(iter(graph.blocks.items()))
-        new = new.blocks[pair]
-        stay = float(((new > 0) & (old > 0)).sum() / (old > 0).sum())
-        both = (old > 0) & (new > 0)
+        old, new_block = old.double(), new.blocks[pair].double()
+        stay = float(((new_block > 0) & (old > 0)).sum() / (old > 0).sum())
+        both = (old > 0) & (new_block > 0)
         expected = torch.outer(old.sum(1) / (old > 0).sum(1), old.sum(0) / (old > 0).sum(0))
-        alike = stats.spearmanr((old / expected)[both], (new / expected)[both])[0]
-        rows.append((name, float((old > 0).double().mean()), stay, alike))
-    mixing = pd.DataFrame(rows, columns=["graph", "density", "edges in place", "correlation of ratios"])
-    assert (mixing["edges in place"] < mixing["density"] + 0.08).all() and (
-        mixing["correlation of ratios"].abs() < 0.2
-    ).all()
-    assert torch.equal(rewire(graphs["sparse"]).blocks["0", "1"], rewire(graphs["sparse"]).blocks["0", "1"])
-    assert not torch.equal(rewire(graphs["sparse"], seed=1).blocks["0", "1"], rewire(graphs["sparse"]).blocks["0", "1"])
+        alike = stats.spearmanr((old / expected)[both], (new_block / expected)[both])[0]
+        rows.append(
+            (name, float((old > 0).double().mean()), stay, alike, new.settings["misfit"], new.settings["in_place"])
+        )
+    columns = ["graph", "density", "edges in place", "correlation of ratios", "misfit", "in_place"]
+    mixing = pd.DataFrame(rows, columns=columns)
+    assert (mixing["edges in place"] < mixing["density"] + 0.2).all()
+    assert (mixing["correlation of ratios"].abs() < 0.7).all() and mixing["misfit"].between(0.01, 0.25).all()
+    first, again = (list(degree_nulls(graphs["sparse"], 2)) for _ in range(2))
+    assert torch.equal(first[1].blocks["0", "1"], again[1].blocks["0", "1"])
+    assert torch.equal(next(degree_nulls(graphs["sparse"], 1)).blocks["0", "1"], first[0].blocks["0", "1"])
+    assert not torch.equal(first[0].blocks["0", "1"], first[1].blocks["0", "1"])
+    assert not torch.equal(next(degree_nulls(graphs["sparse"], 1, seed=1)).blocks["0", "1"], first[0].blocks["0", "1"])
     mixing.round(3)
 
 
-def test_rewire_limits():
+def test_degrees_limits():
     star = between(np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
-    assert_allclose(rewire(star).blocks["0", "1"], star.blocks["0", "1"], rtol=1e-6, strict=True)
     single = between(np.diag(10.0 ** np.arange(6)))
-    with pytest.warns(
-        RuntimeWarning, match=r"none of 5 draws of block \('0', '1'\) fits its degrees; the last is off by up to"
-    ):
-        found = rewire(single)
-    assert found.settings["misfit"] > 0.5
-    round(found.settings["misfit"], 2)
+    for graph in (star, single, between(np.zeros((2, 3))), within(np.ones((1, 1)))):
+        found = next(degree_nulls(graph, 1))
+        assert all(torch.equal(found.blocks[pair], block) for pair, block in graph.blocks.items())
+        assert found.settings["misfit"] == 0
+    assert next(degree_nulls(single, 1)).settings["in_place"] == 1
+    block = heavy((20, 20), spread=0)
+    block[3, 4] = 1e4
+    found = next(degree_nulls(between(block), 1))
+    assert found.blocks["0", "1"][3, 4] == 1e4 and found.settings["in_place"] > 0.9
+    refused = {}
+    for kind in ("correlation", "activations", "loss_hessian"):
+        with pytest.raises(ValueError, match=f"got a graph of {kind}, .* compare with `.*untrained_nulls`") as caught:
+            degree_nulls(replace(within(np.ones((4, 4))), kind=kind), 2)
+        refused[kind] = str(caught.value)
+    with pytest.raises(ValueError, match="at least 1"):
+        degree_nulls(star, 0)
+    refused["correlation"]
+
+
+def test_walk_is_even():
+    toy, rng = np.array([[1.0, 1.0], [1.0, 2.0]]), np.random.default_rng(0)
+    wide = _Window(np.zeros((4, 2)), np.full((4, 2), 99.0))
+    ends = [int(np.argmax(_walk(toy, (wide, wide), rng, False))) for _ in range(200)]
+    assert stats.chisquare(np.bincount(ends, minlength=4)).pvalue > 0.001
+    narrow = _window(_powers(toy).sum(2), rng), _window(_powers(toy).sum(1), rng)
+    assert all(np.argmax(_walk(toy, narrow, rng, False)) == 3 for _ in range(5))  # 3 and 2 are more than a fifth apart
+    np.bincount(ends)
 
 
 def test_untrained():
@@ -199,20 +244,35 @@ def test_untrained():
 def test_nulls():
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.exponential(size=(400, 3)).cumsum(1), np.full(400, 2.0)])
-    seen = []
-    for kind in ("permuted", "noise"):
-        seen += list(activation_nulls({"a": x, "b": x}, kind, 2, make=lambda one: one))
-    for one in seen[:2]:
+
+    def drawn(kind, n=2, **options):
+        "The activations behind the nulls of two equal layers."
+        seen = []
+        graphs = activation_nulls(
+            {"a": x, "b": x}, kind, n, make=lambda one: (seen.append(one), correlation_graph(one))[1]
+        )
+        assert [one.settings["null"] for one in graphs] == [kind] * n
+        return seen
+
+    permuted, noise, turned = (drawn(kind) for kind in ("permuted", "noise", "rotated"))
+    for one in permuted:
         assert_allclose(np.sort(one["a"], 0), np.sort(x, 0), rtol=0, strict=True)  # each unit keeps its numbers
         assert abs(np.corrcoef(one["a"][:, :3].T) - np.eye(3)).max() < 0.15 < np.corrcoef(x[:, :3].T).min()
-    for one in seen[2:]:
+    for one in noise:
         assert_allclose(one["a"].mean(0), x.mean(0), rtol=0.2, strict=True)
         assert_allclose(one["a"].std(0), x.std(0), rtol=0.2, strict=True)
-    assert not np.array_equal(seen[0]["a"], seen[1]["a"]) and not np.array_equal(seen[0]["a"], seen[0]["b"])
-    longer = list(activation_nulls({"a": x, "b": x}, "permuted", 3, make=lambda one: one))
-    assert_allclose(longer[1]["b"], seen[1]["b"], rtol=0, strict=True)
+    for one in turned:
+        assert_allclose(one["a"].mean(0), x.mean(0), rtol=1e-9, strict=True)
+        assert_allclose(one["a"].std(0), x.std(0), rtol=1e-9, atol=1e-12, strict=True)
+        there, back = (np.linalg.svd(y[:, :3] - y[:, :3].mean(0))[0][:, :3] for y in (x, one["a"]))
+        assert_allclose(np.linalg.svd(there.T @ back)[1], np.ones(3), rtol=1e-9, strict=True)  # the same space
+        assert not np.allclose(np.corrcoef(one["a"][:, :3].T), np.corrcoef(x[:, :3].T), atol=0.05)
+    for seen in (permuted, noise, turned):
+        assert not np.array_equal(seen[0]["a"], seen[1]["a"]) and not np.array_equal(seen[0]["a"], seen[0]["b"])
+    assert_allclose(drawn("permuted", 3)[1]["b"], permuted[1]["b"], rtol=0, strict=True)
+    assert [len(null_notes({"it": kind})) for kind in ("permuted", "noise", "rotated", None)] == [1, 1, 0, 0]
     for call, message in (
-        (lambda: activation_nulls({"a": x}, "x"), "got kind='x': allowed are 'permuted', 'noise'"),
+        (lambda: activation_nulls({"a": x}, "x"), "got kind='x': allowed are 'rotated', 'permuted', 'noise'"),
         (lambda: activation_nulls({"a": x}, "noise", 0), "at least 1"),
         (lambda: untrained_nulls(nn.Linear(2, 2), within, 0), "at least 1"),
         (lambda: untrained_nulls(nn.ParameterList([torch.ones(2)]), within, 1), "a function that makes"),
@@ -225,4 +285,33 @@ def test_nulls():
         )
     assert_allclose(first[1].block("1", "3"), again[1].block("1", "3"), rtol=0, strict=True)
     assert not torch.equal(first[0].block("1", "3"), first[1].block("1", "3"))
-    [len(seen), first[0]]
+    [len(turned), first[0]]
+
+
+def test_rotations_are_even():
+    pairs = np.random.default_rng(1).standard_normal((50, 2))
+    still, rng = np.zeros(2, bool), np.random.default_rng(2)
+    whitened = (pairs - pairs.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(pairs.T, bias=True))).T
+    angles = []
+    for _ in range(300):
+        first = np.linalg.lstsq(whitened, _turned(whitened, still, rng)[:, 0], rcond=None)[0]
+        angles.append(np.arctan2(*first) / (2 * np.pi) + 0.5)
+    assert stats.kstest(angles, "uniform").pvalue > 0.001
+    round(float(np.mean(angles)), 2)
+
+
+def test_likeness():
+    model = mlp((6, 8, 5, 3), seed=1)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((60, 6))).float()
+    data, network = (x, torch.zeros(60, dtype=torch.long)), trace(model, x[:1])
+    for corr in ("spearman", "pearson"):
+        ours = likeness_graph(record(model, data, network), corr=corr)
+        theirs = activation_graph(model, data, network, corr=corr)
+        assert ours.layers == theirs.layers and ours.kind == theirs.kind
+        for pair, block in theirs.blocks.items():
+            assert_allclose(ours.blocks[pair], block, atol=1e-6, rtol=1e-4, strict=True)
+    still = likeness_graph({"a": np.column_stack([np.ones(5), np.arange(5.0)])})
+    assert not still.blocks["a", "a"].any()
+    with pytest.raises(ValueError, match="got corr='x': allowed are 'spearman', 'pearson'"):
+        likeness_graph({"a": np.eye(3)}, corr="x")
+    ours

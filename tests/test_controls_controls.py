@@ -16,6 +16,7 @@ from specialize_nb.clusters.partition import Partition
 from specialize_nb.controls.controls import (
     NOTHING_TO_TRADE,
     ONE_LIVE_UNIT,
+    TOO_FEW_ALIKE,
     TOO_SMALL,
     WHOLE_LAYER,
     Controls,
@@ -118,10 +119,16 @@ def test_strata():
 
 
 def test_strata_untested():
-    partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1, 2, 2])})
-    controls = draw_controls(partition, strata={"fc": np.array([0, 0, 1, 1, 1, 1])})
-    assert [sub.cluster for sub in controls.subclusters] == [1, 2] and controls.untested["cluster"].tolist() == [0]
-    assert controls.untested["code"].tolist() == [NOTHING_TO_TRADE] == ["nothing_to_trade"]
+    labels = {"fc": np.array([0, 0, *[1, 2] * 3]), "few": np.array([0, 0, 0, 0, 1, 1])}
+    controls = draw_controls(
+        Partition.from_labels(labels), strata={"fc": np.array([0, 0, *[1] * 6]), "few": np.zeros(6, int)}
+    )
+    assert [(sub.layer, sub.cluster) for sub in controls.subclusters] == [("fc", 1), ("fc", 2)]
+    assert controls.untested["code"].tolist() == ["nothing_to_trade", "too_few_alike", "too_few_alike"]
+    assert [NOTHING_TO_TRADE, TOO_FEW_ALIKE] == ["nothing_to_trade", "too_few_alike"]
+    assert controls.untested["reason"][1] == "only 14 other groups are matched to it: a p-value of 0.05 takes 19"
+    assert len(draw_controls(Partition.from_labels(labels)).subclusters) == 5
+    untested, partition = controls.untested, Partition.from_labels({"fc": np.array([0, 0, 1, 1, 2, 2])})
     refused = {
         "`strata` has no layer 'fc': it has \\['fc2'\\]": {"fc2": np.zeros(6, int)},
         "is int64 \\(5,\\): give each of its 6 units one": {"fc": np.zeros(5, int)},
@@ -131,7 +138,7 @@ def test_strata_untested():
     for match, strata in refused.items():
         with pytest.raises((ValueError, KeyError), match=match):
             draw_controls(partition, strata=strata)
-    controls.untested
+    untested
 
 
 def test_untested():

@@ -10,7 +10,15 @@ from torch import nn
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.controls.controls import draw_controls
-from specialize_nb.controls.matching import PROPERTIES, balance, properties_of, strata, unit_properties
+from specialize_nb.controls.matching import (
+    PROPERTIES,
+    balance,
+    evened,
+    properties_of,
+    strata,
+    strengths,
+    unit_properties,
+)
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.network.subject import Subject
@@ -61,6 +69,7 @@ def both(model, cut, x, y, layer, labels, seed=0):
     for told, within in (("random", None), ("matched", strata(properties, partition))):
         controls = draw_controls(partition, n_controls=199, strata=within, seed=seed)
         lost = loss_added(model, cut, x, y, controls)
+        lost = lost if within is None else evened(lost, strengths(controls, properties))
         p[told] = pd.Series(p_values(lost[0], lost[1:]), index=[sub.cluster for sub in controls.subclusters])
         balances[told] = balance(controls, properties)
     return pd.DataFrame(p).rename_axis("cluster"), balances
@@ -179,17 +188,17 @@ def test_properties_oracle():
 def test_strata_by_hand():
     a, b = [1.0, 1, 1, 1, 9, 9, 9, 9], [1.0, 2, 1, 2, 1, 2, 1, 2]
     properties = pd.DataFrame(dict(layer="fc", unit=range(8), a=a, b=b, c=1.0, d=np.nan, dead=False))
-    assert strata(properties, by=["a", "b", "c", "d"])["fc"].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
-    assert strata(properties.iloc[::-1], by=["a", "b"])["fc"].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
-    for size, expected in ((3, [0, 0, 0, 0, 1, 1, 1, 1]), (5, [0] * 8)):
+    assert strata(properties, by=["a", "b", "c", "d"], size=2)["fc"].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert strata(properties.iloc[::-1], by=["a", "b"], size=2)["fc"].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    for size, expected in ((4, [0, 0, 0, 0, 1, 1, 1, 1]), (5, [0] * 8)):
         assert strata(properties, by=["a", "b"], size=size)["fc"].tolist() == expected
     assert (
-        strata(properties, by=["b"])["fc"].tolist() == [0, 1] * 4
+        strata(properties, by=["b"], size=2)["fc"].tolist() == [0, 1] * 4
         and strata(properties, by=["c", "d"])["fc"].tolist() == [0] * 8
     )
     dead = properties.assign(dead=[False] * 6 + [True] * 2)
     partition = Partition.from_labels({"fc": np.array([-1, 0, 0, 1, 1, 1, 0, 1])})
-    found = strata(dead, partition, by=["a", "b"])["fc"]
+    found = strata(dead, partition, by=["a", "b"], size=2)["fc"]
     assert found[0] == -1 and found[6] == found[7] == found.max() and sorted(np.bincount(found[1:])) == [2, 2, 3]
     assert strata(dead.assign(a=0.0, dead=True), by=["a"])["fc"].tolist() == [0] * 8
     found
@@ -200,8 +209,9 @@ def test_balance_by_hand():
     partition = Partition.from_labels({"fc": np.array([0, 0, 1, 1])})
     found = balance(draw_controls(partition, n_controls=20000), properties)
     assert_allclose(found[["a", "b", "dead"]], [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], atol=0.02, rtol=1e-6, strict=True)
-    crossed = Partition.from_labels({"fc": np.array([0, 1, 0, 1])})
-    exact = balance(draw_controls(crossed, n_controls=50, strata={"fc": np.array([0, 0, 1, 1])}), properties)
+    twelve = pd.DataFrame(dict(layer="fc", unit=range(12), a=np.repeat([2.0, 1.0], 6), b=1.0, dead=False))
+    crossed = Partition.from_labels({"fc": np.array([0, 1] * 6)})
+    exact = balance(draw_controls(crossed, n_controls=50, strata={"fc": np.repeat([0, 1], 6)}), twelve)
     assert_allclose(exact[["a", "b", "dead"]], np.zeros((2, 3)), atol=1e-12, rtol=1e-6, strict=True)
     found.round(2)
 
@@ -244,6 +254,42 @@ def test_balance_of_strength():
     pd.Series(apart, name="largest difference").to_frame().round(3)
 
 
+def test_evened_by_hand():
+    a = np.array([1.0, 2, 3, 5, 8, 13, 21, 34])
+    properties = pd.DataFrame(dict(layer="fc", unit=range(8), a=a, dead=False))
+    partition = Partition.from_labels({"fc": np.array([0, 1, 0, 0, 1, 1, 0, 1])})
+    controls = draw_controls(partition, n_controls=400, strata={"fc": np.zeros(8, int)}, seed=3)
+    strength = strengths(controls, properties, by=["a"])
+    assert strength.shape == (401, 2, 2) and (np.square(strength).sum(2) <= 1 + 1e-9).all()
+    assert_allclose(strength[:, 0], -strength[:, 1], atol=1e-9)  # two halves of a layer mirror each other
+    both_columns = np.column_stack([np.ones(8), a, a**2])
+    inside = controls.groups(0).astype(float)
+    share = [1 - np.linalg.lstsq(both_columns, one, rcond=None)[1][0] / 2 for one in inside[:5]]  # n/4 = 2 for halves
+    assert_allclose(np.square(strength[:5, 0]).sum(1), share, rtol=1e-6)
+    damage = np.stack([controls.groups(k) @ (2 * a + 0.01 * a**2) for k in (0, 1)], 1)
+    fair = evened(damage, strength)
+    assert_allclose(fair, np.tile(damage[0], (401, 1)), rtol=1e-9)
+    noise = np.random.default_rng(0).normal(size=8)
+    damage = np.stack([controls.groups(k) @ (2 * a + noise) for k in (0, 1)], 1)
+    fair = evened(damage, strength)
+    residual = noise - both_columns @ np.linalg.lstsq(both_columns, noise, rcond=None)[0]
+    t = inside @ residual / np.sqrt(1 - np.square(strength[:, 0]).sum(1))
+    assert np.array_equal(fair[0], damage[0]) and np.corrcoef(fair[:, 0], t)[0, 1] > 0.995
+    again = (inside == inside[0]).all(1)
+    assert again.sum() > 1 and (fair[again, 0] == damage[0, 0]).all()
+    assert_allclose(evened(3 * damage + 7, strength), 3 * fair + 7, rtol=1e-9)
+    stronger = damage[:, :1] + 9 * (inside @ a)[:, None]  # strength that counts for more changes the level alone
+    assert_allclose(evened(stronger, strength[:, :1])[:, 0] - 9 * inside[0] @ a, fair[:, 0], rtol=1e-6)
+    undone = evened(np.where(np.arange(401)[:, None] == 7, np.nan, damage), strength)
+    assert np.isnan(undone[7]).all() and np.isfinite(undone[8:]).all()
+    assert np.isnan(evened(damage[:4], strength[:4])[1:]).all()
+    with pytest.raises(ValueError, match="give \\(1 \\+ n, m\\) and"):
+        evened(damage[:9], strength)
+    with pytest.raises(KeyError, match="no column 'in_norm'"):
+        strengths(controls, properties)
+    pd.Series({"correlation with the oracle": np.corrcoef(fair[:, 0], t)[0, 1]})
+
+
 def test_planted():
     planted = planted_mlp()
     p_planted, balances = both(planted.model, 4, planted.x, planted.y, "2", planted.labels["2"])
@@ -267,36 +313,64 @@ def test_digits():
         apart[f"network {seed}"] = {told: one.max() for told, one in worst.items()} | last
     apart = pd.DataFrame(apart).T
     assert (
-        (apart["random"] > 0.8).all()
-        and (apart["matched"] < 0.4).all()
-        and (apart["contribution, matched"] < 0.1).all()
+        (apart["random"] > 1).all()
+        and (apart["matched"] < 0.85).all()
+        and (apart["contribution, matched"] < 0.35).all()
     )
     pd.concat(rows, axis=1)
 
 
 def test_calibration():
-    def weak_null(rng, n=128):
-        "Properties, clusters that select on degree, and damage that is contribution and noise."
+    def weak_null(rng, n=128, selects=0.5):
+        "Properties, clusters that select on degree, and contribution and noise of each unit."
         out, into, scale = (np.exp(spread * rng.normal(size=n)) for spread in (0.5, 0.2, 0.1))
         columns = dict(in_norm=into, out_norm=out, activation_scale=into * scale, contribution=into * scale * out)
-        degree = np.argsort(np.log(into * out) + 0.5 * rng.normal(size=n))
+        degree = np.argsort(np.log(into * out) + selects * rng.normal(size=n))
         labels = np.empty(n, int)
         labels[degree] = np.arange(n) * 4 // n
         return (
             pd.DataFrame(dict(layer="fc", unit=range(n), **columns)),
             labels,
-            columns["contribution"] + 0.3 * rng.normal(size=n),
+            columns["contribution"],
+            rng.normal(size=n),
         )
 
-    rng, p = np.random.default_rng(0), {"random": [], "strata of 16": [], "strata of 2 or 3": []}
-    for seed in range(500):
-        properties, labels, damage = weak_null(rng)
+    def alarms_of(controls, strongest, damage, properties):
+        "p-values of one cluster, as it is, and with strength evened out."
+        rows = (controls.groups(strongest) @ damage)[:, None]
+        fair = evened(rows, strengths(controls, properties)[:, [strongest]])
+        return p_values(rows[0], rows[1:])[0], p_values(fair[0], fair[1:])[0]
+
+    rng, p = np.random.default_rng(0), {}
+    for seed in range(200):
+        properties, labels, contribution, noise = weak_null(rng, selects=(0.5, 0.2)[seed % 2])
         partition = Partition.from_labels({"fc": labels})
-        for told, size in zip(p, (None, 16, 2), strict=True):
+        for told, size in (("random", None), ("strata of 2", 2), ("strata of 4", 4)):
             within = None if size is None else strata(properties, partition, size=size)
             controls = draw_controls(partition, n_controls=99, strata=within, seed=seed)
-            total = controls.groups([sub.cluster for sub in controls.subclusters].index(3)) @ damage
-            p[told].append(p_values(total[:1], total[1:, None])[0])
-    alarms = {told: np.mean(np.array(one) <= 0.05) for told, one in p.items()}
-    assert alarms["random"] > 0.9 and alarms["strata of 16"] > 0.1 and 0.03 <= alarms["strata of 2 or 3"] <= 0.07
-    pd.Series(alarms, name="false alarms at 0.05").to_frame()
+            known = [sub.cluster for sub in controls.subclusters]
+            for power, damage in ((1, contribution + 0.3 * noise), (2, contribution**2 + 0.3 * noise)):
+                if 3 in known:
+                    plain, fair = alarms_of(controls, known.index(3), damage, properties)
+                    p.setdefault((power, told), []).append(plain)
+                    p.setdefault((power, f"{told}, evened"), []).append(fair)
+    alarms = pd.Series({key: np.mean(np.array(one) <= 0.05) for key, one in p.items()}).unstack(0)
+    alarms.columns = ["contribution and noise", "its square and noise"]
+    kept = alarms.loc["strata of 4, evened"]
+    assert (alarms.loc["random"] > 0.9).all() and (alarms.loc["strata of 4"] > 0.09).all()
+    assert (abs(kept - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 200)).all()
+    alarms.round(3)
+
+
+def test_power():
+    rng, found = np.random.default_rng(1), {}
+    for seed in range(100):
+        properties, labels, contribution, noise = weak_null(rng)
+        partition = Partition.from_labels({"fc": labels})
+        controls = draw_controls(partition, n_controls=99, strata=strata(properties, partition), seed=seed)
+        for more in (0, 0.1, 0.3):
+            damage = contribution * (1 + more * (labels == 3)) + 0.3 * noise
+            found.setdefault(more, []).append(alarms_of(controls, 3, damage, properties)[1] <= 0.05)
+    power = pd.Series({f"{more:.0%}": np.mean(some) for more, some in found.items()}, name="found at 0.05")
+    assert power.iloc[0] < 0.12 and power.iloc[2] > 0.8
+    power.to_frame().rename_axis("more damage")

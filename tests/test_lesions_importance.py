@@ -29,7 +29,7 @@ from specialize_nb.lesions.importance import (
 )
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
-from specialize_nb.stats.effects import bootstrap_weights
+from specialize_nb.stats.effects import bootstrap_weights, effect_replicates
 from specialize_nb.stats.many import benjamini_hochberg
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.stats.tests import p_values
@@ -86,17 +86,24 @@ def test_closed_form():
 def test_replicates():
     model, data = linear_model()
     partition = Partition.from_labels({"0": [0] * 3 + [1] * 4 + [2] * 4 + [-1]})
-    for n, atol in ((99, 1e-4), (600, 0.1)):
+    x, y = data
+    weights = bootstrap_weights(150, 30, seed=0)
+    drawn = [torch.as_tensor(np.repeat(np.arange(150), w)) for w in weights]
+    for n in (99, 600):
         found = importance(model, data, partition, n_controls=n, n_boot=30, matched=False)
-        weights = bootstrap_weights(150, 30, seed=0)
-        controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(n)
-        x, y = data
-        drawn = [torch.as_tensor(np.repeat(np.arange(150), w)) for w in weights]
+        value, draws = found.value["cross_entropy"], found.draws["cross_entropy"]
+        controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(min(n, 199))
+        moved, spread, intact = np.zeros((30, 3)), np.zeros((30, 3)), np.zeros((1, 12), bool)
         for i in range(3):
-            rows = np.stack([loss_by_hand(model, (x[d], y[d]), controls.groups(i)) for d in drawn])
-            spread = found.draws["cross_entropy"][:, i].std(ddof=1)
-            by_hand = (rows[:, 0] - rows[:, 1:].mean(1)) / spread
-            assert_allclose(found.replicates["cross_entropy"][:, i], by_hand, rtol=1e-4, atol=atol, strict=True)
+            groups = controls.groups(i)
+            rows = np.stack([loss_by_hand(model, (x[d], y[d]), np.vstack([intact, groups])) for d in drawn])
+            rows = rows[:, 1:] - rows[:, :1]
+            few = draws[: len(groups) - 1, i]
+            moved[:, i] = (rows[:, 0] - rows[:, 1:].mean(1)) - (value[i] - few.mean())
+            spread[:, i] = rows[:, 1:].var(1, ddof=1) / few.var(ddof=1)
+            assert_allclose(found.damage_replicates["cross_entropy"][:, i], rows[:, 0], rtol=1e-4, atol=1e-5)
+        by_hand = effect_replicates(value, draws, moved, spread, seed=0)
+        assert_allclose(found.replicates["cross_entropy"], by_hand, rtol=1e-3, atol=1e-3)
 
 
 def test_harmless():

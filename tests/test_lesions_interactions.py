@@ -130,6 +130,9 @@ def test_controls_by_hand():
     rows = _replacements(BLOCKS.labels["0"], X, Y, 99, seed=0)
     by_hand = np.stack([(parts[:, row].sum(1) + gone) ** 2 - gone**2 for row in rows])
     assert_allclose(found.draws[:, 0], by_hand.mean(1), rtol=1e-6, atol=2e-6, strict=True)
+    alone = np.stack([parts[:, row].sum(1) ** 2 for row in rows])
+    together = by_hand.mean(1) - alone.mean(1)  # what a random group costs beside Y, less what it costs alone
+    assert_allclose(found.interaction_draws[:, 0], together, rtol=1e-6, atol=3e-6, strict=True)
     weights = np.random.default_rng(0).multinomial(150, np.full(150, 1 / 150), size=7) / 150
     own = parts[:, X.units].sum(1)
     assert_allclose(
@@ -142,6 +145,10 @@ def test_controls_by_hand():
     excess = weights @ (left - by_hand.mean(0)) / by_hand.mean(1).std(ddof=1)
     assert_allclose([row.ci_low, row.ci_high], [excess.min(), excess.max()], rtol=1e-4, strict=True)
     assert_allclose(row.p_value, (1 + (by_hand.mean(1) >= left.mean() - 1e-6).sum()) / 100, rtol=1e-6, strict=True)
+    own_gone = (2 * own * gone).mean()
+    sides = [(1 + (side * together >= side * own_gone - 1e-6).sum()) / 100 for side in (1, -1)]
+    assert_allclose(row.p_interaction, min(1, 2 * min(sides)), rtol=1e-6)
+    assert_allclose(row.interaction_mean, together.mean(), rtol=1e-6, atol=1e-5)
     row[["damage_given", "control_mean", "effect", "p_value"]]
 
 
@@ -164,7 +171,7 @@ def test_tasks():
     }
     a, b = (BLOCKS.labels["0"] == c for c in (0, 1))
     for name, (targets, loss) in losses.items():
-        found = interactions(model, (x, targets), BLOCKS, pairs=[(("0", 0), ("0", 1))], n_controls=2, n_boot=3)
+        found = interactions(model, (x, targets), BLOCKS, pairs=[(("0", 0), ("0", 1))], n_controls=39, n_boot=3)
         costs = [loss(silenced(model, x, *groups)) - loss(intact) for groups in ([a], [b], [a, b])]
         assert found.outcome == name and len(found.notes) == 1 and found.notes[0] in found.verdict
         assert_allclose([found.damage[0], found.given[0], found.joint[0]], costs, rtol=1e-5, atol=2e-6)
@@ -184,6 +191,8 @@ def test_redundant():
     as_good = (found.draws > 1).sum(0)  # the same three units, drawn again: one of 220 groups
     assert_allclose(frame["p_value"], (1 + as_good) / 1000, rtol=1e-6, strict=True)
     assert scipy_stats.binom.cdf(as_good, 999, 1 / math.comb(12, 3)).min() > 0.01 and (frame["q_value"] < 0.02).all()
+    assert_allclose(frame["p_interaction"], 2 * (1 + as_good) / 1000, rtol=1e-6, strict=True)
+    assert (frame["q_interaction"] < 0.05).all() and "1 interact more than random groups, 0 less" in found.verdict
     found
 
 
@@ -195,6 +204,9 @@ def test_serial():
     assert_allclose(frame["interaction"][:2], -frame["damage"][:2], rtol=1e-6, atol=1e-6, strict=True)
     assert (frame["p_value"][:2] > 0.5).all() and (frame["interaction_high"][:2] < -0.1).all()
     assert (frame["p_value"][2:] < 0.05).all() and (frame["damage_given"][2:] > 0.5 * frame["damage"][2:]).all()
+    assert (frame["p_interaction"][:2] <= 0.02).all() and (
+        frame["interaction"][:2] < frame["interaction_mean"][:2]
+    ).all()
     frame[["layer", "cluster", "given_layer", "given_cluster", "damage", "damage_given", "interaction", "p_value"]]
 
 
@@ -223,19 +235,30 @@ def test_null():
     model, (x, y) = mlp((64, 24, 24, 10)), digits("test")
     fit(model, digits("train"), epochs=6)
     network, data = trace(model, x), (x[::4], y[::4])
-    p = []
+    p, q, sure = [], [], []
     a, b = network.hidden
     for seed in range(60):
         rng = np.random.default_rng(seed)
         labels = {name: rng.permutation(24) % 4 for name in (a, b)}
-        options = dict(pairs=[((a, 0), (a, 1)), ((a, 2), (b, 2))], n_controls=39, n_boot=1, network=network, seed=seed)
-        p.append(interactions(model, data, Partition.from_labels(labels), **options).to_frame()["p_value"])
+        options = dict(pairs=[((a, 0), (a, 1)), ((a, 2), (b, 2))], n_controls=39, n_boot=40, network=network, seed=seed)
+        frame = interactions(model, data, Partition.from_labels(labels), **options).to_frame()
+        p.append(frame[["p_value", "p_interaction"]].to_numpy().ravel())
+        q.append(frame["q_interaction"].min())
+        sure.append(((frame["interaction_low"] > 0) | (frame["interaction_high"] < 0)).mean())
     p = np.array(p)
-    spread = p - np.random.default_rng(0).random(p.shape) / 40
-    tests = [scipy_stats.kstest(column, "uniform").pvalue for column in spread.T]
+    lattice = np.random.default_rng(0).random(p.shape) / np.tile([40, 20], 4)
+    tests = [scipy_stats.kstest(column, "uniform").pvalue for column in (p - lattice).T]
     assert min(tests) > 0.01 and abs((p <= 0.25).mean() - 0.25) < 0.09
+    wrong = float((p[:, 1::2] <= 0.05 + 1e-9).mean())
+    assert (
+        wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120) and np.mean(np.array(q) <= 0.05) <= 0.1 and np.mean(sure) > 0.5
+    )
     levels = [0.05, 0.25, 0.5]
-    pd.DataFrame({"share of p-values": [(p <= level).mean() for level in levels]}, index=levels)
+    shares = {
+        name: [(p[:, i::2] <= level + 1e-9).mean() for level in levels]
+        for i, name in enumerate(["damage", "interaction"])
+    }
+    pd.DataFrame(shares | {"intervals that leave 0 out": np.mean(sure)}, index=levels).round(3)
 
 
 def test_coverage():
@@ -272,7 +295,7 @@ def test_dependency():
         keys = (zip(edges[f"{end}_layer"], edges[f"{end}_cluster"], strict=True) for end in ("source", "target"))
         directed = nx.DiGraph(zip(*keys, strict=True))
         assert nx.is_directed_acyclic_graph(directed) and nx.number_weakly_connected_components(directed) == m
-    helped.drop(columns=["interaction_low", "interaction_high", "ci_low", "ci_high"])
+    helped[["layer", "cluster", "given_layer", "given_cluster", "damage", "damage_given", "control_mean", "p_value"]]
 
 
 def test_absence():
@@ -339,7 +362,7 @@ def test_kept():
         assert repr(again) == repr(one) and again.layers == ("0", "2")
     again = Interactions.load(pairs.save(folder / "pairs.npz"))
     assert again.settings == pairs.settings and again.outcome == "cross_entropy"
-    for name in ("damage", "given", "joint", "draws"):
+    for name in ("damage", "given", "joint", "draws", "interaction_draws"):
         assert np.array_equal(getattr(again, name), getattr(pairs, name))
     for name, rows in pairs.replicates.items():
         assert np.array_equal(again.replicates[name], rows)
@@ -408,6 +431,8 @@ def test_no_choice():
     frame = interactions(
         model, data, halves, pairs=[(("0", 0), ("0", 1)), (("0", 0), ("2", 0))], n_controls=9
     ).to_frame()
+    assert frame["p_interaction"].isna().tolist() == [True, True, False, True]
+    assert frame["q_interaction"].isna().tolist() == [True, True, False, False]
     assert frame["p_value"].isna().tolist() == [True, True, False, True] and frame["n_controls"].tolist() == [
         0,
         0,

@@ -201,6 +201,32 @@ def test_left_out():
     found.attrs["untested"]
 
 
+def test_rows_masked_whole():
+    class Masked(nn.Module):
+        "Channels attend to channels; every score of some rows, and some of every row, is far off."
+
+        def __init__(self, far):
+            super().__init__()
+            self.queries, self.keys, self.values, self.out = (nn.Linear(4, 4) for _ in range(4))
+            self.register_buffer("mask", far * torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]))
+
+        def forward(self, x):
+            scores = self.queries(x).mT @ self.keys(x) + self.mask
+            return self.out((scores.softmax(-1) @ self.values(x).mT).mT).mean(1)
+
+    def gated(far, log):
+        return Between(lambda h: F.log_softmax(h + far, -1) if log else (h + far).softmax(-1), seed=1)
+
+    tokens = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flat = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for far in (-1e4, -1e9, -3e38, 1e9):
+        models = [(Masked(far).double().eval(), tokens), (gated(far, False), flat), (gated(far, True), flat)]
+        for model, x in models:
+            network = trace(model, x)
+            assert {"softmax", "log_softmax", "statistic"} & set(network.held), far
+            assert check_wiring(network, x)["missing"].sum() == 0, (far, type(model).__name__)
+
+
 def test_bad_input():
     network = trace(copier(), torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"'torch.float32'.*trace `model.double\(\)`") as caught:
@@ -210,3 +236,19 @@ def test_bad_input():
     with pytest.raises(ValueError, match="nothing to check: it branches"):
         check_wiring(replace(network, refused="it branches"), torch.rand(3, 2))
     str(caught.value)
+
+
+def test_fails_in_float64():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)) @ torch.eye(6))
+
+    x = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="Single fails on the example.*same dtype.*`dtype=x.dtype`"):
+        trace(Single().double().eval(), x)
+    with pytest.raises(ValueError, match=r"fails on these inputs, \[\(\(5, 3\), 'torch.float64'\)\].*of the shapes"):
+        check_wiring(trace(copier().double(), torch.zeros(2, 2).double()), torch.rand(5, 3, dtype=torch.float64))

@@ -139,22 +139,17 @@ def test_effects():
     rows[1:, 3] = 0.1
     _, _, effect = effect_size(rows[0], rows[1:])
     assert np.isnan(effect[3])
-    assert_allclose(
-        _image_effects(rows, np.repeat(rows[:, :, None], 2, axis=2)), [effect, effect], rtol=1e-6, strict=True
-    )
-    assert_allclose(
-        _image_effects(rows, np.repeat(rows[:10, :, None], 2, axis=2)), [effect, effect], rtol=1e-6, strict=True
-    )
-    drift = rows[:10, :, None] * 3 + 7
-    mean = rows[1:].mean(0) + 7 + 2 * rows[1:10].mean(0)
-    assert_allclose(
-        _image_effects(rows, drift)[0, :3],
-        ((3 * rows[0] + 7 - mean)[:3] / (3 * rows[1:, :3].std(0, ddof=1))),
-        rtol=1e-6,
-        strict=True,
-    )
+    still = np.repeat(
+        rows[:, :, None], 4000, axis=2
+    )  # the images move nothing: what is left is the noise of the controls
+    for again in (still, still[:10]):
+        held = _image_effects(rows, again, 0)
+        assert (abs(np.median(held[:, :3], axis=0) - effect[:3]) < 0.15).all()
+        assert (held[:, :3].std(0) > 0.1).all()
+    shifted = _image_effects(rows, still + 7, 0)  # all groups move alike, which is no evidence
+    assert_allclose(shifted[:, :3], _image_effects(rows, still, 0)[:, :3], rtol=1e-6, atol=1e-9)
     drawn = _picture_effects(rows[None], 4000, 0)
-    assert np.isnan(drawn[:, 3]).all() and (abs(np.median(drawn[:, :3], axis=0) / effect[:3] - 1) < 0.1).all()
+    assert np.isnan(drawn[:, 3]).all() and (abs(np.median(drawn[:, :3], axis=0) - effect[:3]) < 0.15).all()
     effect
 
 
@@ -163,7 +158,7 @@ def test_picture_intervals():
     controls = scipy_stats.norm.ppf((np.arange(49) + 0.5) / 49)
     values = np.tile(np.r_[3.0, controls][None, :, None], (4, 1, 1))
     spread = _picture_effects(values, 4000, 0).std()
-    assert 0.8 < spread / np.sqrt(1 / 49 + 9 / 98) < 1.2
+    assert 0.8 < spread / np.sqrt(1 / 49 + 9 / 98) < 1.45
     lucky = values + rng.standard_normal((4, 1, 1)) * np.r_[1.0, np.zeros(49)][None, :, None]
     assert _picture_effects(lucky, 4000, 0).std() > 1.2 * spread
     spread
@@ -284,7 +279,7 @@ def test_interval_coverage():
     few = frames[0][["outcome", "cluster"]].assign(population=population, coverage=coverage)
     width = np.mean([(f["ci_high"] - f["ci_low"]) for f in frames], axis=0)
     assert coverage.mean() > 0.88 and (coverage > 0.75).all() and (population.abs() > 0.1).any()
-    assert (np.abs(few["population"]) < 6).all() and (width < 3).all()
+    assert (np.abs(few["population"]) < 6).all() and (width < 4).all()
     few.assign(mean_width=width)
 
 

@@ -4,8 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from scipy import optimize, stats
 
-from specialize_nb.stats.effects import bootstrap_weights, effect_size, percentile_interval
+from specialize_nb.stats.effects import (
+    _stretched,
+    bootstrap_weights,
+    effect_replicates,
+    effect_size,
+    percentile_interval,
+)
 
 
 def test_effect_size():
@@ -50,45 +57,89 @@ def test_bootstrap_weights():
     np.std(weights @ x / 50), x.std() / np.sqrt(50)
 
 
+def test_noncentral():
+    rng, n = np.random.default_rng(15), 200
+    quiet = np.zeros((20000, 1))
+    draws = stats.norm.ppf((np.arange(n) + 0.5) / n)[:, None]  # normal, without luck
+    for value in (0.0, 2.0, 6.0):
+        t = effect_size([value], draws)[2][0] * np.sqrt(n)
+        exact = [
+            optimize.brentq(lambda d, q=q, t=t: stats.nct.cdf(t, n - 1, d) - q, t - 15, t + 15) / np.sqrt(n)
+            for q in (0.975, 0.025)
+        ]
+        found = percentile_interval(effect_replicates([value], draws, quiet, quiet + 1), 0.95)
+        assert np.all(np.abs(np.ravel(found) - exact) < 0.03 + 0.13 * (exact[1] - exact[0]))
+    base = effect_replicates([2.0], draws, quiet[:99], quiet[:99] + 1)
+    assert_allclose(effect_replicates([3 * 2.0 + 5], 3 * draws + 5, quiet[:99], quiet[:99] + 1), base, rtol=1e-9)
+    exact, np.ravel(found)
+
+
+def test_replicates():
+    rng = np.random.default_rng(16)
+    value, draws = (
+        np.array([1.0, 4.0, 2.0]),
+        np.column_stack([rng.normal(size=60), rng.normal(size=60), np.full(60, 2.0)]),
+    )
+    moved, spread = 0.1 * rng.standard_normal((200, 3)), np.ones((200, 3))
+    moved[:, 2] = 0
+    found = effect_replicates(value, draws, moved, spread)
+    assert np.all(found[:, 2] == 0)  # all controls equal: the group is as they are on each draw
+    many = np.vstack([draws] * 400)  # hardly any noise of controls is left
+    _, sd, effect = effect_size(value, many)
+    steady = effect_replicates(value, many, moved, spread)[:, :2]
+    assert_allclose(steady.std(0), moved[:, :2].std(0) / sd[:2], rtol=0.12)
+    noisy = effect_replicates(value, many, moved, spread + 0.75)[:, :2]  # three quarters of the variance is noise
+    assert_allclose(noisy.mean(0), 2 * steady.mean(0), rtol=0.02)
+    again = effect_replicates(value, np.vstack([draws, np.full((40, 3), np.nan)]), moved, spread)  # not drawn
+    assert again.shape == found.shape and np.isfinite(again).all()
+    factor = 1 + 0.1 * rng.standard_normal((200, 1))  # images that scale all damage alike change no effect
+    scaled = effect_replicates(value, many, (factor - 1) * (value - many.mean(0)), np.repeat(factor**2, 3, 1))[:, 1]
+    assert scaled.std() < 0.25 * 0.1 * effect[1]
+    skewed, still = stats.expon.ppf((np.arange(800) + 0.5) / 800)[:, None], np.zeros((4000, 1))
+    mean, sd, _ = effect_size([0.0], skewed)
+    wide = effect_replicates(mean + 2 * sd, skewed, still, still + 1)
+    by_hand = 1 + 2 * stats.skew(skewed) + 4 * (stats.kurtosis(skewed) + 2) / 4  # times 1/n: of A, of A and U, of U
+    assert_allclose(wide.var(0) * 800, by_hand, rtol=0.15)
+    moved[3, 0] = np.nan
+    assert np.isnan(effect_replicates(value, draws, moved, spread)).sum() == 1
+    assert_allclose(effect_replicates(value, draws, moved, spread), effect_replicates(value, draws, moved, spread))
+    with pytest.raises(ValueError, match=r"give both as \(B, 3\), a row for each draw"):
+        effect_replicates(value, draws, moved, spread[:, :2])
+    few = rng.exponential(size=(2000, 30)).mean(1, keepdims=True) - 1
+    tails = np.abs(np.quantile(_stretched(few), [0.025, 0.975]) / np.quantile(few, [0.025, 0.975]))
+    assert tails[0] < 1 < tails[1]
+    tails
+
+
 def test_coverage():
-    rng, n, n_controls, true_effect = np.random.default_rng(13), 200, 40, 6.0
-    weights = bootstrap_weights(n, 300) / n
-    held, effects = [], []
-    for _ in range(400):
-        damage = rng.gamma(2, 0.04, 1 + n_controls)
-        damage[0] = damage[1:].mean() + true_effect * damage[1:].std(ddof=1)
-        image = damage + 0.8 * rng.standard_normal((n, 1 + n_controls)) + rng.standard_normal((n, 1))
-        seen, again = image.mean(0), weights @ image
-        _, sd, effect = effect_size(seen[:1], seen[1:, None])
-        effects.append(effect[0])
-        truth = (damage[0] - damage[1:].mean()) / sd[0]
-        replicates = [effect_size(again[:, 0], again[:, 1:].T, scale=s)[2] for s in (sd[0], None)]
-        held.append([low <= truth <= high for low, high in (np.quantile(r, [0.025, 0.975]) for r in replicates)])
-    coverage = pd.Series(
-        np.mean(held, 0), ["observed spread", "spread measured anew"], name="coverage of 95% intervals"
-    )
-    assert abs(coverage["observed spread"] - 0.95) < 0.04 and coverage["spread measured anew"] < 0.9
-    assert np.mean(effects) < 0.95 * true_effect
-    pd.concat([coverage, pd.Series({"mean effect, of a true one of 6": np.mean(effects)})]).to_frame("value")
+    def unit_noise(rng, shape):
+        """Lognormal, of mean 0 and variance 1."""
+        return (np.exp(rng.standard_normal(shape)) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
 
-    def covered(rng, truth, sample, n=200, studies=400):
-        """How often the 95% interval of a mean difference holds its truth."""
-        weights, held = bootstrap_weights(n, 300) / n, []
-        for _ in range(studies):
-            low, high = np.quantile(weights @ sample(rng, n), [0.025, 0.975])
-            held.append(low <= truth <= high)
-        return np.mean(held)
+    def measured_again(rng, truth, n_images, n_controls, n_boot=200):
+        """One study: value, controls, moves and spreads of groups whose true effects are set."""
+        true = np.r_[2 + np.sqrt(2) * truth, rng.gamma(2, 1, n_controls)]  # mean 2, variance 2
+        noise = unit_noise(rng, (n_images, 1)) + unit_noise(rng, (n_images, len(true)))
+        images = true * (1 + 0.5 * unit_noise(rng, (n_images, 1))) + np.sqrt(50) * noise
+        seen, m = images.mean(0), len(truth)
+        again = bootstrap_weights(n_images, n_boot, seed=int(rng.integers(2**31))) @ images / n_images
+        moved = again[:, :m] - seen[:m] - (again[:, m:] - seen[m:]).mean(1, keepdims=True)
+        spread = again[:, m:].var(1, ddof=1, keepdims=True) / seen[m:].var(ddof=1)
+        return seen[:m], np.repeat(seen[m:, None], m, 1), moved, np.repeat(spread, m, 1)
 
-    rng = np.random.default_rng(14)
-    covers = {
-        "answers flipped": covered(rng, 0.1, lambda rng, n: (rng.random(n) < 0.2) - 1.0 * (rng.random(n) < 0.1)),
-        "nothing happens": covered(rng, 0.0, lambda rng, n: 0.01 * (rng.standard_normal(n) - rng.standard_normal(n))),
-        "few images carry it": covered(rng, np.exp(1.5**2 / 2), lambda rng, n: rng.lognormal(0, 1.5, n)),
-    }
-    assert (
-        min(covers["answers flipped"], covers["nothing happens"]) > 0.91 and 0.75 < covers["few images carry it"] < 0.93
+    rng, truth, held = np.random.default_rng(13), np.array([0.0, 2.0, 6.0]), []
+    for _ in range(300):
+        value, draws, moved, spread = measured_again(rng, truth, 200, 99)
+        _, sd, effect = effect_size(value, draws)
+        both = (effect_replicates(value, draws, moved, spread), effect + moved / sd)
+        ends = [percentile_interval(one, 0.95) for one in both]
+        held.append([(low <= truth) & (truth <= high) for low, high in ends])
+    names = ["images and controls", "images only, as before"]
+    coverage = pd.DataFrame(
+        np.mean(held, 0), names, pd.Index([f"true effect {t:.0f}" for t in truth], name="95% intervals")
     )
-    pd.Series(covers, name="coverage of 95% intervals").to_frame()
+    assert np.all(np.abs(coverage.loc[names[0]] - 0.945) < 0.035) and coverage.loc[names[1]].iloc[-1] < 0.8
+    coverage
 
 
 def test_interval():

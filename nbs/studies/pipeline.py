@@ -1,6 +1,6 @@
 """What does the whole pipeline find in networks that have learnt nothing?
 
-    python nbs/studies/pipeline.py            # about half an hour on one core; writes pipeline.csv beside this file
+    python nbs/studies/pipeline.py            # about twenty minutes on one core; writes pipeline.csv beside this file
 
 Networks that were never trained are traced, their units clustered by each kind of graph on the training digits, and
 each sub-cluster asked on the test digits whether it is important and coherent, with 199 controls. A row a network,
@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from specialize_nb import cnn, coherence, digits, fit, importance, mlp
+from specialize_nb import audit, cnn, digits, fit, mlp
 from specialize_nb.audits.kinds import KINDS
-from specialize_nb.network.subject import Subject
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = "network seed labels graph scope evidence outcome n_tests at_05 at_01 mean_effect".split()
-N_SEEDS = 24
-MEASURED = ("correlation", "class_information")
+N_SEEDS = 16
+OPTIONS = dict(graphs=tuple(KINDS), n_controls=199, matched=False, n_visual=1, steps=1, n_exhibits=0, n_boot=1)
 NETWORKS = {
     "MLP 64-64-64": lambda seed: mlp((64, 64, 64, 64, 10), seed=seed),
     "MLP 128-32": lambda seed: mlp((64, 128, 32, 10), seed=seed),
@@ -39,34 +38,22 @@ NETWORKS = {
 def data(shuffled: int | None) -> tuple[Any, Any]:
     """Images to find clusters on, and those to judge on; their labels shuffled by a seed, or as they are."""
     train, test = digits("train"), digits("test")
-    y = (
-        test.y
-        if shuffled is None
-        else test.y[torch.randperm(len(test.y), generator=torch.Generator().manual_seed(shuffled))]
-    )
-    return (train.x, train.y), (test.x, y)
+    order = torch.arange(len(test.y))
+    if shuffled is not None:
+        order = torch.randperm(len(test.y), generator=torch.Generator().manual_seed(shuffled))
+    return (train.x, train.y), (test.x, test.y[order])
 
 
 def measured(model: Any, seed: int, shuffled: int | None) -> Iterator[dict[str, Any]]:
-    """What each kind of graph, scope and outcome says of one network."""
+    """What an audit says of one network, by kind of graph, scope and outcome."""
     find, judge = data(shuffled)
-    subject = Subject.of(model, judge, find=find)
-    for kind in KINDS.values():
-        partitions = kind.cut(kind.build(subject), subject, 8, kind.scopes, seed)
-        for scope, partition in partitions.items():
-            options = dict(n_controls=199, n_boot=1, seed=seed)
-            found = {
-                "importance": importance(subject, None, partition, outcomes="cross_entropy", matched=False, **options),
-                "coherence": coherence(
-                    subject, None, partition, outcomes=("correlation", "class_information"), **options
-                ),
-            }
-            for evidence, one in found.items():
-                for outcome, rows in one.to_frame().groupby("outcome"):
-                    p = rows["p_value"].dropna()
-                    told = dict(n_tests=len(p), at_05=int((p <= 0.05).sum()), at_01=int((p <= 0.01).sum()))
-                    told |= dict(mean_effect=round(float(np.nanmean(rows["effect"])), 3)) if len(p) else {}
-                    yield dict(graph=kind.name, scope=scope, evidence=evidence, outcome=outcome) | told
+    found = audit(model, judge, find=find, seed=seed, **OPTIONS).to_frame()
+    for keys, rows in found.groupby(["graph", "scope", "evidence", "outcome"], sort=False):
+        p = rows["p_value"].dropna()
+        told = dict(n_tests=len(p), at_05=int((p <= 0.05).sum()), at_01=int((p <= 0.01).sum()))
+        effects = rows["effect"][np.isfinite(rows["effect"])]
+        told["mean_effect"] = round(float(effects.mean()), 3) if len(effects) else ""
+        yield dict(zip(("graph", "scope", "evidence", "outcome"), keys, strict=True)) | told
 
 
 def main() -> None:

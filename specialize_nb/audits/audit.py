@@ -47,7 +47,7 @@ from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
 
 # %% ../../nbs/14_audit.ipynb #a11dcdc7
-from ..lesions.damage import kind_of
+from ..lesions.damage import intact_loss, kind_of
 from specialize_nb.lesions.importance import (
     Importance,
     LesionOptions,
@@ -57,7 +57,7 @@ from specialize_nb.lesions.importance import (
     prepare_importance,
 )
 from ..lesions.lesion import Ablation, Precision
-from ..lesions.outcomes import as_logits, loss_of, right_of
+from ..lesions.outcomes import as_logits, right_of
 from ..lesions.plan import Plan, price
 from ..network.answers import outputs_of, pictured_input
 from ..network.outputs import Scale
@@ -492,6 +492,9 @@ def _noise(moved: np.ndarray) -> tuple[str, ...]:
 _PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coherence that pictures take
 
 # %% ../../nbs/14_audit.ipynb #d8610639
+_N_SHOWN = 199  # controls of coherence that is shown and decides nothing, where others are drawn until it is clear
+
+
 def _for_coherence(
     subject: Subject, graph: str, pictured: bool, given: Mapping[str, Any]
 ) -> tuple[CoherenceOptions | None, tuple[str, ...]]:
@@ -505,7 +508,8 @@ def _for_coherence(
             why = "nothing is left to ask that they were not cut by"
             told = f"Coherence of clusters by {kind.label} was not tested: {why}."
             return None, (*notes, told)
-    return picked(CoherenceOptions, {**given, "outcomes": names}), notes
+    n = given["n_controls"] if kind.decisive or not isinstance(given["n_controls"], Sequential) else _N_SHOWN
+    return picked(CoherenceOptions, {**given, "outcomes": names, "n_controls": n}), notes
 
 # %% ../../nbs/14_audit.ipynb #db42b54a
 def _within(partitions: Mapping[tuple[str, str], Partition], layers: Sequence[str]) -> dict[tuple[str, str], Partition]:
@@ -721,18 +725,13 @@ def _nothing(kind: type[Evidence], outcomes: Sequence[str]) -> Any:
 # %% ../../nbs/14_audit.ipynb #57fc7daa
 def _baseline(subject: Subject) -> dict[str, float]:
     """What the intact network says: by the task, and how many examples there are."""
-    found, y = torch.as_tensor(np.array(outputs_of(subject))), torch.as_tensor(np.array(subject.data.labels))
-    logits, told = as_logits(found, kind_of(subject), subject.task).double(), {}
-    if subject.task == "classes":
-        told = {"loss": loss_of(logits, y).mean(), "accuracy": right_of(logits, y).mean()}
-    elif subject.task == "labels":
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, y.double())
-        told = {"loss": loss, "label_accuracy": ((logits > 0) == (y == 1)).double().mean()}
-    elif subject.task == "numbers":
-        spread = y.double().reshape(len(y), -1).var(0, correction=0)
-        error = ((found.double() - y.double().reshape(found.shape)) ** 2).mean(0)
-        told = {"squared_error": (error / spread)[spread > 0].mean()}
-    return {name: float(value) for name, value in told.items()} | {"n_examples": subject.data.n}
+    told = {name if name == "squared_error" else "loss": loss for name, loss in intact_loss(subject).items()}
+    if subject.task in ("classes", "labels"):
+        found, y = torch.as_tensor(np.array(outputs_of(subject))), torch.as_tensor(np.array(subject.data.labels))
+        logits = as_logits(found, kind_of(subject), subject.task).double()
+        right = right_of(logits, y) if subject.task == "classes" else (logits > 0) == (y == 1).reshape(logits.shape)
+        told["accuracy" if subject.task == "classes" else "label_accuracy"] = float(right.double().mean())
+    return told | {"n_examples": subject.data.n}
 
 # %% ../../nbs/14_audit.ipynb #cde972ba
 def audit(
@@ -912,7 +911,7 @@ def _audited(given: Mapping[str, Any]) -> Audit:
     findings, works = _findings(subject, partitions, possible.pictured, given, seconds)
     with _timed(seconds, "twins"):
         twins, told = _twins(subject, works, findings, given)
-    findings, changed = decided(findings, twins) if twins is not None else (findings, ())
+    findings, changed = decided(findings, twins)
     findings = judged_together(findings)
     with _timed(seconds, "pictures"):
         n_exhibits = given["n_exhibits"] * possible.pictured

@@ -50,6 +50,8 @@ class GraphKind:
         Outcomes on real data, the main one first: not what the clusters were cut by
     on_data : bool, default True
         Is the graph built from data? They are then set aside, and judged by others
+    by_construction : tuple[str, ...], default ()
+        Measures of coherence by which its clusters stand out in untrained networks
     """
 
     name: str  # As it is asked for
@@ -60,6 +62,12 @@ class GraphKind:
     missing: Callable[[Subject], str]  # Why the graph cannot be built, as a sentence without its end; '' if it can
     coherence: tuple[str, ...]  # Outcomes on real data, the main one first: not what the clusters were cut by
     on_data: bool = True  # Is the graph built from data? They are then set aside, and judged by others
+    by_construction: tuple[str, ...] = ()  # Measures of coherence by which its clusters stand out in untrained networks
+
+    @property
+    def decisive(self) -> bool:
+        """Does any of its outcomes on real data hold its level in networks that have learnt nothing?"""
+        return any(name not in self.by_construction for name in self.coherence)
 
 
 def _by_eigenvectors(
@@ -141,6 +149,7 @@ KINDS: dict[str, GraphKind] = {
             cut=_by_eigenvectors,
             missing=_no_room,
             coherence=("class_information", "correlation"),
+            by_construction=("correlation",),  # measured in nbs/studies/pipeline.ipynb, as those below
         ),
         GraphKind(
             name="upstream",
@@ -150,6 +159,13 @@ KINDS: dict[str, GraphKind] = {
             cut=_by_modularity,
             missing=_no_gradients_by_inputs,
             coherence=("class_information", "correlation"),
+            by_construction=(
+                "correlation",
+                "class_information",
+                "target_information",
+                "visual_score",
+                "visual_entropy",
+            ),
         ),
         GraphKind(
             name="downstream",

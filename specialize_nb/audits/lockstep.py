@@ -66,7 +66,7 @@ def _grown(one: Agreement, n: int) -> Exception | None:
     """Why a layer's groups cannot be measured; None if they could."""
     options = one.work.options
     try:
-        one.grow(n if options.steers or not isinstance(options.n_controls, Sequential) else options.looks[-1])
+        one.grow(n if options.steers else options.looks[-1])
     except Exception as error:  # of whatever kind: the other layers go on, and the reason is told
         one.going = np.zeros_like(one.going)
         return error

@@ -156,16 +156,18 @@ class Twins(Result):
 # %% ../../nbs/rooms/audits_twins.ipynb #8b234224
 def decided(
     findings: Sequence[Finding],  # Of the network that is audited
-    twins: Twins,  # Of its twins
+    twins: Twins | None,  # Of its twins, if any were asked
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:  # The findings, with outcomes that hold first; a note on each change
     """Which outcome decides on each finding? The first that holds; none, if none does.
+
+    What is known not to hold for a kind of graph never decides; twins may add to that.
 
     Parameters
     ----------
     findings : Sequence[Finding]
         Of the network that is audited
-    twins : Twins
-        Of its twins
+    twins : Twins | None
+        Of its twins, if any were asked
 
     Returns
     -------
@@ -176,7 +178,7 @@ def decided(
     for finding in findings:
         for evidence in ("importance", "coherence"):
             one = getattr(finding, evidence)
-            holding = [outcome for outcome in one.outcomes if twins.holds(finding.graph, outcome)]
+            holding = [outcome for outcome in one.outcomes if _may_decide(finding.graph, outcome, twins)]
             if one.outcomes[0] in holding[:1]:
                 continue
             where = f"{evidence.capitalize()} of clusters by {KINDS[finding.graph].label}"
@@ -191,3 +193,7 @@ def decided(
             notes.append(f"{where} {told} in networks that have learnt nothing.")
         found.append(finding)
     return tuple(found), tuple(dict.fromkeys(notes))
+
+
+def _may_decide(graph: str, outcome: str, twins: Twins | None) -> bool:
+    return outcome not in KINDS[graph].by_construction and (twins is None or twins.holds(graph, outcome))

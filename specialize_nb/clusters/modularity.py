@@ -24,6 +24,7 @@ from joblib import Parallel, delayed
 
 from ..base.results import Result, read_only
 from ..base.words import check_choice, counted
+from .nulls import null_notes
 from .partition import Partition, edge_operator, label_array, ncut
 from ..graphs.graph import UnitGraph
 from ..stats.tests import p_values
@@ -333,6 +334,8 @@ def modularity_test(
 ) -> ModularityTest:
     """Is the graph more modular than graphs without modules? `joblib.parallel_config` sets the processes.
 
+    What the nulls are decides what a small p says; for those that are of another question, a note says so.
+
     Parameters
     ----------
     graph : UnitGraph
@@ -348,19 +351,23 @@ def modularity_test(
     Raises: `ValueError` if there is no null, or one has other layers or units.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
-    scope, draws = _scope(graph, None), {}
+    scope, draws, kinds = _scope(graph, None), {}, {}
     real = modularity_partition(graph, n_seeds=n_seeds, scope=scope)
     if not nulls:
         raise ValueError("got no nulls: give at least one name and its graphs, as from `activation_nulls`")
     for name, graphs in nulls.items():
-        tasks = (
-            delayed(modularity_partition)(one, n_seeds=n_seeds, scope=scope) for one in _alike(graph, name, graphs)
-        )
+        tasks = (delayed(_found)(one, n_seeds, scope) for one in _alike(graph, name, graphs))
         found = Parallel()(tasks)
         if not found:
             raise ValueError(f"null {name!r} holds no graph: an iterator can be read once only, so make a new one")
-        draws[name] = np.array([one.q.to_numpy() for one in found])
-    return ModularityTest(partition=real, nulls=draws, n_seeds=n_seeds)
+        draws[name], kinds[name] = np.array([q for q, _ in found]), found[0][1]
+    return ModularityTest(partition=real, nulls=draws, n_seeds=n_seeds, notes=null_notes(kinds))
+
+
+def _found(graph: UnitGraph, n_seeds: int, scope: str) -> tuple[np.ndarray, str | None]:
+    """Q of each clustering, and the kind of null, if the graph says so."""
+    found = modularity_partition(graph, n_seeds=n_seeds, scope=scope)
+    return found.q.to_numpy(), graph.settings.get("null")
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #8b96b2c2
 def _alike(graph: UnitGraph, name: str, graphs: Iterable[UnitGraph]) -> Iterator[UnitGraph]:

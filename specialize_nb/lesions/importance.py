@@ -10,8 +10,8 @@ __all__ = ['Request', 'Tally', 'floors', 'Importance', 'LesionOptions', 'importa
            'measure_importance', 'steer', 'grow_tallies', 'judge_importance']
 
 # %% ../../nbs/11_importance.ipynb #8af6a65b
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,19 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..base.results import read_only
 from ..base.signatures import picked
 from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, Null, check_testable, judged_layers
 from ..controls.matching import properties_of, strata
-from .damage import DamageRun, damage_run, kind_of, notes_of, usual_of
+from .damage import DamageRun, damage_run, intact_loss, kind_of, notes_of, usual_of
 from .lesion import Ablation, Precision
 from .outcomes import residual, resolved
 from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
-from ..stats.effects import effect_size
+from ..stats.effects import effect_replicates, effect_size
 from ..stats.evidence import Evidence
 from ..stats.sequential import Sequential, Standing, undecided
 
@@ -110,8 +111,8 @@ class Tally:
         self.going = np.ones(len(self.subclusters), dtype=bool)  # Is its verdict still open?
         rows = 1 if self.subclusters else 2  # a control of nothing: its table has rows, and no columns
         self.damage = {name: np.full((rows, len(self.subclusters)), np.nan) for name in outcomes}
-        self.boot = {name: np.zeros((3, n_boot, len(self.subclusters))) for name in outcomes}
-        # real, sum of controls, how many are known
+        self.boot = {name: np.zeros((4, n_boot, len(self.subclusters))) for name in outcomes}
+        # real, sum of controls, how many are known, sum of their squares
 
     @property
     def layers(self) -> list[str]:
@@ -182,6 +183,7 @@ class Tally:
                     self.boot[name][0, :, i] += part[0, 1:] if rows.start == 0 else 0
                     self.boot[name][1, :, i] += np.nansum(drawn, axis=0)
                     self.boot[name][2, :, i] += np.isfinite(drawn).sum(0)
+                    self.boot[name][3, :, i] += np.nansum(drawn**2, axis=0)
                 start += len(rows)
 
     def judged(
@@ -203,8 +205,8 @@ class Tally:
         np.ndarray
             (1 + n, m)
         """
-        damage = resolved(self.damage[name])
         outcome = next(one for one in run.work.outcomes if one.name == name)
+        damage = resolved(self.damage[name], outcome.unit)
         return resolved(residual(damage, resolved(self.damage[outcome.residual_on]))) if outcome.residual_on else damage
 
     def standing(
@@ -236,7 +238,7 @@ class Tally:
         name: str,  # Of the outcome
         rows: np.ndarray,  # (1 + n, m) as `judged` gives them
     ) -> np.ndarray:  # (n_boot, m)
-        """The effect on each draw of the images, about the effect on all of them.
+        """Where the effect may lie, had all images and all random groups been measured: see `effect_replicates`.
 
         Parameters
         ----------
@@ -250,14 +252,15 @@ class Tally:
         np.ndarray
             (n_boot, m)
         """
-        real, total, known = self.boot[name]
-        _, spread, effect = effect_size(rows[0], rows[1:])
-        damage = resolved(self.damage[name])
-        few = effect_size(damage[0], damage[1 : 1 + _N_REPLICATED])[0]
+        real, total, known, squares = self.boot[name]
+        damage = self.damage[name]
+        few, sd, _ = effect_size(damage[0], damage[1 : 1 + _N_REPLICATED])
         with np.errstate(invalid="ignore", divide="ignore"):
-            moved = (real - total / known) - (damage[0] - few)
-            steps = moved / np.where(spread > 0, spread, 1.0)
-        return np.where((spread > 0) | (moved == 0), effect + steps, np.nan)
+            mean = total / known
+            moved = (real - mean) - (damage[0] - few)
+            variance = np.maximum(squares - known * mean**2, 0.0) / (known - 1)
+            spread = np.where(sd > 0, variance / sd**2, 1.0)
+        return effect_replicates(rows[0], rows[1:], moved, spread, seed=self.null.seed)
 
 # %% ../../nbs/11_importance.ipynb #cacf42fa
 def floors(
@@ -317,7 +320,17 @@ class Importance(Evidence):
         The same against the stricter null
     mute : str, default ''
         Why it decides nothing, so that no p-value is given; '' if it does
+    damage_replicates : Mapping[str, np.ndarray]
+        Outcome -> (B, m) damage itself, on
     """
+
+    damage_replicates: Mapping[str, np.ndarray] = field(default_factory=dict)  # Outcome -> (B, m) damage itself, on
+    # bootstrap draws of the images
+
+    def __post_init__(self):
+        again = {name: read_only(rows) for name, rows in self.damage_replicates.items()}
+        object.__setattr__(self, "damage_replicates", again)
+        super().__post_init__()
 
 # %% ../../nbs/11_importance.ipynb #c79e19e9
 @dataclass(frozen=True, kw_only=True)
@@ -679,6 +692,7 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
     rows = {name: plain.judged(trial.run, name) for name in trial.names}
     keys, settings = [(sub.layer, sub.cluster, len(sub.units)) for sub in plain.subclusters], _settings(trial)
     fields = dict(looks=trial.options.looks, n_drawn=plain.n_drawn) if trial.options.design else {}
+    amounts = [name for name in floors(trial.run) if name in trial.names]
     for tally in others:
         fields |= _second(trial, plain, tally) if len(tally.n_drawn) else {}
         settings |= {"unmatched": tally.untested.to_numpy().tolist()}
@@ -690,7 +704,8 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
         replicates={name: plain.replicates(name, rows[name]) for name in trial.names},
         settings=settings,
         untested=plain.untested,
-        floor={name: least for name, least in floors(trial.run).items() if name in trial.names},
+        floor={name: 0.0 for name in amounts},
+        damage_replicates={name: plain.boot[name][0] for name in amounts},
         level=1 - trial.options.alpha,
         notes=_notes(trial, [plain, *others]),
         **fields,
@@ -703,7 +718,8 @@ def _settings(trial: Trial) -> dict[str, Any]:
     told = dict(n_controls=design, ablation=options.ablation, min_units=options.min_units, n_boot=options.n_boot)
     told |= dict(seed=options.seed, n_examples=n, model=trial.subject.network.model)
     told |= dict(precision=options.precision or "model", task=trial.subject.task)
-    return told | dict(output=trial.subject.output, scores=kind_of(trial.subject))
+    told |= dict(output=trial.subject.output, scores=kind_of(trial.subject))
+    return told | dict(intact_loss=intact_loss(trial.subject))
 
 
 def _second(trial: Trial, plain: Tally, tally: Tally) -> dict[str, Any]:
@@ -717,7 +733,8 @@ def _second(trial: Trial, plain: Tally, tally: Tally) -> dict[str, Any]:
     for name in trial.names:
         real, rows = plain.judged(trial.run, name)[0][to], tally.judged(trial.run, name)
         matched[name] = np.full((len(rows) - 1, len(columns)), np.nan)
-        matched[name][:, to] = resolved(real + (rows[1:] - rows[0]))
+        unit = next(one.unit for one in trial.run.work.outcomes if one.name == name)
+        matched[name][:, to] = resolved(real + (rows[1:] - rows[0]), unit)
     counts = np.zeros(len(columns), dtype=int)
     counts[to] = tally.n_drawn
     return dict(matched=matched, n_matched=counts) if trial.options.design else dict(matched=matched)

@@ -67,10 +67,9 @@ def _replacements(labels: np.ndarray, sub: SubCluster, given: SubCluster, n: int
 _Pair = tuple[SubCluster, SubCluster]
 
 
-def _joint_lesions(pair: _Pair, partition: Partition, n: int, seed: int) -> tuple[dict[str, np.ndarray], list[int]]:
+def _joint_lesions(pair: _Pair, others: Sequence[np.ndarray]) -> tuple[dict[str, np.ndarray], list[int]]:
     """Layer -> bool rows of lesions: of both, and with each of them in turn replaced; how many of each."""
-    both = [_mask(sub, len(partition.labels[sub.layer])) for sub in pair]
-    others = [_replacements(partition.labels[sub.layer], sub, given, n, seed) for sub, given in (pair, pair[::-1])]
+    both = [_mask(sub, others[0 if sub is pair[0] else 1].shape[1]) for sub in pair]
     counts = [1, len(others[0]), len(others[1])]
     first = np.vstack([both[0], others[0], np.repeat(both[0], counts[2], axis=0)])
     second = np.vstack([both[1], np.repeat(both[1], counts[1], axis=0), others[1]])
@@ -80,19 +79,27 @@ def _joint_lesions(pair: _Pair, partition: Partition, n: int, seed: int) -> tupl
 # %% ../../nbs/rooms/lesions_interactions.ipynb #aaebc387
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Pairs:
-    """The lesions of some pairs, prepared: of each sub-cluster alone, and of both with one of them replaced in turn."""
+    """The lesions of some pairs, prepared: of each sub-cluster alone, of both, with one replaced, of these alone."""
 
     run: DamageRun
     pairs: Sequence[_Pair]
     alone: dict[str, list[SubCluster]]  # By layer
     joint: list[tuple[dict[str, np.ndarray], list[int]]]  # Groups, and how many of each kind
+    others: list[tuple[np.ndarray, np.ndarray]]  # In the place of the first, and of the second
     sizes: dict[str, int]  # Units of each layer
     n_controls: int
 
     @property
     def requests(self) -> list[tuple[dict[str, np.ndarray], bool]]:
         alone = [{a: np.vstack([_mask(sub, self.sizes[a]) for sub in subs])} for a, subs in self.alone.items()]
-        return [(groups, True) for groups in [*alone, *(groups for groups, _ in self.joint)]]
+        joint = [(groups, True) for groups in [*alone, *(groups for groups, _ in self.joint)]]
+        return joint + [({sub.layer: rows}, False) for sub, rows in self.replaced]
+
+    @property
+    def replaced(self) -> list[tuple[SubCluster, np.ndarray]]:
+        """What random groups take the place of, and these, direction by direction; those that have none left out."""
+        both = zip(self.pairs, self.others, strict=True)
+        return [(sub, rows) for pair, two in both for sub, rows in zip(pair, two, strict=True) if len(rows)]
 
 
 def _prepared(run: DamageRun, pairs: Sequence[_Pair], partition: Partition, n: int, seed: int) -> _Pairs:
@@ -100,9 +107,13 @@ def _prepared(run: DamageRun, pairs: Sequence[_Pair], partition: Partition, n: i
     for sub in (sub for pair in pairs for sub in pair):
         singles.setdefault(sub.layer, {})[sub.cluster] = sub
     sizes = {layer: len(partition.labels[layer]) for layer in singles}
-    joint = [_joint_lesions(pair, partition, n, seed) for pair in pairs]
+    others = []
+    for x, y in pairs:
+        two = (_replacements(partition.labels[a.layer], a, b, n, seed) for a, b in ((x, y), (y, x)))
+        others.append(tuple(two))
+    joint = [_joint_lesions(pair, two) for pair, two in zip(pairs, others, strict=True)]
     alone = {layer: list(subs.values()) for layer, subs in singles.items()}
-    return _Pairs(run=run, pairs=pairs, alone=alone, joint=joint, sizes=sizes, n_controls=n)
+    return _Pairs(run=run, pairs=pairs, alone=alone, joint=joint, others=others, sizes=sizes, n_controls=n)
 
 
 def _measured(work: _Pairs, progress: bool) -> list[np.ndarray]:
@@ -115,27 +126,35 @@ def _judged(work: _Pairs, found: Sequence[np.ndarray]) -> dict[str, Any]:
     """The numbers of an `Interactions`, from all lesions."""
     places = [(layer, sub.cluster) for layer, subs in work.alone.items() for sub in subs]
     damage = dict(zip(places, np.concatenate(found[: len(work.alone)]), strict=True))
-    rows, n = [], work.n_controls
-    for pair, table, (_, counts) in zip(work.pairs, found[len(work.alone) :], work.joint, strict=True):
+    end, rows = len(work.alone) + len(work.joint), []
+    replaced = iter(found[end:])
+    for pair, table, (_, counts) in zip(work.pairs, found[len(work.alone) : end], work.joint, strict=True):
         both, *controls = np.split(table, np.cumsum(counts)[:-1])
         own = [damage[sub.layer, sub.cluster] for sub in pair]
-        rows += [_row(own[0], own[1], both[0], controls[0], n), _row(own[1], own[0], both[0], controls[1], n)]
+        for this, given, some in zip(own, own[::-1], controls, strict=True):
+            single = next(replaced)[:, 0] if len(some) else np.zeros(0)
+            rows.append(_row(this, given, both[0], some, single, work.n_controls))
     return _stacked(rows)
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #b5189229
-def _row(damage: np.ndarray, given: np.ndarray, joint: np.ndarray, controls: np.ndarray, n: int) -> dict:
-    """One direction of one pair; the arguments have a column for all images, then one a bootstrap draw."""
-    draws = np.full((n, len(joint)), np.nan)
+def _row(
+    damage: np.ndarray, given: np.ndarray, joint: np.ndarray, controls: np.ndarray, single: np.ndarray, n: int
+) -> dict:
+    """One direction of one pair; arguments have all images first, then bootstrap draws, `single` all images only."""
+    draws, together = np.full((n, len(joint)), np.nan), np.full(n, np.nan)
     draws[: len(controls)] = controls - given
+    together[: len(single)] = controls[:, 0] - given[0] - single
     mean = draws.mean(0)
     whole = dict(damage=damage[0], given=given[0], joint=joint[0], draws=resolved(draws[:, 0]))
+    whole |= dict(interaction_draws=resolved(together))
     again = dict(damage=damage[1:], damage_given=(joint - given)[1:], control_mean=mean[1:])
     return whole | {"replicates": again}
 
 
 def _stacked(rows: Sequence[dict]) -> dict[str, Any]:
     """Rows as the last axis of arrays."""
-    together = {name: np.stack([row[name] for row in rows], axis=-1) for name in ("damage", "given", "joint", "draws")}
+    names = ("damage", "given", "joint", "draws", "interaction_draws")
+    together = {name: np.stack([row[name] for row in rows], axis=-1) for name in names}
     again = [row["replicates"] for row in rows]
     return together | {"replicates": {name: np.stack([one[name] for one in again], axis=-1) for name in again[0]}}
 
@@ -147,6 +166,16 @@ def _labelled(content: Any, columns: Sequence[str]) -> pd.DataFrame:
     """A copy with these columns, clusters as whole numbers and layers as text."""
     frame = pd.DataFrame(content, columns=list(columns))
     return frame.astype({name: np.int64 if "cluster" in name else str for name in columns}).reset_index(drop=True)
+
+# %% ../../nbs/rooms/lesions_interactions.ipynb #44e000f6
+def _interaction_columns(value: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each direction the mean over random groups and the two-sided p-value, of each pair the q-value."""
+    tested = ~np.isnan(draws).all(0)
+    sides = np.stack([p_values(side * value, side * draws) for side in (1, -1)])
+    p = np.where(tested, np.minimum(2 * sides.min(0), 1.0), np.nan)
+    pairs = np.fmax(p[::2], p[1::2])
+    mean, q = effect_size(value, draws)[0], np.repeat(benjamini_hochberg(pairs), 2)
+    return dict(interaction_mean=mean, p_interaction=p, q_interaction=q)
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #afc8a17d
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -171,6 +200,8 @@ class Interactions(Result):
         (r,) of both together
     draws : np.ndarray
         (n, r) conditional damage of random groups in its place; NaN where there is no other group
+    interaction_draws : np.ndarray
+        (n, r) interaction of the other one with these random groups
     replicates : Mapping[str, np.ndarray]
         'damage', 'damage_given', 'control_mean' -> (B, r) on draws of the images
     settings : Mapping[str, Any]
@@ -186,6 +217,7 @@ class Interactions(Result):
     given: np.ndarray  # (r,) of the other one alone
     joint: np.ndarray  # (r,) of both together
     draws: np.ndarray  # (n, r) conditional damage of random groups in its place; NaN where there is no other group
+    interaction_draws: np.ndarray  # (n, r) interaction of the other one with these random groups
     replicates: Mapping[str, np.ndarray]  # 'damage', 'damage_given', 'control_mean' -> (B, r) on draws of the images
     settings: Mapping[str, Any] = field(default_factory=dict)  # How it was computed, as JSON has it
     level: float = 0.95  # Confidence of the intervals
@@ -217,12 +249,14 @@ class Interactions(Result):
         p = np.where(tested, p_values(self.damage_given, self.draws), np.nan)
         columns = dict(damage=resolved(self.damage), damage_given=self.damage_given, interaction=self.interaction)
         below, above = percentile_interval(again, self.level)
-        columns |= dict(interaction_low=below, interaction_high=above, control_mean=mean, control_sd=sd)
+        columns |= dict(interaction_low=below, interaction_high=above)
+        columns |= _interaction_columns(self.interaction, self.interaction_draws)
+        columns |= dict(control_mean=mean, control_sd=sd)
         columns |= dict(n_controls=np.where(tested, len(self.draws), 0), effect=effect)
         return self.keys.assign(**columns, ci_low=low, ci_high=high, p_value=p, q_value=benjamini_hochberg(p))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The interaction of every pair as a matrix, a dot where its interval leaves 0 out. Returns the axes."""
+        """The interaction of every pair as a matrix, a dot where it is beyond random groups'. Returns the axes."""
         import matplotlib.pyplot as plt
 
         frame = self.to_frame()
@@ -240,7 +274,7 @@ class Interactions(Result):
             ax = plt.subplots(figsize=(side + 0.8, side), layout="constrained")[1]
         most = np.nanmax(np.abs(table)) or 1.0
         image = ax.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most)
-        sure = ((frame["interaction_low"] > 0) | (frame["interaction_high"] < 0)).to_numpy()
+        sure = passes_level(frame["q_interaction"], 1 - self.level).to_numpy()
         ax.scatter(np.array(columns)[sure], np.array(rows)[sure], s=8, color="black")
         labels = [f"{layer}/{cluster}" for layer, cluster in names]
         ax.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=labels, yticklabels=labels)
@@ -253,15 +287,20 @@ class Interactions(Result):
         """How many pairs interact, and how many sub-clusters still matter once the other is gone."""
         frame, alpha = self.to_frame(), 1 - self.level
         pairs = frame.iloc[::2]
-        above, below = (pairs["interaction_low"] > 0).sum(), (pairs["interaction_high"] < 0).sum()
+        beyond = passes_level(pairs["q_interaction"], alpha)
+        above, below = (
+            int((beyond & (side * (pairs["interaction"] - pairs["interaction_mean"]) > 0)).sum()) for side in (1, -1)
+        )
         matters = passes_level(frame["q_value"], alpha) & (frame["damage_given"] > 0)
         after = f"{matters.sum()} of {len(frame)} sub-clusters matter once the other is gone"
         pair = "pair" if len(pairs) == 1 else "pairs"
-        return f"{len(pairs)} {pair} in {self.outcome}: {above} interact above 0, {below} below; {after}"
+        told = f"{above} interact more than random groups, {below} less"
+        return f"{len(pairs)} {pair} in {self.outcome}: {told}; {after}"
 
     def shown(self) -> pd.DataFrame:
-        """The strongest interactions first."""
-        return self.to_frame().sort_values("interaction", key=abs, ascending=False, kind="stable")
+        """The clearest interactions first, of these the strongest."""
+        frame = self.to_frame()
+        return frame.iloc[np.lexsort([-frame["interaction"].abs(), frame["q_interaction"]])]
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #732ed589
 _MOST = 200  # pairs that are measured without being asked for by name
@@ -403,14 +442,24 @@ def _collected(subject: Subject, found: Any, work: Any, costs: Any, settings: di
     """The evidence of measured pairs."""
     keys = [(x.layer, x.cluster, y.layer, y.cluster) for pair in found for x, y in (pair, pair[::-1])]
     broken = [np.isnan(one[:, 0]) for one in costs]
+    notes = notes_of(subject, work.run, sum(one.sum() for one in broken), sum(len(one) for one in broken))
     return Interactions(
         keys=pd.DataFrame(keys, columns=list(_PAIR)),
         outcome=_only(work.run),
         layers=subject.network.hidden,
         settings=settings,
-        notes=notes_of(subject, work.run, sum(one.sum() for one in broken), sum(len(one) for one in broken)),
+        notes=(*notes, *_too_few(len(found), work.n_controls)),
         **_judged(work, costs),
     )
+
+
+def _too_few(n_pairs: int, n_controls: int) -> tuple[str, ...]:
+    """Can one pair that interacts be on the list by itself?"""
+    least, needed = 2 / (1 + n_controls), math.ceil(2 * n_pairs / (1 - Interactions.level) - 1e-9) - 1
+    if n_controls >= needed:
+        return ()
+    found = f"{n_controls} controls give p-values of interactions of {least:.2g} or more"
+    return (f"{found}: for one pair of {n_pairs} to be told from random groups by itself, draw {needed}.",)
 
 
 def _settings(subject: Subject, given: dict[str, Any]) -> dict[str, Any]:

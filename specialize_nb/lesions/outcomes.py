@@ -51,6 +51,8 @@ class Outcome:
         What has to be predicted for it
     note : str
         What a result says of it, a sentence; '' for nothing
+    unit : float
+        Its usual size on intact examples, by which rounding is judged
     """
 
     name: str  # As it is asked for
@@ -62,6 +64,7 @@ class Outcome:
     amount: bool = field(default=True, compare=False)  # An amount of damage, which can be added up?
     tasks: tuple[Task, ...] = field(default=("classes",), compare=False)  # What has to be predicted for it
     note: str = field(default="", compare=False)  # What a result says of it, a sentence; '' for nothing
+    unit: float = field(default=1.0, compare=False)  # Its usual size on intact examples, by which rounding is judged
 
     def __repr__(self) -> str:
         return f"Outcome({self.name!r})"
@@ -399,6 +402,7 @@ def find_outcomes(
     scores: Scale = "logits",  # What the numbers are
     targets: np.ndarray | None = None,  # (n, ...) numbers to predict, which say the units; None: errors keep theirs
     spread: Callable[[], np.ndarray] | None = None,  # Gives (n_scores,) sd of the intact outputs, for 'change'
+    size: Callable[[Callable], float] | None = None,  # Gives the mean size on intact examples of a function
 ) -> tuple[Outcome, ...]:  # In the order asked for; 'class_accuracy' gives one for each class
     """Which outcomes are meant?
 
@@ -416,6 +420,8 @@ def find_outcomes(
         (n, ...) numbers to predict, which say the units; None: errors keep theirs
     spread : Callable[[], np.ndarray] | None, default None
         Gives (n_scores,) sd of the intact outputs, for 'change'
+    size : Callable[[Callable], float] | None, default None
+        Gives the mean size on intact examples of a function
 
     Returns
     -------
@@ -435,7 +441,7 @@ def find_outcomes(
     listed = [outcome.name for outcome in found]
     if twice := [name for name in dict.fromkeys(listed) if listed.count(name) > 1]:
         raise ValueError(f"outcomes {twice} come twice: give each name once, and functions names of their own")
-    return tuple(_bound(one, task, scores, targets, spread) for one in found)
+    return tuple(_bound(one, task, scores, targets, spread, size) for one in found)
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #0819adf0
 def _known(task: Task, n_scores: int) -> dict[str, tuple[Outcome, ...]]:
@@ -487,11 +493,12 @@ def _bound(
     scores: Scale,
     targets: np.ndarray | None,
     spread: Callable[[], np.ndarray] | None,
+    size: Callable[[Callable], float] | None,
 ) -> Outcome:
     """The outcome for such outputs and targets."""
     measure, note = outcome.measure, ""
     if isinstance(measure, _Rise):
-        return outcome
+        return replace(outcome, unit=size(measure._of)) if size else outcome
     if isinstance(measure, _Error) and targets is not None:
         scale, note = _units(_sd(targets), targets, "target")
         measure = replace(measure, scale=scale)
@@ -552,21 +559,24 @@ def usual_outcomes(
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #d645a887
 def resolved(
-    values: np.ndarray,  # Damage of any shape, in nats, shares or other units of about 1
+    values: np.ndarray,  # Damage of any shape
+    unit: float = 1.0,  # The usual size of the intact outcome, above 0: 1 for nats, shares and scaled errors
 ) -> np.ndarray:  # The same, to a millionth; NaN and infinities stay
     """What of the damage is more than rounding?
 
     Parameters
     ----------
     values : np.ndarray
-        Damage of any shape, in nats, shares or other units of about 1
+        Damage of any shape
+    unit : float, default 1.0
+        The usual size of the intact outcome, above 0: 1 for nats, shares and scaled errors
 
     Returns
     -------
     np.ndarray
         The same, to a millionth; NaN and infinities stay
     """
-    return np.round(np.asarray(values, dtype=float) / _RESOLUTION) * _RESOLUTION + 0.0
+    return np.round(np.asarray(values, dtype=float) / (_RESOLUTION * unit)) * (_RESOLUTION * unit) + 0.0
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #c15d979a
 def residual(

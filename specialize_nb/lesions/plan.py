@@ -10,6 +10,7 @@ __all__ = ['layer_flops', 'going_on', 'makespan', 'Plan', 'price', 'plan']
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #919aca00
 import heapq
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,11 +37,20 @@ from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import check_testable
 from .damage import DamageRun, Work, block_size, notes_of
-from .importance import LesionOptions, Tally, Trial, grow_tallies, prepare_importance, steer
+from specialize_nb.lesions.importance import (
+    LesionOptions,
+    Tally,
+    Trial,
+    floors,
+    grow_tallies,
+    prepare_importance,
+    steer,
+)
 from .lesion import Ablation, LesionEngine, Precision, distinct_lesions, lesion_engine
 from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
+from ..stats.power import Study, detectable, pilot_spreads
 from ..stats.sequential import Sequential, crossing_probability, futile, undecided
 from ..stats.tests import passes_level
 
@@ -357,6 +367,51 @@ def _scaled(known: _Seconds, there: _Arithmetic, here: _Arithmetic) -> _Seconds:
     fixed = (here.prefix + here.suffix) / max(there.prefix + there.suffix, 1)
     return _Seconds(known.fixed * fixed, known.each * max(here.suffix, 1) / max(there.suffix, 1))
 
+# %% ../../nbs/rooms/lesions_plan.ipynb #4316f7e1
+_PILOT, _LAYERS, _REAL = 19, 3, 0.1  # random groups of a pilot, layers it looks at, share of the groups that are real
+
+
+def _findable(
+    trial: Trial, tally: Tally, n_tests: int, known: Mapping[tuple[str, bool], _Seconds], seconds: float
+) -> float:
+    """What a lesion must cost more than random ones to be found 80% of the time; NaN if the outcome is no amount.
+
+    As many examples are looked at as the time allows, and the noise is told for all of them.
+    """
+    if trial.names[0] not in floors(trial.run) or not tally.subclusters:
+        return math.nan
+    layers = [tally.layers[i] for i in np.unique(np.linspace(0, len(tally.layers) - 1, _LAYERS).round().astype(int))]
+    pilots = [_pilot(trial, tally, layer, known, seconds / len(layers)) for layer in layers]
+    spreads = np.median(pilots, axis=0)
+    if not spreads.any():
+        return math.nan
+    design = trial.options.design
+    study = Study(
+        sd_groups=spreads[0],
+        sd_images=spreads[1],
+        n_examples=trial.subject.data.n,
+        n_tests=n_tests,
+        n_real=max(1, round(_REAL * n_tests)),
+        n_controls=design.most if design else int(trial.options.n_controls),  # a design finds what its most would
+        alpha=trial.options.alpha,
+    )
+    return detectable(study, n_simulations=200, seed=trial.options.seed)
+
+
+def _pilot(
+    trial: Trial, tally: Tally, layer: str, known: Mapping[tuple[str, bool], _Seconds], seconds: float
+) -> tuple[float, float]:
+    """How variable damage is over random groups, and over examples, for the largest sub-cluster of a layer."""
+    here = [i for i, sub in enumerate(tally.subclusters) if sub.layer == layer]
+    largest = max(here, key=lambda i: len(tally.subclusters[i].units))
+    groups = tally.null.controls(_PILOT).groups(largest)
+    cost, total = known.get((layer, True)), trial.subject.data.n
+    took = cost.fixed + cost.each * len(groups) if cost else 0.0
+    n = total if took <= seconds else max(_FIRST, int(total * seconds / took))
+    with np.errstate(all="ignore"):
+        found = _shortened(trial.run.work, min(n, total)).damage([({layer: groups}, True)])[0][trial.names[0]]
+    return pilot_spreads(found[1:, :1], (found[0, 1:] - found[1:, 1:].mean(0))[:, None], min(n, total))
+
 # %% ../../nbs/rooms/lesions_plan.ipynb #bdd178c8
 def makespan(
     seconds: Iterable[float],  # Of each pass, in the order they are handed out
@@ -430,6 +485,10 @@ class Plan(Result):
         Seconds from start to end: 'least', 'expected', 'most'
     setup_seconds : float
         Tracing, matching and reading, part of each
+    findable : float, default math.nan
+        What a lesion must cost more than random ones to be found 80% of the time, by a pilot
+    outcome : str, default ''
+        In the units of which outcome
     """
 
     table: pd.DataFrame  # As `to_frame` gives it
@@ -442,6 +501,8 @@ class Plan(Result):
     efficiency: float  # Speed of a process beside the others, as a share of its speed alone
     wall: Mapping[str, float]  # Seconds from start to end: 'least', 'expected', 'most'
     setup_seconds: float  # Tracing, matching and reading, part of each
+    findable: float = math.nan  # What a lesion must cost more than random ones to be found 80% of the time, by a pilot
+    outcome: str = ""  # In the units of which outcome
 
     @property
     def seconds(self) -> float:
@@ -493,8 +554,18 @@ class Plan(Result):
         work = f"{self.n_lesions:,} lesions of {self.n_images:,} images in {(self.table['n_lesions'] > 0).sum()} layers"
         return (
             f"about {_spell(self.seconds)}{jobs}{spread}: {work}, {_words(self.flops, 'FLOP')}, "
-            f"{_words(self.bytes, 'B')}{kept}"
+            f"{_words(self.bytes, 'B')}{kept}{self._power}"
         )
+
+    @property
+    def _power(self) -> str:
+        """What can be found, in words; '' if it is not known."""
+        if math.isnan(self.findable):
+            return ""
+        if math.isinf(self.findable):
+            return f". With {self.n_images:,} examples and these controls nothing is found 80% of the time"
+        cost = f"that costs {self.findable:.2g} more than random ones do ({self.outcome})"
+        return f". With {self.n_images:,} examples a lesion {cost} is found about 80% of the time"
 
     def shown(self) -> pd.DataFrame:
         """The layers that take longest first."""
@@ -607,8 +678,11 @@ def price(
     cases = [_both([_cases(trial, ahead, important) for ahead in both]) for both in aheads]
     most = [job for one in cases for stage in one["most"].values() for job in stage]
     known = _calibrated(trial.run, most, cost, probe_seconds, trial.options.seed)
-    pairs = zip(aheads, cases, strict=True)
-    return tuple(_planned(trial, both, one, cost, known, setup_seconds) for both, one in pairs)
+    plans = [_planned(trial, both, one, cost, known, setup_seconds) for both, one in zip(aheads, cases, strict=True)]
+    n_tests, plain = sum(len(both[0].subclusters) for both in trial.tallies), [both[0] for both in trial.tallies]
+    seconds = probe_seconds / 4 / max(1, len(plans))
+    able = [_findable(trial, tally, n_tests, known, seconds) for tally in plain]
+    return tuple(replace(one, findable=cost, outcome=trial.names[0]) for one, cost in zip(plans, able, strict=True))
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #2217566a
 def _planned(

@@ -383,6 +383,9 @@ def hooked_layers(
     made = [site for site, call in program.calls.items() if _makes_units(call.module)]
     told = "puts out no floating number for each of its units and each example"
     program.left_out |= {site: told for site in made if not _is_layer(program, site)}
+    if not layers and made:
+        names = ", ".join(map(repr, made[:3])) + " and more" * (len(made) > 3)
+        raise ValueError(f"no units of {type(model).__name__} are known: each of {names} {told}")
     if not layers:
         raise ValueError(f"{type(model).__name__} calls no module that owns a matrix or a kernel: no units are known")
     if not any(layer.kind == "output" for layer in layers):

@@ -72,9 +72,14 @@ def _hold_normalisation(replay: _Replay, node: fx.Node) -> Tensor:
     return replay.before(node) + slope * (args[0] - before)
 
 # %% ../../nbs/rooms/network_perturbation.ipynb #d11a7638
+_LIMITS = torch.finfo(torch.float64).min, torch.finfo(torch.float64).max
+
+
 def _hold_softmax(replay: _Replay, node: fx.Node) -> Tensor:
     (x, dim, *_), _ = replay.fetch_args_kwargs_from_env(node)
-    shifted = x - replay.before(node.args[0]).logsumexp(dim, keepdim=True)
+    before = replay.before(node.args[0])
+    most = before.amax(dim, keepdim=True).clamp(*_LIMITS)  # a row that is masked whole has its digits far from 0
+    shifted = (x - most) - (before - most).exp().sum(dim, keepdim=True).log()
     return shifted if "log_softmax" in str(node.target) else shifted.exp()
 
 
@@ -188,10 +193,23 @@ def _check(network: Network, x: Any) -> None:
         raise ValueError(f"numbers in {sorted(wrong)} hide small changes in rounding: {message}")
 
 
+def _unchanged(network: Network, x: Any) -> dict[str, Any]:
+    """What every node computes where nothing is changed."""
+    try:
+        return _run(network, x, {}, {}, 1)
+    except Exception as error:  # the code of a model may fail in many ways
+        given = [(tuple(one.shape), str(one.dtype)) for one in network.program.arguments(x)]
+        advice = "give inputs of the shapes that it was traced with, and write `dtype=x.dtype` where it makes numbers"
+        raise ValueError(f"{network.model} fails on these inputs, {given}: {_words(error)}; {advice}") from error
+
+
+def _words(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _left_out(layer: Layer, error: Exception) -> str:
     """Warn that a layer's units cannot be changed, and say why."""
-    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    told = f"layer {layer.name!r} is not tested: the model fails where its units are changed ({words})"
+    told = f"layer {layer.name!r} is not tested: the model fails where its units are changed ({_words(error)})"
     warnings.warn(told, RuntimeWarning, stacklevel=3)
     return told
 
@@ -229,13 +247,13 @@ def check_wiring(
     pd.DataFrame
         Columns source, target, edges, non_edges, missing, idle: pairs of units
 
-    Raises: `ValueError` if the wiring is not known, numbers are not float64, or no layer can be tested; `KeyError` for
-    an unknown layer. Warns: `RuntimeWarning` for each layer that is left out.
+    Raises: `ValueError` if the wiring is not known, numbers are not float64, the model fails on the inputs, or no layer
+    can be tested; `KeyError` for an unknown layer. Warns: `RuntimeWarning` for each layer that is left out.
     """
     _check(network, x)
     sources = network.layers if layers is None else [network.layer(name) for name in layers]
     generator, rows, untested = torch.Generator().manual_seed(seed), [], {}
-    base = _run(network, x, {}, {}, 1)
+    base = _unchanged(network, x)
     for source in tqdm(sources, desc="perturb", disable=not progress):
         try:
             moved = _moved(_Change(network, x, source, base, generator))

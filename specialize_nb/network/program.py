@@ -34,7 +34,7 @@ from specialize_nb.network.operations import (
     size_at,
 )
 from specialize_nb.network.recurrence import SEQUENCES, State, name_states, runs_across
-from specialize_nb.network.refusals import why_refused
+from specialize_nb.network.refusals import why_fixed, why_refused
 from specialize_nb.network.state import as_found
 
 __all__ = ["Layout", "Program", "export_program", "repeatable", "says_the_same"]
@@ -385,15 +385,23 @@ def export_program(
         raise ValueError(f"{told}: it draws from a generator of its own")
     inputs = [node for node in root.graph.nodes if node.op == "placeholder"]
     if not inputs or not all(is_free(node.meta["val"].shape[0]) for node in inputs):
-        sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
-        raise ValueError(
-            f"the code of {type(model).__name__} fixes the batch size at {sizes[-1] if sizes else 'nothing'}: "
-            "compute shapes from `x.shape`, not from constants"
-        )
+        raise ValueError(_fixed(model, args, kwargs, shapes))
     try:
         return Program(root, tuple(kwargs), _labels(program.call_spec.out_spec), states)
     except Exception as error:  # shapes that no formula of the batch size gives
         raise ValueError(f"{told}: how its batch is laid out cannot be followed ({error})") from error
+
+
+def _fixed(model: nn.Module, args: tuple, kwargs: dict[str, Any], shapes: Any) -> str:
+    """What is said of a model whose batch size is a constant."""
+
+    def export() -> None:
+        with _quiet(), as_found(model), without_fast_paths(model), torch.no_grad():
+            logging.disable(logging.DEBUG)  # `why_fixed` listens
+            torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+    sizes = sorted({leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
+    return why_fixed(model, sizes[-1] if sizes else "nothing", export)
 
 
 def says_the_same(
@@ -418,13 +426,21 @@ def says_the_same(
     Returns
     -------
     bool
+
+    Raises: `ValueError` if the model itself fails on these inputs.
     """
     if program.random:
         return True  # nothing to compare
     given = dict(kwargs or {})
     with as_found(model), without_fast_paths(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        said = [one.clone() for one in pytree.tree_leaves(model(*args, **given)) if isinstance(one, Tensor)]
+        try:
+            out = model(*args, **given)
+        except Exception as error:  # the code of a model may raise anything
+            shapes = [tuple(one.shape) for one in pytree.tree_leaves((args, given)) if isinstance(one, Tensor)]
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{type(model).__name__} fails on inputs of shape {shapes}: {words}") from error
+        said = [one.clone() for one in pytree.tree_leaves(out) if isinstance(one, Tensor)]
     with torch.no_grad():
         try:
             tensors = program.arguments(given if given else args)

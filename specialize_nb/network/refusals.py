@@ -6,12 +6,19 @@ A plain module, not a notebook: words for `program`, which exports, and for the 
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator
+import linecache
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["how_to_lift", "unwritable", "why_refused"]
+__all__ = ["how_to_lift", "unwritable", "why_fixed", "why_refused"]
 
 
 def unwritable(
@@ -64,7 +71,91 @@ def why_refused(
             return f"module {found[0]!r} is {told}, which torch.export does not read ({reason})"
     if _packs(model) and ("FakeTensor" in reason or "pack_padded" in str(error)):
         return f"`pack_padded_sequence` cuts a batch by the lengths of its sequences ({reason})"
-    return f"{reason}. Data-dependent Python control flow is the usual cause"
+    reason = reason.rstrip(".")
+    return f"{reason}. {_FLOW}" if "data-dependent" in str(error) else reason
+
+
+_FLOW = "Data-dependent Python control flow is the usual cause"
+_LOOP = "a loop over examples is written out, once for each of them"
+_ACROSS = "runs along the examples, as it does without `batch_first=True`"
+_LEN = "`len(x)` is a plain number, which is taken for a constant"
+_CONSTANT = "compute shapes from `x.shape`, not from constants"
+
+
+def why_fixed(
+    model: nn.Module,  # Whose batch size torch.export took for a constant
+    n: int | str,  # Which
+    export: Callable[[], Any],  # Exports it once more, so that the line can be seen
+) -> str:
+    """Where does a model's code fix the batch size, and by what?
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whose batch size torch.export took for a constant
+    n : int | str
+        Which
+    export : Callable[[], Any]
+        Exports it once more, so that the line can be seen
+
+    Returns
+    -------
+    str
+    """
+    line, across = _line_that_fixes(export)
+    why = _LOOP if re.search(r"\bfor\b", line) else _LEN if re.search(r"\blen\(", line) else _CONSTANT
+    why = f"`nn.{across}` {_ACROSS}" if across else why
+    where = f" in `{line[:100]}`" if line else ""
+    return f"the code of {type(model).__name__} fixes the batch size at {n}{where}: {why}"
+
+
+class _Listener(logging.Handler):
+    """Keeps the first line of a model's code that makes torch.export take a size for a constant."""
+
+    found = "", ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.found == ("", "") and re.match(r"set_replacement \S+ = \d+ ", record.getMessage()):
+            self.found = _line_of(sys._getframe())
+
+
+def _line_that_fixes(export: Callable[[], Any]) -> tuple[str, str]:
+    """What torch logs is the only sign of it, and the model's code is running then; empty if it gives none."""
+    log, heard = logging.getLogger("torch.fx.experimental.symbolic_shapes"), _Listener()
+    before, handlers = (log.level, log.propagate), list(log.handlers)
+    try:
+        log.handlers[:], log.propagate = [heard], False
+        log.setLevel(logging.INFO)
+        export()
+    except Exception:  # then it is not told where
+        return "", ""
+    finally:
+        log.handlers[:], log.propagate = handlers, before[1]
+        log.setLevel(before[0])
+    return heard.found
+
+
+def _line_of(frame: FrameType | None) -> tuple[str, str]:
+    """The innermost line of a module's method that is not torch's own, and the recurrent module that it calls."""
+    across = ""
+    while frame is not None:
+        code, own = frame.f_code, frame.f_code.co_varnames[:1]
+        module = frame.f_locals.get(own[0]) if own else None
+        if isinstance(module, nn.RNNBase) and _runs_along_examples(module, frame.f_locals.get("input")):
+            across = type(module).__name__
+        if isinstance(module, nn.Module) and not code.co_filename.startswith(_TORCH):
+            return linecache.getline(code.co_filename, frame.f_lineno).strip(), across
+        frame = frame.f_back
+    return "", across
+
+
+def _runs_along_examples(module: nn.RNNBase, given: Any) -> bool:
+    """Is the axis of its steps the batch's, whose size alone is no plain number?"""
+    steps = 1 if module.batch_first and isinstance(given, Tensor) and given.ndim == 3 else 0
+    return isinstance(given, Tensor) and isinstance(given.shape[steps], torch.SymInt)
+
+
+_TORCH = os.path.dirname(torch.__file__)
 
 
 def how_to_lift(
@@ -92,9 +183,19 @@ def how_to_lift(
         return "rename it"
     if error is not None and "pack_padded_sequence" in str(error):
         return "give the recurrent module padded sequences, and mask what is padded"
-    if error is not None and "fixes the batch size" in str(error):
-        return "let nothing in it have as many rows as a batch"
-    return "write `x.shape[0]` for `len(x)`, and `torch.where` for a Python `if` on values"
+    known = (advice for sign, advice in _ADVICE.items() if sign in str(error))
+    return next(known, "write `x.shape[0]` for `len(x)`, and `torch.where` for a Python `if` on values")
+
+
+_ADVICE = {  # What an error says -> what to do
+    _LOOP: "write what it does for an example as operations on the whole batch, or with `torch.vmap`",
+    _ACROSS: "give `batch_first=True`, or lay its input out as (steps, examples, numbers)",
+    _LEN: "write `x.shape[0]` for `len(x)`",
+    "fixes the batch size": "let nothing in it have as many rows as a batch",
+    _FLOW: "write `torch.where` for a Python `if` on values",
+    "says something else": "write it so that an example's answer needs neither the size of the batch nor earlier calls",
+    ".numpy()": "write with operations of torch what it does in NumPy",
+}
 
 
 def _packs(model: nn.Module) -> bool:

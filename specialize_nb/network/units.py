@@ -11,7 +11,7 @@ __all__ = ['Layer', 'Wire', 'Unknown', 'Network', 'trace']
 
 # %% ../../nbs/01_units.ipynb #9f34323d
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, NamedTuple
@@ -287,6 +287,14 @@ def _plot_network(network: Network, ax: Any) -> Any:
     return ax
 
 # %% ../../nbs/01_units.ipynb #63249efb
+def _shared(leaves: Sequence[Tensor]) -> str:
+    """What to do with inputs that are not one for each example, as the edges of one graph whose nodes are examples."""
+    if len({leaf.shape[0] for leaf in leaves if leaf.ndim}) < 2:
+        return ""
+    advice = "keep it in a module around the model, as a buffer, whose `forward(x)` calls `model(x, edges)`"
+    return f". What all examples share, such as the edges of one graph, is no input of an example: {advice}"
+
+
 def _check_model(model: nn.Module, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}; give a torch.nn.Module")
@@ -297,7 +305,8 @@ def _check_model(model: nn.Module, example: Any) -> None:
     shapes = [tuple(leaf.shape) for leaf in leaves]
     if not shapes or min(map(len, shapes)) < 1 or len({shape[0] for shape in shapes}) > 1 or shapes[0][0] == 0:
         found = shapes or type(example).__name__
-        raise ValueError(f"`example` is {found}; give inputs as tensors with the batch as their first dimension")
+        told = f"`example` is {found}; give inputs as tensors with the batch as their first dimension"
+        raise ValueError(told + _shared(leaves))
     for name, value in model.named_parameters():
         if bad := int((~torch.isfinite(value.detach())).sum()):
             raise ValueError(f"parameter {name!r} holds {bad} NaN or infinite numbers of {value.numel()}: train again")
@@ -383,8 +392,11 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
     except ValueError as failure:
         advice = how_to_lift(model, error)
         if "fails on the example" in str(failure):
-            advice = "if it takes whole batches alone, give one as `example`"
-        raise ValueError(f"{failure} ({refused}): {advice}") from failure
+            advice = "if it takes whole batches alone, give one as `example`, and data as a list of them, [(x, y)]"
+            if "dtype" in str(failure):
+                advice = "write `dtype=x.dtype` where its code makes numbers, or trace it in its own precision"
+        known = "" if "fails on inputs" in refused else f" ({refused})"
+        raise ValueError(f"{failure}{known}: {advice}") from failure
     layers = tuple(Layer(**layer._asdict()) for layer in found)
     message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
     told = f"{refused.replace('the code', 'The code', 1)}; {message}: {how_to_lift(model, error)}."
@@ -393,11 +405,12 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
     return Network(model=type(model).__name__, **fields)
 
 
-def _read(model: nn.Module, program: Program, flow: Flow) -> Network:
+def _read(model: nn.Module, program: Program, flow: Flow, recurrent: Literal["state", "gate"]) -> Network:
     """What was found of a program as layers by name, and wires with their weights."""
     names = _names(flow)
     like = next((one.detach() for one in model.parameters() if one.is_floating_point()), torch.zeros(()))
     unknown = tuple(Unknown(op, tuple(names[i] for i in sorted(cut))) for op, cut in flow.unknown.items())
+    gated = _gated(model, names.values()) if recurrent == "state" else ()
     return Network(
         model=type(model).__name__,
         n_parameters=sum(1 for _ in model.parameters()),
@@ -406,7 +419,7 @@ def _read(model: nn.Module, program: Program, flow: Flow) -> Network:
         unknown=unknown,
         held={op: tuple(sorted(nodes)) for op, nodes in flow.held.items()},
         program=program,
-        notes=(*_cut(unknown, flow), *_left_out(flow.left_out), *_rectified(program), *_drawn(program)),
+        notes=(*_cut(unknown, flow), *_left_out(flow.left_out), *gated, *_rectified(program), *_drawn(program)),
     )
 
 # %% ../../nbs/01_units.ipynb #ed510b8f
@@ -420,6 +433,17 @@ def _cut(unknown: Sequence[Unknown], flow: Flow) -> Iterator[str]:
 def _left_out(told: Mapping[str, str]) -> Iterator[str]:
     """Sentences on layers that no example has numbers of."""
     return (f"Layer {name!r} is left out: it {why}." for name, why in told.items())
+
+
+def _gated(model: nn.Module, layers: Collection[str]) -> Iterator[str]:
+    """A sentence for each recurrent module whose units are not its states, though states were asked for."""
+    for name, module in model.named_modules():
+        weights = f"{name}.weight_".lstrip(".")
+        if isinstance(module, nn.RNNCellBase) and any(one.startswith(weights) for one in layers):
+            kind = next(one for one in ("LSTM", "GRU", "RNN") if isinstance(module, getattr(nn, f"{one}Cell")))
+            told = f"Units of {name or kind!r} are what it adds up for its gates at each step, not its states"
+            advice = f"to have states, give the whole sequence to `nn.{kind}`"
+            yield f"{told}: the model calls `nn.{kind}Cell` step by step; {advice}."
 
 
 def _rectified(program: Program) -> Iterator[str]:
@@ -481,7 +505,7 @@ def trace(
         except ValueError as error:
             network = _hooked(model, args, kwargs, error)
         else:
-            network = _read(model, program, follow(program, attention=attention, residual=residual))
+            network = _read(model, program, follow(program, attention=attention, residual=residual), recurrent)
     for note in network.notes:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
     return network

@@ -32,7 +32,7 @@ from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from .pictures import Parameterization, Visualization, group_weights, visualize
-from ..stats.effects import bootstrap_weights
+from ..stats.effects import bootstrap_weights, effect_replicates
 from ..stats.evidence import Evidence
 from ..stats.sequential import Sequential, Standing, undecided
 
@@ -157,12 +157,14 @@ def _moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _image_effects(
     rows: np.ndarray,  # (1 + n_controls, m) values, the real ones first; NaN where not drawn
     again: np.ndarray,  # (1 + some of the controls, m, n_boot) the same in bootstrap draws of the images
+    seed: int,
 ) -> np.ndarray:  # (n_boot, m)
-    """The effect in each bootstrap draw; NaN where the controls do not vary."""
-    (mean, sd), (first, first_sd), (moved, moved_sd) = map(_moments, (rows[1:], rows[1 : len(again)], again[1:]))
+    """Where the effect may lie, had all images and all random groups been measured: see `effect_replicates`."""
+    (mean, sd), (other_mean, other_sd) = map(_moments, (rows[1 : len(again)], again[1:]))
+    moved = (again[0].T - rows[0]) - (other_mean.T - mean)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean, sd = mean + moved.T - first, sd * (moved_sd.T / first_sd)
-        return np.where(sd > 0, (again[0].T - mean) / sd, np.nan)
+        spread = np.where(sd > 0, (other_sd.T / sd) ** 2, 1.0)
+    return effect_replicates(rows[0], rows[1:], moved, spread, seed=seed)
 
 # %% ../../nbs/13_coherence.ipynb #2ed8b987
 def _picture_effects(
@@ -170,15 +172,14 @@ def _picture_effects(
     n_boot: int,
     seed: int,
 ) -> np.ndarray:  # (n_boot, m)
-    """The effect in each bootstrap draw of controls and starts; NaN where the controls do not vary."""
-    n_starts, n = len(starts), starts.shape[1] - 1
-    chosen = bootstrap_weights(n_starts, n_boot, seed=seed + 1) / n_starts
-    rows = np.tensordot(chosen, starts, 1)
-    weights = bootstrap_weights(n, n_boot, seed=seed) / n
-    mean = np.einsum("bn,bnm->bm", weights, rows[:, 1:])
-    variance = np.einsum("bn,bnm->bm", weights, (rows[:, 1:] - mean[:, None]) ** 2) * n / max(n - 1, 1)
-    varies = variance > (_ROUNDING * np.abs(mean)) ** 2
-    return np.where(varies, (rows[:, 0] - mean) / np.sqrt(np.where(varies, variance, 1.0)), np.nan)
+    """Where the effect may lie, had all starts and all random groups been measured: see `effect_replicates`."""
+    chosen = bootstrap_weights(len(starts), n_boot, seed=seed) / len(starts)
+    seen, again = starts.mean(0), np.tensordot(chosen, starts, 1)
+    (mean, sd), (other_mean, other_sd) = _moments(seen[1:]), _moments(again[:, 1:].swapaxes(0, 1))
+    moved = (again[:, 0] - seen[0]) - (other_mean - mean)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.where(sd > _ROUNDING * np.abs(mean), (other_sd / sd) ** 2, 1.0)
+    return effect_replicates(seen[0], seen[1:], moved, spread, seed=seed)
 
 
 _ROUNDING = 1e-9  # relative: controls that differ by less are equal
@@ -256,7 +257,7 @@ class Agreement:
         different, place = _distinct(groups)
         for name, rows in self.rows.items():
             again = self._measure(name)(different, weights)[place]
-            found[name] = rows, _image_effects(rows, np.where(drawn[..., None], again, np.nan))
+            found[name] = rows, _image_effects(rows, np.where(drawn[..., None], again, np.nan), options.seed)
         return found
 
     def on_pictures(self) -> Measured:

@@ -41,7 +41,7 @@ from specialize_nb.lesions.damage import DamageRun, damage_run
 from specialize_nb.lesions.outcomes import find_outcomes, residual, resolved
 from specialize_nb.stats.many import benjamini_hochberg, max_t
 from specialize_nb.stats.published import PaperTest
-from specialize_nb.stats.sequential import look_p_values, undecided
+from specialize_nb.stats.sequential import Standing, look_p_values, undecided
 from specialize_nb.stats.tests import p_values
 
 ALPHA, N_CONTROLS, N_PAPER = 0.05, 39, 19
@@ -172,7 +172,7 @@ def stopping(
         drawn[going], start = n, n + 1
         main = resolved(damage["cross_entropy"][: n + 1])
         for i in np.flatnonzero(going.any(1)):
-            going[i] = undecided(main[0, i], main[1:, i], drawn[i], design)
+            going[i] = undecided(Standing.of(main[0, i], main[1:, i], drawn[i], design.looks), design)
         if not going.any():
             break
     found: dict = {"drawn": drawn}
@@ -346,7 +346,7 @@ class Pool:
         for n in design.looks:
             rows = self.need(n, going)
             drawn[going] = n
-            going = undecided(rows[0], rows[1:], drawn, design)
+            going = undecided(Standing.of(rows[0], rows[1:], drawn, design.looks), design)
             if not going.any():
                 break
         p = look_p_values(rows[0], rows[1:], drawn, design.looks)

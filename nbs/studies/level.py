@@ -82,7 +82,7 @@ def matching() -> Iterator[dict]:
 
 # Groups of layers -------------------------------------------------------------------------------------------------
 
-N_PATHS = 400
+N_PATHS = 100
 
 
 def walk(rng: np.random.Generator, n: int, d: int, keeps: float = 0.0, slows: float = 1.0) -> np.ndarray:
@@ -135,7 +135,7 @@ def layers() -> Iterator[dict]:
 
 # Interactions -----------------------------------------------------------------------------------------------------
 
-N_NETWORKS, N_PARTITIONS = 4, 60
+N_NETWORKS, N_PARTITIONS = 4, 30
 
 
 def dealt() -> Iterator[dict]:

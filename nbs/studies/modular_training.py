@@ -30,7 +30,6 @@ from specialize_nb import (
     accuracy,
     clusterability,
     coherence,
-    combine,
     fit,
     importance,
     mlp,
@@ -121,12 +120,11 @@ def without_blank(model: nn.Module, blank: torch.Tensor, train: Labelled, seed: 
 
 
 def judged(evidence: Evidence, name: str) -> tuple[dict[str, float], pd.DataFrame]:
-    """What the networks are combined by, and the rows of the sub-clusters, for the outcome `name`."""
-    one = combine({"": evidence}, name)
+    """What the networks are compared by, and the rows of the sub-clusters, for the outcome `name`."""
     rows = evidence.to_frame()
     rows = rows[rows["outcome"] == name]
     kept = ["layer", "cluster", "n_units", "outcome", "effect", "p_value", "matched_effect", "p_matched"]
-    pooled = dict(effect=one.effects[0], error=one.errors[0], joint_p=one.p_values[0], n=one.n_subclusters[0])
+    pooled = dict(effect=rows["effect"].mean(), joint_p=rows["p_fwer"].min(), n=rows["value"].notna().sum())
     return {f"{name}_{key}": float(value) for key, value in pooled.items()}, rows[kept]
 
 

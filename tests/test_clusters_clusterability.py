@@ -75,6 +75,17 @@ def strong_network(n, seed, inside=0):
     return replace(network, wires=tuple(wires))
 
 
+def heavy_network(network, df, spread, seed, inside=0):
+    "Weights of Student's t, times strengths of both units, and more by a factor 1 + `inside` within modules."
+    rng = np.random.default_rng([seed, 8])
+
+    def draw(shape):
+        rows, columns = (np.exp(spread * rng.standard_normal(n)) for n in shape[:2])
+        return (np.outer(rows, columns) * rng.standard_t(df, shape[:2]) * (1 + inside * modules(shape[0])))[:, :, None]
+
+    return with_weights(network, draw)
+
+
 def test_two_paths():
     network = trace(two_paths(), torch.zeros(1, 2))
     result = clusterability(network, 2, n_null=99, n_init=3)
@@ -207,22 +218,15 @@ def test_strong_modules():
 def test_heavy_tails():
     network, p_heavy = trace(mlp((14, 14, 14)), torch.zeros(1, 14)), {"t2": [], "t3, strengths": []}
     for seed in range(15):
-        rng = np.random.default_rng([seed, 8])
-        plain = with_weights(network, lambda shape: rng.standard_t(2, shape))
-        strength = np.exp(rng.standard_normal((3, 14)))
-        blocks = [np.outer(strength[i + 1], strength[i]) * rng.standard_t(3, (14, 14)) for i in range(2)]
-        draws = iter(blocks)
-        scaled = with_weights(network, lambda shape: next(draws)[:, :, None])
-        for name, one in zip(p_heavy, (plain, scaled), strict=True):
+        pair = heavy_network(network, 2, 0, seed), heavy_network(network, 3, 1, seed)
+        for name, one in zip(p_heavy, pair, strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a single weight may be most of a block
                 p_heavy[name].append(clusterability(one, 3, null="degree", n_null=9, n_init=2).p_value)
     p_heavy = pd.DataFrame(p_heavy)
     assert (p_heavy.to_numpy() <= 0.1).sum() <= stats.binom.ppf(0.999, 30, 0.1)
     assert p_heavy.mean().between(0.3, 0.8).all()
-    rng = np.random.default_rng(0)
-    blocks = with_weights(network, lambda shape: rng.standard_t(3, shape) * (1 + 4 * modules(14)[:, :, None]))
-    heavy_modules = clusterability(blocks, 3, null="degree", n_null=39, n_init=3)
+    heavy_modules = clusterability(heavy_network(network, 3, 0, 0, inside=4), 3, null="degree", n_null=39, n_init=3)
     assert heavy_modules.p_value == 1 / 40 and heavy_modules.gap > 0.1
     assert "degrees to within" in heavy_modules.notes[0] and heavy_modules.in_place < 0.8
     heavy_modules
@@ -247,7 +251,7 @@ def test_likeness():
         real_modules, 4, null=activation_nulls(shared, "permuted", 9, make=likeness_graph), n_init=3
     )
     assert "that units are correlated at all" in unrelated.notes[0]
-    with pytest.raises(ValueError, match="got a graph of activations, .* compare with `activation_nulls`"):
+    with pytest.raises(ValueError, match=r"got a graph of activations, .* compare with `activation_nulls`"):
         clusterability(real_modules, 4, null="degree")
     found
 

@@ -75,6 +75,23 @@ def both(model, cut, x, y, layer, labels, seed=0):
     return pd.DataFrame(p).rename_axis("cluster"), balances
 
 
+def weak_null(rng, n=128, selects=0.5):
+    "Properties, clusters that select on degree, and contribution and noise of each unit."
+    out, into, scale = (np.exp(spread * rng.normal(size=n)) for spread in (0.5, 0.2, 0.1))
+    columns = dict(in_norm=into, out_norm=out, activation_scale=into * scale, contribution=into * scale * out)
+    degree = np.argsort(np.log(into * out) + selects * rng.normal(size=n))
+    labels = np.empty(n, int)
+    labels[degree] = np.arange(n) * 4 // n
+    return pd.DataFrame(dict(layer="fc", unit=range(n), **columns)), labels, columns["contribution"], rng.normal(size=n)
+
+
+def alarms_of(controls, strongest, damage, properties):
+    "p-values of one cluster, as it is, and with strength evened out."
+    rows = (controls.groups(strongest) @ damage)[:, None]
+    fair = evened(rows, strengths(controls, properties)[:, [strongest]])
+    return p_values(rows[0], rows[1:])[0], p_values(fair[0], fair[1:])[0]
+
+
 def test_properties_by_hand():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2, bias=False)).requires_grad_(False).eval()
     model[0].weight.copy_(torch.tensor([[3.0, 4.0], [6.0, 8.0], [1.0, 0.0]]))
@@ -321,26 +338,6 @@ def test_digits():
 
 
 def test_calibration():
-    def weak_null(rng, n=128, selects=0.5):
-        "Properties, clusters that select on degree, and contribution and noise of each unit."
-        out, into, scale = (np.exp(spread * rng.normal(size=n)) for spread in (0.5, 0.2, 0.1))
-        columns = dict(in_norm=into, out_norm=out, activation_scale=into * scale, contribution=into * scale * out)
-        degree = np.argsort(np.log(into * out) + selects * rng.normal(size=n))
-        labels = np.empty(n, int)
-        labels[degree] = np.arange(n) * 4 // n
-        return (
-            pd.DataFrame(dict(layer="fc", unit=range(n), **columns)),
-            labels,
-            columns["contribution"],
-            rng.normal(size=n),
-        )
-
-    def alarms_of(controls, strongest, damage, properties):
-        "p-values of one cluster, as it is, and with strength evened out."
-        rows = (controls.groups(strongest) @ damage)[:, None]
-        fair = evened(rows, strengths(controls, properties)[:, [strongest]])
-        return p_values(rows[0], rows[1:])[0], p_values(fair[0], fair[1:])[0]
-
     rng, p = np.random.default_rng(0), {}
     for seed in range(200):
         properties, labels, contribution, noise = weak_null(rng, selects=(0.5, 0.2)[seed % 2])

@@ -455,6 +455,8 @@ def test_awkward_models():
     with unchanged(trained), torch.no_grad():
         same = measure_similarity(trained, (x, y), trace(trained, x), measure="loss_hessian", layers=["inner"])
     assert_allclose(same.mean["inner"], found["loss_hessian"].mean["inner"], rtol=1e-9, strict=True)
+    likeness = unit_similarity(model, (x, y), network, measure="covariance", layers=["inner"])
+    assert likeness.notes == found["covariance"].notes and "read through hooks" in likeness.notes[0]
     inputs = measure_similarity(trained, (x, y), trace(trained, x), measure="output_jacobian", layers=["input"])
     assert inputs.layers == ("input",) and not x.requires_grad
     found["loss_hessian"]

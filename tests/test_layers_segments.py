@@ -200,7 +200,7 @@ def test_jumps():
     power = pd.DataFrame(rows, columns=["dimensions", "found", "in the right places", "found in squares"])
     assert (power["found"][1:] > 0.8).all() and (power["in the right places"][1:] > 0.7).all()
     assert (power["found in squares"][2:] > 0.5).all() and power["found"].mean() > 0.5
-    walks = [apart(path(12, 100)) ** 2 for _ in range(100)]
+    walks = [apart(rng.standard_normal((12, 100)).cumsum(0)) ** 2 for _ in range(100)]
     assert np.mean([layer_groups(one, n_null=39, seed=i).p_drift <= 0.05 for i, one in enumerate(walks)]) <= 0.1
     power.round(2)
 

@@ -335,7 +335,13 @@ def test_taxonomy():
     kinds = taxonomy(found)
     assert kinds["kind"].tolist() == ["important", "small", "prunable", "other", "complete"]
     assert taxonomy(found, small=1)["kind"].tolist()[1] == "other" and taxonomy(found, small=5)["kind"][0] == "small"
-    assert taxonomy(found, harmless=-1)["kind"][2] == "other" and taxonomy(found, alpha=1e-4)["kind"][0] == "other"
+    assert taxonomy(found, harmless=1e3)["kind"][3] == "prunable" and taxonomy(found, alpha=1e-4)["kind"][0] == "other"
+    with pytest.raises(ValueError, match="got delta=-1: give the largest damage that counts as none"):
+        taxonomy(found, harmless=-1)
+    share = importance(model, (votes[:, y].T.contiguous(), y), partition, outcomes="margin", n_controls=19)
+    with pytest.raises(ValueError, match="the intact loss of 'margin' is not known: give harmless"):
+        taxonomy(share)
+    assert "shown to cost less than" in kinds["reason"][2]
     strict = importance(model, (votes[:, y].T.contiguous(), y), partition, min_units=2, n_controls=99)
     assert taxonomy(strict)["kind"].tolist()[1] == "small" and taxonomy(strict)["kind"].tolist()[4] == "complete"
     dict(zip(kinds["kind"], kinds["reason"], strict=True))
@@ -346,7 +352,7 @@ def test_ties():
         model, data, partition = chains()
         model[4].weight.zero_()
     found = importance(model, data, partition, outcomes="cross_entropy", n_controls=199, matched=False)
-    assert (taxonomy(found)["kind"] == "other").all()
+    assert (taxonomy(found)["kind"] == "prunable").all()
     taxonomy(found)["reason"][0]
 
 

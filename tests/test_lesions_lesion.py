@@ -378,6 +378,65 @@ def test_ablations_maps():
                 assert_allclose(loss, F.cross_entropy(scores, data.y, reduction="none"), rtol=1e-10, strict=True)
 
 
+def test_resample_padded():
+    class Masked(nn.Module):
+        "The mean over positions that count, of what a hidden layer says there."
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x, mask):
+            own = mask[..., None].to(x.dtype)
+            return self.last((self.first(x).tanh() * own).sum(1) / own.sum(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = Masked().double().eval().requires_grad_(False), torch.randn(40, 6, 3, dtype=torch.float64)
+    lengths, y, groups = torch.arange(40) % 6 + 1, torch.arange(40) % 3, np.eye(4, dtype=bool)
+    masks = {"right": torch.arange(6) < lengths[:, None], "left": torch.arange(6) >= 6 - lengths[:, None]}
+    for side, mask in masks.items():
+        losses = []
+        for holds in (0.0, 1e6):
+            given = {"x": torch.where(mask[..., None], x, holds), "mask": mask}
+            table = lesion_table(net, [(given, y)], None, "first", groups, ablation="resample", seed=3)
+            losses.append(table.measures["loss"])
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
+        assert any("its positions that count are gone through again" in note for note in table.notes)
+        engine = lesion_engine(net, [(given, y)], trace(net, given), ["first"], ablation="resample", seed=3)
+        donors = np.sort(np.random.default_rng([3, 0x1E5]).choice(40, size=40, replace=False))[
+            engine.fills["first"].row
+        ]
+        hidden, put_in = net.first(given["x"]).tanh(), torch.empty(40, 6, 4, dtype=torch.float64)
+        for i, donor in enumerate(donors):
+            real = mask[donor].nonzero()[:, 0].tolist()
+            put_in[i] = hidden[donor, [p if p in real else real[p % len(real)] for p in range(6)]]
+        for unit in range(4):
+            lesioned = torch.where(torch.arange(4) == unit, put_in, hidden) * mask[..., None]
+            slow = F.cross_entropy(net.last(lesioned.sum(1) / lengths[:, None]), y, reduction="none")
+            np.testing.assert_allclose(table.measures["loss"][unit], slow, rtol=1e-10)
+
+
+def test_other_positions():
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv1d(3, 4, 2, stride=2), nn.Linear(4, 3)
+
+        def forward(self, x, mask):
+            return self.last(self.first((x * mask[..., None]).mT).tanh().mean(2))
+
+    net, mask = Strided().eval().requires_grad_(False), torch.arange(6) < torch.tensor([6, 4, 2, 6])[:, None]
+    given = {"x": torch.ones(4, 6, 3), "mask": mask.float()}
+    said = {}
+    for ablation in ("zero", "mean", "resample"):
+        table = lesion_table(
+            net, [(given, torch.arange(4) % 3)], None, "first", np.eye(4, dtype=bool), ablation=ablation
+        )
+        said[ablation] = any("which of its positions are padding is not known" in note for note in table.notes)
+    assert said == {"zero": False, "mean": True, "resample": True}
+
+
 def test_precision():
     net = cnn(size=8, channels=(16, 16, 16), dense=32)
     fit(net, digits("train"), epochs=3)
@@ -496,6 +555,31 @@ def test_bad_input():
     ) as error:
         scores_node(trace(Twins().eval(), data.x))
     str(error.value)
+
+
+def test_output():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.one, self.other = nn.Linear(64, 8), nn.Linear(8, 10), nn.Linear(8, 10)
+
+        def forward(self, x):
+            h = self.body(x.flatten(1)).relu()
+            return {"one": self.one(h), "other": self.other(h).softmax(1)}
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Two().eval().requires_grad_(False)
+    x, y, groups = data.x[:60], data.y[:60], np.eye(8, dtype=bool)
+    with pytest.raises(ValueError, match="say which with output='one'"):
+        lesion_table(net, (x, y), None, "body", groups)
+    said = {"one": dict(output="one"), "other": dict(output=1, scores="probabilities")}
+    tables = {name: lesion_table(net, (x, y), None, "body", groups, **options) for name, options in said.items()}
+    for unit in range(8):
+        h = net.body(x.flatten(1)).relu() * (torch.arange(8) != unit)
+        slow = {name: F.cross_entropy(getattr(net, name)(h), y, reduction="none") for name in tables}
+        for name, table in tables.items():
+            np.testing.assert_allclose(table.measures["loss"][unit], slow[name], rtol=1e-4, atol=1e-6)
 
 
 def test_another_network():

@@ -212,3 +212,27 @@ def test_cells_called_step_by_step_say_that_units_are_gates(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert trace(model, x, recurrent="gate").notes == ()  # asked for
+
+
+class Looking(Plain):
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        states = self.recurrent(x if x.sum() > 0 else -x)[0]
+        return self.last(self.first(states[:, -1]))
+
+
+def test_recurrent_modules_read_through_hooks_say_what_a_lesion_changes():
+    model, x = Looking().eval().requires_grad_(False), torch.ones(6, 5, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = trace(model, x)
+        table = lesion_table(model, (x, torch.arange(6) % 3), network, "recurrent", np.eye(4, dtype=bool))
+    said = [note for note in table.notes if "Lesions in recurrent layer 'recurrent'" in note]
+    assert len(said) == 1 and "not what its own next steps read" in said[0]
+    for unit in range(4):
+        states = model.recurrent(x)[0] * (torch.arange(4) != unit)
+        loss = F.cross_entropy(model.last(model.first(states[:, -1])), torch.arange(6) % 3, reduction="none")
+        np.testing.assert_allclose(table.measures["loss"][unit], loss.numpy(), rtol=1e-5)

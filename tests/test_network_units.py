@@ -217,7 +217,7 @@ def test_hooks_instead():
         warnings.simplefilter("always")
         network = trace(model, torch.ones(2, 3))
     assert "torch.export could not trace Branching" in network.refused and network.wires == ()
-    assert any("write `x.shape[0]` for `len(x)`" in str(one.message) for one in caught)
+    assert any("write `torch.where` for a Python `if` on values" in str(one.message) for one in caught)
     assert network.to_frame()[["layer", "kind", "n_units"]].to_numpy().tolist() == [
         ["first", "hidden", 4],
         ["last", "output", 2],

@@ -217,7 +217,7 @@ def clusterability(
     Clusterability
 
     Raises: `ValueError` for another null, one that does not fit, or a k out of range.
-    Warns: `RuntimeWarning` if the graph or a null falls apart, most weight cannot move, or the solver does not converge.
+    Warns: `RuntimeWarning` if the graph or a null falls apart, if most weight cannot move, or without convergence.
     Source: Filan et al. (2021), "Clusterability in Neural Networks"
     """
     options = {"norm": norm, "fold_bn": fold_bn, "normalize": normalize}

@@ -102,20 +102,23 @@ def _swap(block: np.ndarray, sums: np.ndarray, window: _Window, rng: np.random.G
     half, width = len(block) // 2, block.shape[1]
     first, second = rng.permutation(len(block))[: 2 * half].reshape(2, half)
     share = 0.5 ** (1 + rng.random(half) * np.log2(max(width, 2) / 2))
-    a, b, keys = block[first], block[second], rng.random((half, width))
-    chosen = _balanced(keys, keys < share[:, None], (a > 0) & (b == 0), (a == 0) & (b > 0))
-    change = np.einsum("phw,hw->ph", _powers(b) - _powers(a), chosen)
+    keys = rng.random((half, width))
+    chosen = keys < share[:, None]
+    if not block.all():
+        chosen = _balanced(keys, chosen, block[first] > 0, block[second] > 0)
+    pair, place = np.nonzero(chosen)
+    a, b = block[first[pair], place], block[second[pair], place]
+    change = np.stack([np.bincount(pair, one, half) for one in _powers(b) - _powers(a)])
     new_a, new_b = sums[:, first] + change, sums[:, second] - change
     done = window.holds(new_a, first) & window.holds(new_b, second)
     sums[:, first[done]], sums[:, second[done]] = new_a[:, done], new_b[:, done]
-    chosen &= done[:, None]
-    block[first], block[second] = np.where(chosen, b, a), np.where(chosen, a, b)
+    go = done[pair]
+    block[first[pair[go]], place[go]], block[second[pair[go]], place[go]] = b[go], a[go]
 
 
-def _balanced(keys: np.ndarray, chosen: np.ndarray, only_a: np.ndarray, only_b: np.ndarray) -> np.ndarray:
+def _balanced(keys: np.ndarray, chosen: np.ndarray, has_a: np.ndarray, has_b: np.ndarray) -> np.ndarray:
     """The chosen places, but of those where only one has an edge as many of either kind, the ones of least keys."""
-    if not (only_a.any() or only_b.any()):
-        return chosen
+    only_a, only_b = has_a & ~has_b, has_b & ~has_a
     fewest = np.minimum((chosen & only_a).sum(1), (chosen & only_b).sum(1))[:, None]
     for only in (only_a, only_b):
         rank = np.argsort(np.argsort(np.where(only, keys, 2), 1), 1)

@@ -80,7 +80,8 @@ class UnitGraph(Result):
         kept = {(a, b): block for (a, b), block in self.blocks.items() if a in layers and b in layers}
         pairs = [(name, size) for name, size in zip(self.layers, self.sizes, strict=True) if name in layers]
         names, sizes = zip(*pairs, strict=True) if pairs else ((), ())
-        return UnitGraph(layers=names, sizes=sizes, blocks=kept, kind=self.kind, settings=self.settings)
+        told = dict(kind=self.kind, settings=self.settings, notes=self.notes)
+        return UnitGraph(layers=names, sizes=sizes, blocks=kept, **told)
 
     def matmat(self, x: np.ndarray) -> np.ndarray:
         """The symmetric adjacency matrix times `x`, (n_units, m) or (n_units,), block by block; float64."""

@@ -127,7 +127,8 @@ class Similarity(Result):
         blocks = {(name, name): torch.from_numpy(one) for name, one in matrices.items()}
         settings = {"normalized": normalized, "side": self.side, "n_examples": self.n_examples, "seed": self.seed}
         sizes = tuple(len(one) for one in matrices.values())
-        return UnitGraph(layers=self.layers, sizes=sizes, blocks=blocks, kind=self.measure, settings=settings)
+        told = dict(kind=self.measure, settings=settings, notes=self.notes)
+        return UnitGraph(layers=self.layers, sizes=sizes, blocks=blocks, **told)
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each two units of a layer, and for each with itself; errors are NaN if not measured."""

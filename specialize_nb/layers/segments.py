@@ -263,7 +263,7 @@ class LayerGroups(Result):
         return pd.factorize(fcluster(self.tree, k or self.n_groups, "maxclust"))[0]
 
     def by_k(self) -> pd.DataFrame:
-        """One row a number of groups: the share of the cost left, how it stands to both nulls, where the best cuts are."""
+        """One row a number of groups: the share of the cost left, how it stands to both nulls, the best cuts."""
         rows = []
         order, drift = (_standing(self.costs, nulls) for nulls in (self.order_costs, self.drift_costs))
         for k in range(2, len(self.costs) + 1):

@@ -24,7 +24,7 @@ from ..base.signatures import picked
 from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, Null, check_testable, judged_layers
-from ..controls.matching import properties_of, strata
+from ..controls.matching import evened, properties_of, strata, strengths
 from .damage import DamageRun, damage_run, intact_loss, kind_of, notes_of, usual_of
 from .lesion import Ablation, Precision
 from .outcomes import residual, resolved
@@ -43,8 +43,8 @@ def _nulls(subject: Subject, partition: Partition, options: "LesionOptions") -> 
     if not options.matched:
         return [Null(**fields)]
     labelled = Partition.from_labels({name: partition.labels[name] for name in fields["layers"]})
-    alike = strata(properties_of(subject, fields["layers"]), labelled)
-    return [Null(**fields), Null(**fields, strata=alike)]
+    strong = properties_of(subject, fields["layers"])
+    return [Null(**fields), Null(**fields, strata=strata(strong, labelled), properties=strong)]
 
 # %% ../../nbs/11_importance.ipynb #79b39f15
 _N_REPLICATED = 199  # controls whose damage is also measured on the bootstrap draws
@@ -107,6 +107,7 @@ class Tally:
     ):
         controls = null.controls(1)
         self.null, self.subclusters, self.untested = null, controls.subclusters, controls.untested
+        self.strength = np.zeros((0, len(self.subclusters), 0))  # of the groups drawn, where they are matched
         self.n_drawn = np.full(len(self.subclusters), -1)  # -1: not even the sub-cluster itself
         self.going = np.ones(len(self.subclusters), dtype=bool)  # Is its verdict still open?
         rows = 1 if self.subclusters else 2  # a control of nothing: its table has rows, and no columns
@@ -193,6 +194,8 @@ class Tally:
     ) -> np.ndarray:  # (1 + n, m)
         """The outcome of sub-clusters, row 0, and of their controls, rounding taken out.
 
+        Of matched controls, what they would cost if they were exactly as strong.
+
         Parameters
         ----------
         run : DamageRun
@@ -206,8 +209,18 @@ class Tally:
             (1 + n, m)
         """
         outcome = next(one for one in run.work.outcomes if one.name == name)
-        damage = resolved(self.damage[name], outcome.unit)
-        return resolved(residual(damage, resolved(self.damage[outcome.residual_on]))) if outcome.residual_on else damage
+        rows = resolved(self.damage[name], outcome.unit)
+        if outcome.residual_on:
+            rows = resolved(residual(rows, resolved(self.damage[outcome.residual_on])))
+        if self.null.properties is None or not self.subclusters:
+            return rows
+        return resolved(evened(rows, self._strengths(len(rows))), outcome.unit)
+
+    def _strengths(self, n: int) -> np.ndarray:
+        """(n, m, k) of the first groups."""
+        if len(self.strength) < n:
+            self.strength = strengths(self.null.controls(n - 1), self.null.properties)
+        return self.strength[:n]
 
     def standing(
         self,

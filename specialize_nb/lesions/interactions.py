@@ -36,9 +36,9 @@ from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.effects import effect_size, percentile_interval
-from ..stats.evidence import Evidence, chosen_outcome
+from ..stats.equivalence import Equivalence, equivalent
+from ..stats.evidence import chosen_outcome
 from ..stats.many import benjamini_hochberg
-from ..stats.sequential import look_p_values
 from ..stats.tests import p_values, passes_level
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #0ae2d325
@@ -675,12 +675,18 @@ def _edge(gone: tuple, given: tuple, layers: Sequence[str]) -> tuple:
     return (*gone, *given, "source") if first else (*given, *gone, "target")
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #fc7b4f4c
-def _less(found: Evidence, outcome: str) -> np.ndarray:
-    """(m,) q-values of damage that is less than random units'."""
-    value, draws = -found.value[outcome], -found.draws[outcome]
-    if found.n_drawn:
-        return benjamini_hochberg(look_p_values(value, draws, found.n_drawn[outcome], found.looks))
-    return benjamini_hochberg(p_values(value, draws))
+def _shown_harmless(found: Importance, outcome: str, delta: float | None, alpha: float) -> Equivalence:
+    """Which sub-clusters are shown to cost less than delta; of the intact loss one hundredth, if nobody says."""
+    if outcome not in found.damage_replicates:
+        some = sorted(found.damage_replicates)
+        raise ValueError(f"{outcome!r} has no damage on images drawn again: choose one of {some}")
+    if delta is None:
+        intact = found.settings.get("intact_loss", {})
+        if outcome not in intact:
+            told = f"the intact loss of {outcome!r} is not known"
+            raise ValueError(f"{told}: give harmless, the largest damage that counts as none")
+        delta = 0.01 * intact[outcome]
+    return equivalent(found.value[outcome], found.damage_replicates[outcome], delta=delta, alpha=alpha)
 
 
 def _kind_of_untested(row: Any, small: int) -> tuple[str, str]:
@@ -689,40 +695,40 @@ def _kind_of_untested(row: Any, small: int) -> tuple[str, str]:
     return ("small" if row.n_units < small or row.code == TOO_SMALL else "other"), row.reason
 
 
-def _kind(row: Any, less: float, alpha: float, small: int, harmless: float) -> tuple[str, str]:
+def _kind(row: Any, of: Any, alpha: float, small: int, delta: float) -> tuple[str, str]:
     """The kind of a sub-cluster that was tested, and why."""
     if row.n_units < small:
         return "small", f"it has fewer than {small} units"
     against = f"damage {row.value:.3g}, random units {row.control_mean:.3g}"
     if passes_level(row.q_value, alpha):
         return "important", f"costs more than random units: {against}, q = {row.q_value:.3g}"
-    if row.value <= harmless and passes_level(less, alpha):
-        return "prunable", f"harmless where random units are not: {against}, q = {less:.3g} of costing less"
-    if row.value <= harmless:
-        return "other", f"harmless, and not shown to be more so than random units: {against}, q = {less:.3g}"
-    return "other", f"not shown to cost more than random units: {against}, q = {row.q_value:.3g}"
+    within = f"damage {row.value:.3g}, at most {of.upper:.3g}"
+    if of.harmless:
+        return "prunable", f"shown to cost less than {delta:.3g}: {within}, q = {of.q_value:.3g}"
+    less = f"nor less than {delta:.3g}: {within}"
+    return "other", f"neither shown to cost more than random units, q = {row.q_value:.3g}, {less}"
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #6222a00a
 def taxonomy(
-    importance: Evidence,  # Of the sub-clusters of a partition
+    importance: Importance,  # Of the sub-clusters of a partition
     *,
     alpha: float = 0.05,  # Largest q-value
     small: int = 2,  # Fewer units than this are small
-    harmless: float = 0.001,  # Largest damage that counts as none, in the outcome's units, nats
+    harmless: float | None = None,  # Damage that counts as none, in the outcome's units; None: 1% of the intact loss
     outcome: str | None = None,  # Which; None is the first
 ) -> pd.DataFrame:  # Columns layer, cluster, n_units, kind, reason
     """Which sub-clusters are important, which can be pruned, and which cannot be told?
 
     Parameters
     ----------
-    importance : Evidence
+    importance : Importance
         Of the sub-clusters of a partition
     alpha : float, default 0.05
         Largest q-value
     small : int, default 2
         Fewer units than this are small
-    harmless : float, default 0.001
-        Largest damage that counts as none, in the outcome's units, nats
+    harmless : float | None, default None
+        Damage that counts as none, in the outcome's units; None: 1% of the intact loss
     outcome : str | None, default None
         Which; None is the first
 
@@ -736,10 +742,10 @@ def taxonomy(
     """
     outcome, frame = chosen_outcome(outcome, importance.outcomes), importance.to_frame()
     frame = frame[frame["outcome"] == outcome]
-    less = _less(importance, outcome)
+    shown = _shown_harmless(importance, outcome, harmless, alpha)
     rows = [
-        (row.layer, row.cluster, row.n_units, *_kind(row, q, alpha, small, harmless))
-        for row, q in zip(frame.itertuples(), less, strict=True)
+        (row.layer, row.cluster, row.n_units, *_kind(row, of, alpha, small, shown.delta))
+        for row, of in zip(frame.itertuples(), shown.to_frame().itertuples(), strict=True)
     ]
     rows += [
         (row.layer, row.cluster, row.n_units, *_kind_of_untested(row, small))

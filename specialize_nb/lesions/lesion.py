@@ -38,6 +38,7 @@ from .outcomes import Measure, loss_of, reading, right_of
 from .proof import stack_holds
 from ..network.answers import scores_of, summarize
 from ..network.apart import first_batch, is_apart
+from ..network.outputs import Scale
 from ..network.rows import misplaced_layers
 from ..network.subject import Subject
 from ..network.units import Network
@@ -133,13 +134,47 @@ def _means(subject: Subject, names: Sequence[str], row: np.ndarray) -> dict[str,
 
 
 def _donated(subject: Subject, names: Sequence[str], donors: np.ndarray) -> dict[str, Tensor]:
-    """Layer -> (n_donors, ...) what it puts out for the donors."""
+    """Layer -> (n_donors, ...) what it puts out for the donors, at each position that of one that counts."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for examples, _, values in _values(subject, names):
+    for examples, counts, values in _values(subject, names):
         inside = donors[(donors >= examples.start) & (donors < examples.stop)] - examples.start
+        own = {length: one[inside] for length, one in counts.items()}
         for name, value in values.items():
-            found[name].append(value[inside])
+            found[name].append(_without_padding(subject, name, value[inside], own))
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+# %% ../../nbs/06_lesion.ipynb #a5454867
+def _without_padding(subject: Subject, name: str, value: Tensor, counts: Mapping[int, Tensor]) -> Tensor:
+    """(n, ...) what a layer puts out; where a position does not count, what it does at one that does."""
+    unit_dim = subject.network.layer(name).unit_dim
+    axes = [axis for axis in range(1, value.ndim) if axis != unit_dim]
+    if not counts or not axes or not len(value):
+        return value
+    axis = next((axis for axis in axes if value.shape[axis] in counts), None)
+    if axis is None:
+        return value
+    real = counts[value.shape[axis]].cpu()
+    if not bool(real.all()):
+        told = "where an example whose values are taken has padding, its positions that count are gone through again"
+        subject.note(f"Of ablation 'resample': {told}.")
+    rows = [one.index_select(axis - 1, _taken(own).to(one.device)) for one, own in zip(value, real, strict=True)]
+    return torch.stack(rows)
+
+
+def _note_other_positions(subject: Subject, names: Sequence[str]) -> None:
+    """Say which layers have maps, but none of the positions that padding was told for."""
+    lengths = {rule.length for rule in subject.padding.rules} if subject.padding else set()
+    for layer in map(subject.network.layer, names):
+        own = {*layer.shape[: layer.unit_dim - 1], *layer.shape[layer.unit_dim :]}
+        if lengths and own and not lengths & own:
+            told = "which of its positions are padding is not known, so what is put in for its units is of all of them"
+            subject.note(f"Layer {layer.name!r}: {told}.")
+
+
+def _taken(real: Tensor) -> Tensor:
+    """(length,) for each position itself if it counts, else one that does, in turn."""
+    own, place = real.nonzero()[:, 0], torch.arange(len(real))
+    return torch.where(real, place, own[place % len(own)])
 
 # %% ../../nbs/06_lesion.ipynb #43b85044
 ABLATIONS: dict[str, Callable[[Subject, Sequence[str], int], tuple[dict[str, Tensor], np.ndarray]]] = {
@@ -157,6 +192,8 @@ def _fills(subject: Subject, names: Sequence[str], ablation: Ablation, seed: int
     """Layer -> what its silenced units put out."""
     check_choice("ablation", ablation, ABLATIONS)
     tables, row = ABLATIONS[ablation](subject, names, seed)
+    if ablation != "zero":
+        _note_other_positions(subject, names)
     if wrong := sorted({*names} & {*misplaced_layers(subject)}) if (row != row[0]).any() else []:
         told = f"ablation={ablation!r} gives each example its own value, and the rows of {wrong} are not the examples'"
         raise ValueError(f"{told}: lesion other layers, or use ablation 'zero' or 'mean'")
@@ -639,6 +676,8 @@ def lesion_table(
     *,
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     reader: str | None = None,  # Layer that alone gets the lesioned values; None is every one
+    output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
+    scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     n_jobs: int | None = None,  # Threads
     seed: int = 0,  # Chooses the images that 'resample' takes values from
@@ -662,6 +701,10 @@ def lesion_table(
         What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     reader : str | None, default None
         Layer that alone gets the lesioned values; None is every one
+    output : str | int | None, default None
+        Which output holds the scores, by name or place; None: the one that can
+    scores : Scale | None, default None
+        'logits', or 'probabilities' that were through a softmax; None looks at them
     precision : Precision | None, default None
         'bfloat16' for convolutions and products in bf16; None is the model's own
     n_jobs : int | None, default None
@@ -677,7 +720,7 @@ def lesion_table(
 
     Raises: `ValueError` if groups, labels or outputs do not fit; `KeyError` for a layer the network does not have.
     """
-    subject = Subject.of(model, data, network=network)
+    subject = Subject.of(model, data, network=network, output=output, scores=scores)
     check_task(subject.data, ("classes",), "`lesion_table`")
     names, (_, n_classes) = [layer] if isinstance(layer, str) else list(layer), scores_of(subject)
     data, network = subject.data, subject.network

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 # First part: what becomes of the numbers, for those who follow units.
 # Numbers are moved about, none is changed.
 MOVES = set(
-    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t numpy_T slice select narrow "
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t numpy_T mT slice select narrow "
     "chunk split split_with_sizes tensor_split unsafe_split unsafe_chunk unbind expand expand_as repeat tile "
     "contiguous clone roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle alias "
     "detach movedim moveaxis swapaxes swapdims repeat_interleave cat concat concatenate stack hstack vstack "

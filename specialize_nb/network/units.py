@@ -400,7 +400,7 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
     layers = tuple(Layer(**layer._asdict()) for layer in found)
     message = "units are read through hooks of modules as they are called, and no wires are known. To lift it"
     told = f"{refused.replace('the code', 'The code', 1)}; {message}: {how_to_lift(model, error)}."
-    notes = (told, *_left_out(program.left_out), *_drawn(program))
+    notes = (told, *_left_out(program.left_out), *_handed_on(program, layers), *_drawn(program))
     fields = dict(layers=layers, wires=(), unknown=(), held={}, program=program, refused=refused, notes=notes)
     return Network(model=type(model).__name__, **fields)
 
@@ -444,6 +444,14 @@ def _gated(model: nn.Module, layers: Collection[str]) -> Iterator[str]:
             told = f"Units of {name or kind!r} are what it adds up for its gates at each step, not its states"
             advice = f"to have states, give the whole sequence to `nn.{kind}`"
             yield f"{told}: the model calls `nn.{kind}Cell` step by step; {advice}."
+
+
+def _handed_on(program: HookedProgram, layers: Sequence[Layer]) -> Iterator[str]:
+    """A sentence for each recurrent module that is run whole: its next step cannot be given what a lesion leaves."""
+    for layer in layers:
+        if isinstance(program.calls[layer.name].module, nn.RNNBase):
+            told = "what it hands on is changed, not what its own next steps read, and of several layers the last is meant"
+            yield f"Lesions in recurrent layer {layer.name!r}, which is read through hooks: {told}."
 
 
 def _rectified(program: Program) -> Iterator[str]:

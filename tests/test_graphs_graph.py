@@ -63,9 +63,9 @@ def test_within_layer():
 
 
 def test_subgraph():
-    graph = UnitGraph(layers=("in", "mid", "out"), sizes=(2, 2, 2), blocks=two_blocks())
+    graph = UnitGraph(layers=("in", "mid", "out"), sizes=(2, 2, 2), blocks=two_blocks(), notes=("a note",))
     part = graph.subgraph(["out", "mid"])
-    assert part.layers == ("mid", "out")
+    assert part.layers == ("mid", "out") and part.notes == ("a note",)
     assert_allclose(part.adjacency().toarray(), graph.adjacency().toarray()[2:, 2:], rtol=1e-6, strict=True)
     with pytest.raises(KeyError, match="did you mean 'mid'") as typo:
         graph.block("mdi", "out")

@@ -394,8 +394,8 @@ def test_resample_padded():
         torch.manual_seed(0)
         net, x = Masked().double().eval().requires_grad_(False), torch.randn(40, 6, 3, dtype=torch.float64)
     lengths, y, groups = torch.arange(40) % 6 + 1, torch.arange(40) % 3, np.eye(4, dtype=bool)
-    masks = {"right": torch.arange(6) < lengths[:, None], "left": torch.arange(6) >= 6 - lengths[:, None]}
-    for side, mask in masks.items():
+    right, left = torch.arange(6) < lengths[:, None], torch.arange(6) >= 6 - lengths[:, None]
+    for mask in (right, left):
         losses = []
         for holds in (0.0, 1e6):
             given = {"x": torch.where(mask[..., None], x, holds), "mask": mask}

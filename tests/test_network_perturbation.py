@@ -250,7 +250,7 @@ def test_fails_in_float64():
             return self.last(torch.relu(self.first(x)) @ torch.eye(6))
 
     x = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="Single fails on the example.*same dtype.*`dtype=x.dtype`"):
+    with pytest.raises(ValueError, match=r"Single fails on the example.*same dtype.*`dtype=x.dtype`"):
         trace(Single().double().eval(), x)
     with pytest.raises(ValueError, match=r"fails on these inputs, \[\(\(5, 3\), 'torch.float64'\)\].*of the shapes"):
         check_wiring(trace(copier().double(), torch.zeros(2, 2).double()), torch.rand(5, 3, dtype=torch.float64))

@@ -138,7 +138,10 @@ def test_other_causes():
     assert "Data-dependent" not in told and "with operations of torch what it does in NumPy" in told
     told = refused(Branch())
     assert "Data-dependent Python control flow is the usual cause" in told and "`torch.where` for a Python `if`" in told
-    with pytest.raises(ValueError, match=r"no units of Whole are known: each of 'first', 'last', 'first#2' and more .* a loop over examples"):
+    with pytest.raises(
+        ValueError,
+        match=r"no units of Whole are known: each of 'first', 'last', 'first#2' and more .* a loop over examples",
+    ):
         trace(Whole().eval(), X)
 
 

@@ -1,6 +1,6 @@
 """How often do the nulls of graphs reject where there are no modules, and how often where there are?
 
-    python nbs/studies/nulls.py                 # both tables: about 25 minutes on one core
+    python nbs/studies/nulls.py                 # both tables: about 20 minutes on one core
     python nbs/studies/nulls.py weights         # one of them: weights, activations
 
 Writes nulls_weights.csv and nulls_activations.csv beside this file, one row a case. Seeds are fixed.

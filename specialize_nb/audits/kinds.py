@@ -118,7 +118,8 @@ def _free_memory() -> float:
 
 
 def _no_wiring(subject: Subject) -> str:
-    return f"{subject.network.refused}. To have them, {how_to_lift(subject.model)}" if subject.network.refused else ""
+    refused = subject.network.refused
+    return f"{refused}. To have them, {how_to_lift(subject.model, ValueError(refused))}" if refused else ""
 
 
 def _no_gradients_by_inputs(subject: Subject) -> str:

@@ -732,14 +732,12 @@ def lesion_table(
     everything = {name: np.concatenate([np.zeros_like(table[:1]), table]) for name, table in checked.items()}
     measures = [reading(one, subject.scores, "classes") for one in TABLE_MEASURES.values()]
     (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_jobs or 1)
-    found = dict(zip(TABLE_MEASURES, values, strict=True))
+    found, notes = dict(zip(TABLE_MEASURES, values, strict=True)), (*subject.notes, *engine.notes)
+    told = dict(labels=data.labels.copy(), n_classes=n_classes, ablation=ablation, notes=notes)
     return LesionTable(
         layer="+".join(checked),
         groups=np.concatenate(list(checked.values()), axis=1),
         measures={name: values[1:] for name, values in found.items()},
         intact={name: values[0].copy() for name, values in found.items()},
-        labels=data.labels.copy(),
-        n_classes=n_classes,
-        ablation=ablation,
-        notes=(*subject.notes, *engine.notes),
+        **told,
     )

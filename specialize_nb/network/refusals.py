@@ -193,7 +193,7 @@ _ADVICE = {  # What an error says -> what to do
     _LEN: "write `x.shape[0]` for `len(x)`",
     "fixes the batch size": "let nothing in it have as many rows as a batch",
     _FLOW: "write `torch.where` for a Python `if` on values",
-    "says something else": "write it so that an example's answer needs neither the size of the batch nor earlier calls",
+    "says something else": "let it need neither the batch's size, nor earlier calls, nor numbers drawn outside torch",
     ".numpy()": "write with operations of torch what it does in NumPy",
 }
 

@@ -450,7 +450,7 @@ def _handed_on(program: HookedProgram, layers: Sequence[Layer]) -> Iterator[str]
     """A sentence for each recurrent module that is run whole: its next step cannot be given what a lesion leaves."""
     for layer in layers:
         if isinstance(program.calls[layer.name].module, nn.RNNBase):
-            told = "what it hands on is changed, not what its own next steps read, and of several layers the last is meant"
+            told = "what it hands on is changed, of several layers the last, not what its own next steps read"
             yield f"Lesions in recurrent layer {layer.name!r}, which is read through hooks: {told}."
 
 

@@ -37,6 +37,8 @@ from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import check_testable
 from .damage import DamageRun, Work, block_size, notes_of
+
+# %% ../../nbs/rooms/lesions_plan.ipynb #8908bfca
 from specialize_nb.lesions.importance import (
     LesionOptions,
     Tally,

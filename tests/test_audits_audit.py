@@ -385,7 +385,7 @@ def test_layer_fails():
     whole = audit(model, data, **options)
     places = {
         "importance": [(Cut, "__init__", lambda cut, network, program, layers, *_: first in layers)],
-        "coherence": [(coherence_room.Agreement, "grow", lambda one, n: one.layer == first)],
+        "coherence": [(coherence_room.CoherenceTally, "grow", lambda one, n: one.layer == first)],
     }
     places["importance"].append((Cut, "scores", lambda cut, *_: first in cut.layers))
     with warnings.catch_warnings():

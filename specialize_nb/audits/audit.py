@@ -65,9 +65,9 @@ from ..network.subject import Subject
 from ..network.units import Network
 from specialize_nb.responses.coherence import (
     MEASURES,
-    Agreement,
     Coherence,
     CoherenceOptions,
+    CoherenceTally,
     CoherenceWork,
     Measured,
     judge_coherence,
@@ -564,9 +564,9 @@ def _lesioned(
 def _measured(
     prepared: _Lesioned,
     partitions: Mapping[tuple[str, str], Partition],
-    agreements: Mapping[tuple[str, str], Sequence[Agreement]],
+    agreements: Mapping[tuple[str, str], Sequence[CoherenceTally]],
     progress: bool,
-) -> tuple[_Lesioned, dict[Agreement, Exception]]:
+) -> tuple[_Lesioned, dict[CoherenceTally, Exception]]:
     """Both kinds of evidence together, but for the layers where one fails; and what failed of the coherence."""
     failed, error = _tried(measure_together, prepared.trial, _by_place(prepared, agreements), progress=progress)
     if error is None:
@@ -583,8 +583,8 @@ def _measured(
 
 
 def _by_place(
-    lesioned: _Lesioned, agreements: Mapping[tuple[str, str], Sequence[Agreement]]
-) -> dict[int, Sequence[Agreement]]:
+    lesioned: _Lesioned, agreements: Mapping[tuple[str, str], Sequence[CoherenceTally]]
+) -> dict[int, Sequence[CoherenceTally]]:
     """Agreements by the place of their partition in the trial; those of partitions without lesions behind."""
     places = [*lesioned.found, *(key for key in agreements if key not in lesioned.found)]
     return {places.index(key): some for key, some in agreements.items()}
@@ -597,12 +597,14 @@ def _listed(outcomes: Any) -> list[Any]:
 class _Agreed(NamedTuple):
     """The coherence of one partition's layers, and what was left out."""
 
-    found: dict[str, tuple[Agreement, Measured]]  # Layer -> what was drawn, and what was measured
+    found: dict[str, tuple[CoherenceTally, Measured]]  # Layer -> what was drawn, and what was measured
     blind: dict[str, Exception]  # Layer -> why it has no pictures
     missing: dict[str, Exception]  # Layer -> why it has nothing
 
 
-def _agreed(agreements: Sequence[Agreement], failed: Mapping[Agreement, Exception], progress: bool) -> _Agreed:
+def _agreed(
+    agreements: Sequence[CoherenceTally], failed: Mapping[CoherenceTally, Exception], progress: bool
+) -> _Agreed:
     """Every layer on its own; where pictures fail, without them."""
     agreed = _Agreed({}, {}, {})
     for one in tqdm(agreements, desc="coherence", disable=not progress):
@@ -678,7 +680,7 @@ def _findings(
         asked = {key: _for_coherence(subject, key[0], pictured, given) for key in partitions}
         judged = {key: one for key, one in _within(partitions, subject.network.hidden).items() if asked[key][0]}
         works = {key: prepare_coherence(subject, one, asked[key][0]) for key, one in judged.items()}
-        agreements = {key: [Agreement(work, layer) for layer in work.layers] for key, work in works.items()}
+        agreements = {key: [CoherenceTally(work, layer) for layer in work.layers] for key, work in works.items()}
     with _timed(seconds, "lesions and agreement"):
         lesioned, failed = _measured(lesioned, partitions, agreements, given["progress"])
         hurt = dict(zip(lesioned.found, judge_importance(lesioned.trial), strict=True))

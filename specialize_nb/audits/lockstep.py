@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lesions.importance import Trial, grow_tallies, steer
-from ..responses.coherence import Agreement
+from ..responses.coherence import CoherenceTally
 from ..stats.sequential import Sequential, Standing, undecided, undecided_pairs
 
 __all__ = ["measure_together"]
@@ -24,10 +24,10 @@ __all__ = ["measure_together"]
 
 def measure_together(
     trial: Trial,  # Lesions of some partitions; filled with what is measured
-    agreements: Mapping[int, Sequence[Agreement]],  # Partition of the trial, from 0 -> its layers; filled as well
+    agreements: Mapping[int, Sequence[CoherenceTally]],  # Partition of the trial, from 0 -> its layers; filled as well
     *,
     progress: bool = False,  # Show a progress bar?
-) -> dict[Agreement, Exception]:  # What could not be measured of the coherence, and why
+) -> dict[CoherenceTally, Exception]:  # What could not be measured of the coherence, and why
     """What do lesions cost, and how far do groups agree? All partitions go look by look until every verdict is clear.
 
     Keys of `agreements` beyond the partitions of the trial are of partitions without lesions. Parts of it that fail are
@@ -37,19 +37,19 @@ def measure_together(
     ----------
     trial : Trial
         Lesions of some partitions; filled with what is measured
-    agreements : Mapping[int, Sequence[Agreement]]
+    agreements : Mapping[int, Sequence[CoherenceTally]]
         Partition of the trial, from 0 -> its layers; filled as well
     progress : bool, default False
         Show a progress bar?
 
     Returns
     -------
-    dict[Agreement, Exception]
+    dict[CoherenceTally, Exception]
         What could not be measured of the coherence, and why
 
     Raises: what a lesion raises.
     """
-    failed: dict[Agreement, Exception] = {}
+    failed: dict[CoherenceTally, Exception] = {}
     design = trial.options.design
     for n in trial.options.looks:
         grow_tallies(trial.run, trial.going, n, progress=progress)
@@ -62,7 +62,7 @@ def measure_together(
     return failed
 
 
-def _grown(one: Agreement, n: int) -> Exception | None:
+def _grown(one: CoherenceTally, n: int) -> Exception | None:
     """Why a layer's groups cannot be measured; None if they could."""
     options = one.work.options
     try:
@@ -74,8 +74,8 @@ def _grown(one: Agreement, n: int) -> Exception | None:
 
 
 def _steering(
-    agreements: Mapping[int, Sequence[Agreement]], failed: Mapping[Agreement, Exception]
-) -> dict[int, list[Agreement]]:
+    agreements: Mapping[int, Sequence[CoherenceTally]], failed: Mapping[CoherenceTally, Exception]
+) -> dict[int, list[CoherenceTally]]:
     """Those whose main outcome says when to stop."""
     return {i: [one for one in some if one.work.options.steers and one not in failed] for i, some in agreements.items()}
 
@@ -89,7 +89,7 @@ class _Part:
     standing: Standing
 
 
-def _steer_all(trial: Trial, agreements: Mapping[int, Sequence[Agreement]], design: Sequential) -> None:
+def _steer_all(trial: Trial, agreements: Mapping[int, Sequence[CoherenceTally]], design: Sequential) -> None:
     """Ask all tests together which go on."""
     plain, *matched = trial.lists or [()]
     for tallies in matched:
@@ -112,7 +112,7 @@ def _lesioned(trial: Trial, tallies: Sequence[Any]) -> Iterator[_Part]:
             yield _Part(tally, keys, trial.standing([tally]))
 
 
-def _agreeing(agreements: Mapping[int, Sequence[Agreement]]) -> Iterator[_Part]:
+def _agreeing(agreements: Mapping[int, Sequence[CoherenceTally]]) -> Iterator[_Part]:
     for i, some in agreements.items():
         for one in some:
             yield _Part(one, [(i, one.layer, cluster) for cluster in one.clusters], one.standing())

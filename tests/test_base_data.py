@@ -29,7 +29,7 @@ from specialize_nb.base.data import (
     stacked,
     torchvision_images,
 )
-from specialize_nb.base.devices import to_model
+from specialize_nb.base.devices import to_model, typed_as
 from specialize_nb.base.tasks import check_labels, check_task, ordered_as, settled
 from specialize_nb.dev.testing import copier, unchanged
 
@@ -355,19 +355,19 @@ def test_numbers():
 def test_to_model():
     x = torch.rand(2, 2)
     with unchanged(model := copier().double()):
-        assert to_model(x, model).dtype == torch.float64
-        assert_allclose(to_model(x, model), x.double(), rtol=1e-6, strict=True)
+        assert typed_as(x, model).dtype == torch.float64 and to_model(x, model) is x
+        assert_allclose(typed_as(x, model), x.double(), rtol=1e-6, strict=True)
         assert to_model(x.long(), model).dtype == torch.int64
     assert to_model(x, copier()) is x and to_model(x, nn.ReLU()) is x
     assert to_model(x, copier().to("meta")).device.type == "meta"
     assert to_model(x.long(), copier().to("meta")).device.type == "meta"
     model = nn.Module()  # no parameters, and a whole number before the first floating one
     model.register_buffer("steps", torch.tensor(0))
-    assert to_model(x, model) is x
+    assert typed_as(x, model) is x
     model.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
-    assert to_model(x, model).dtype == torch.float64
-    assert to_model(x, nn.Sequential(nn.ReLU(), model)).dtype == torch.float64
-    several = to_model({"pixels": x, "ids": x.long()}, model)
+    assert typed_as(x, model).dtype == torch.float64
+    assert typed_as(x, nn.Sequential(nn.ReLU(), model)).dtype == torch.float64
+    several = typed_as({"pixels": x, "ids": x.long()}, model)
     assert [one.dtype for one in several.values()] == [torch.float64, torch.int64]
 
 

@@ -467,9 +467,9 @@ def check_fits(
     import torch
     from torch.utils import _pytree as pytree
 
-    from specialize_nb.base.devices import to_model
+    from specialize_nb.base.devices import taken_by
 
-    example = to_model(data.example, model)
+    example = taken_by(data.example, model)
     try:
         with torch.no_grad():
             _answer(model, example)

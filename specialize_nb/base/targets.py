@@ -8,19 +8,22 @@ that it cannot be told, and `encoded` makes of them what that task works with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
-from torch import bfloat16 as _bfloat16
 
 from specialize_nb.base.words import check_choice
 
-__all__ = ["TASKS", "Task", "TaskFound", "check_said", "class_names", "encoded", "raw_targets", "task_of"]
+__all__ = ["TASKS", "Task", "TaskFound", "check_said", "class_names", "encoded", "raw_targets", "task_of", "words_told"]
 
 Task = Literal["classes", "labels", "numbers", "none"]
 TASKS: tuple[Task, ...] = get_args(Task)
+_TOO_MANY = 2**31  # classes: no model has a score for each
 _SAY = "say which with task='classes', 'labels' (several 0/1 labels an example) or 'numbers'"
 _NONE = "or give (x, None) to go without targets"
 
@@ -54,6 +57,9 @@ def raw_targets(
         array = np.char.decode(array, "latin-1")
     if array.dtype.kind == "U" and array.size and np.char.isdecimal(array).all():
         array = array.astype(np.int64)  # numerals are numbers, not words: '10' comes after '9'
+    if array.dtype == np.longdouble:
+        with np.errstate(over="ignore"):  # what is too large is told with what is not finite
+            array = array.astype(np.float64)
     if array.dtype.kind not in "biufU":
         raise TypeError(f"{where} has targets of type {array.dtype}: give numbers, words, or None where there are none")
     if not array.ndim:
@@ -65,8 +71,7 @@ def raw_targets(
 def _array(y: Any, where: str) -> np.ndarray:
     """Any form as an array; words and numbers are not mixed."""
     if isinstance(y, Tensor):
-        plain = y.detach().cpu()
-        return (plain.float() if plain.dtype == _bfloat16 else plain).numpy()
+        return _of_tensor(y, where)
     if isinstance(y, np.ma.MaskedArray) and np.ma.getmaskarray(y).any():
         raise ValueError(f"{where} has masked targets: leave those examples out, {_NONE}")
     if hasattr(y, "to_numpy"):
@@ -77,7 +82,26 @@ def _array(y: Any, where: str) -> np.ndarray:
         array = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object if _has_words(y) else None)
     except ValueError as error:
         raise ValueError(f"{where} has targets that are not equally long: each example needs as many") from error
+    if array.dtype.kind == "T":  # NumPy's strings of any length, which may have gaps
+        array = array.astype(object)
     return _without_objects(array, where) if array.dtype == object else array
+
+
+_PLAIN = (torch.float16, torch.float32, torch.float64)  # floating types that NumPy has as well
+
+
+def _of_tensor(y: Tensor, where: str) -> np.ndarray:
+    """A tensor as an array; types that NumPy lacks become float32."""
+    if y.is_nested:
+        raise TypeError(f"{where} has targets in a nested tensor: each example needs as many; give a dense tensor")
+    try:
+        plain = y.detach().cpu()
+        plain = plain if plain.layout == torch.strided else plain.to_dense()
+        plain = plain.float() if plain.is_floating_point() and plain.dtype not in _PLAIN else plain
+        return plain.resolve_conj().resolve_neg().numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        told = f"{where} has targets in a tensor of type {str(y.dtype)[6:]} on {y.device}, which cannot be read"
+        raise TypeError(f"{told} ({str(error).splitlines()[0]}): give int64, float32 or float64") from error
 
 
 def _has_words(y: Any) -> bool:
@@ -97,9 +121,19 @@ def _without_objects(array: np.ndarray, where: str) -> np.ndarray:
         found = np.array(array.tolist())
     except ValueError as error:
         raise ValueError(f"{where} has targets that are not equally long: each example needs as many") from error
+    if found.dtype == object and all(isinstance(one, Real | Decimal) for one in flat):
+        found = np.array([_as_float(one) for one in flat]).reshape(array.shape)
     if found.dtype == object:
         raise TypeError(f"{where} has targets of type {type(flat[0]).__name__}: give numbers or words")
     return found
+
+
+def _as_float(one: Real | Decimal) -> float:
+    """A number of any kind; infinite if it is too large, which is told with what is not finite."""
+    try:
+        return float(one)
+    except OverflowError:
+        return np.inf
 
 
 class TaskFound(NamedTuple):
@@ -153,8 +187,15 @@ def _column_found(y: np.ndarray) -> TaskFound:
     """One number an example."""
     binary, whole = _is_binary(y), _is_whole(y)
     if y.dtype.kind in "biu":
+        if np.unique(y[y < 0]).size > 1:
+            return TaskFound(
+                "numbers", (), "The targets are whole numbers, below 0 too, and taken as numbers to predict."
+            )
         if y.min() < 0:
             check_said(y, "classes")
+        if y.max() >= _TOO_MANY:
+            told = f"The targets are whole numbers up to {y.max()}, too large for classes: they are numbers to predict."
+            return TaskFound("numbers", (), told)
         return TaskFound("classes", ("labels",) if binary else ("numbers",), "")
     if binary:
         return TaskFound("numbers", ("labels", "classes"), "")
@@ -219,7 +260,7 @@ def _classes_said(y: np.ndarray) -> str:
     if y.dtype.kind == "U" and y.size != len(y):
         raise ValueError(f"the targets are {_shape(y)} of words; one word an example is its class")
     if y.dtype.kind == "U":
-        return _words_told(y)
+        return words_told(class_names(y))
     if y.size != len(y):
         if y.ndim == 2 and _is_distribution(y):
             return "" if _is_binary(y) else "Each example's class is the one that has the largest share."
@@ -232,11 +273,27 @@ def _classes_said(y: np.ndarray) -> str:
         ignored = "examples to be ignored have to be left out" if (y == -100).any() else ""
         hint = ignored or "if the targets are numbers to be predicted say task='numbers'"
         raise ValueError(f"example {i} has the label {y.ravel()[i]}; class indices start at 0; {hint}")
+    if y.max() >= _TOO_MANY:
+        i = int(y.ravel().argmax())
+        told = f"example {i} has the label {y.ravel()[i]}, too large for a class: classes are counted from 0 on"
+        raise ValueError(f"{told}; number them so, or say task='numbers' if they are to be predicted")
     return ""
 
 
-def _words_told(y: np.ndarray) -> str:
-    names = class_names(y)
+def words_told(
+    names: Sequence[str],  # Classes that words name, in alphabetical order
+) -> str:
+    """What is said of targets that are words, a sentence.
+
+    Parameters
+    ----------
+    names : Sequence[str]
+        Classes that words name, in alphabetical order
+
+    Returns
+    -------
+    str
+    """
     shown = f"{len(names)} words" if len(names) > 6 else f"the words {', '.join(map(repr, names))}"
     told = f"The targets are {shown}, taken as classes in alphabetical order: class 0 is {names[0]!r}"
     return told + (f", class {len(names) - 1} is {names[-1]!r}." if len(names) > 1 else ".")
@@ -246,7 +303,7 @@ def _labels_said(y: np.ndarray) -> str:
     if y.dtype.kind == "U":
         if y.size != len(y) or len(class_names(y)) > 2:
             raise ValueError(f"the targets are {len(np.unique(y))} words; labels are 0 or 1, or one of two words")
-        return _words_told(y)
+        return words_told(class_names(y))
     if not _is_binary(y):
         rows = ~np.isin(y, (0, 1)).reshape(len(y), -1).all(1)
         raise ValueError(f"labels are 0 or 1, and {_some(np.flatnonzero(rows))} have others: {_SAY}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from specialize_nb.base.data import Batches, retasked
-from specialize_nb.base.targets import Task
+from specialize_nb.base.targets import Task, words_told
 from specialize_nb.base.words import counted
 
 __all__ = ["check_labels", "check_task", "ordered_as", "settled"]
@@ -126,28 +126,33 @@ def settled(
 
 
 def ordered_as(
-    data: Batches,  # Checked data, whose targets were words
-    names: Sequence[str],  # The model's classes, in the order of its outputs
+    data: Batches,  # Checked data
+    names: Sequence[str],  # Classes in the order that is wanted, those of the data among them
+    told: str,  # Whose order that is, a sentence; it takes the place of the note on the order they had
 ) -> Batches:
-    """The same data with its classes in the model's order.
+    """The same data with the classes that words name in another order; as they are where they are numbers.
 
     Parameters
     ----------
     data : Batches
-        Checked data, whose targets were words
+        Checked data
     names : Sequence[str]
-        The model's classes, in the order of its outputs
+        Classes in the order that is wanted, those of the data among them
+    told : str
+        Whose order that is, a sentence; it takes the place of the note on the order they had
 
     Returns
     -------
     Batches
 
-    Raises: `ValueError` if the model does not know a word.
+    Raises: `ValueError` if a word is not among the classes.
     """
     if not data.names:
         return data
     if unknown := [one for one in data.names if one not in names]:
         raise ValueError(f"the model has no class {unknown[0]!r}; it has {list(names)[:10]}")
-    place = np.array([list(names).index(one) for one in data.names], dtype=np.int64)
-    told = "The targets are words; their classes are in the order that the model's configuration gives."
-    return replace(data, labels=place[data.labels], names=tuple(names), notes=(told,))
+    place = np.array([list(names).index(one) for one in data.names])
+    labels = place[data.labels.astype(np.int64)].astype(data.labels.dtype)
+    before = words_told(data.names)
+    notes = (*(note for note in data.notes if note != before), told)
+    return replace(data, labels=labels, names=tuple(names), notes=notes)

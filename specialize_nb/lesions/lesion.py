@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from ..base.data import Batches
-from ..base.devices import leading, to_like, to_model
+from ..base.devices import leading, to_like, to_model, typed_as
 from ..base.results import Result
 from ..base.seeds import seeded
 from ..base.tasks import check_labels, check_task
@@ -197,7 +197,7 @@ def _fills(subject: Subject, names: Sequence[str], ablation: Ablation, seed: int
     if wrong := sorted({*names} & {*misplaced_layers(subject)}) if (row != row[0]).any() else []:
         told = f"ablation={ablation!r} gives each example its own value, and the rows of {wrong} are not the examples'"
         raise ValueError(f"{told}: lesion other layers, or use ablation 'zero' or 'mean'")
-    laid = {name: to_model(_with_axes(table, subject.network, name), subject.model) for name, table in tables.items()}
+    laid = {name: typed_as(_with_axes(table, subject.network, name), subject.model) for name, table in tables.items()}
     return {name: Fill(table=table, row=torch.as_tensor(row, device=table.device)) for name, table in laid.items()}
 
 

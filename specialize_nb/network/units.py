@@ -23,7 +23,7 @@ from matplotlib.patches import Arc
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..base.devices import to_model
+from ..base.devices import taken_by
 from ..base.results import listed, read_only, with_notes
 from ..base.words import check_choice, suggest
 from .hooked import HookedProgram, hooked_layers
@@ -359,7 +359,7 @@ def _layers(flow: Flow, program: Program, names: dict[int, str]) -> tuple[Layer,
 # %% ../../nbs/01_units.ipynb #a412e5ee
 def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict[str, Any]]:
     """The example as arguments by place and by name: a tuple is several inputs, a mapping inputs by name."""
-    x = to_model(example, model)
+    x = taken_by(example, model)
     if isinstance(x, Mapping):
         return (), dict(x)
     return (tuple(x) if isinstance(x, tuple | list) else (x,)), {}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..base.devices import to_model
+from ..base.devices import typed_as
 from ..base.results import Result
 from ..base.words import check_choice
 from ..lesions.outcomes import as_logits
@@ -460,7 +460,7 @@ class _Studio(NamedTuple):
         moved, paint = _picture(self.shape, n, self.parameterization, self.seed)
         each = (-1, *[1] * (len(self.shape) - 1))
         low, high = (torch.tensor(end).to(moved).reshape(each) for end in (self.low, self.high))
-        return moved, lambda: to_model(low + (high - low) * paint(), self.subject.model)
+        return moved, lambda: typed_as(low + (high - low) * paint(), self.subject.model)
 
     def activations(self, layer: str, x: Tensor) -> Callable[[str], Tensor]:
         """What the units of `layer` put out, and what they got before their activation."""
@@ -488,7 +488,7 @@ _Made = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def _make(studio: _Studio, layer: str, weights: np.ndarray) -> _Made:
     """For groups of one layer: pictures (n, ...), responses (n, steps + 1), scores (n, n_classes), who moved (n,)."""
     moved, paint = studio.start(len(weights))
-    rows = to_model(torch.as_tensor(weights), studio.subject.model)
+    rows = typed_as(torch.as_tensor(weights), studio.subject.model)
     unit_dim = studio.subject.network.layer(layer).unit_dim
     objective, adam = group_objective(layer, rows, unit_dim), torch.optim.Adam([moved], lr=studio.lr)
     waking, generator, course = objective + _waking_objective(layer, rows, unit_dim), torch.Generator(), []

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from ..base.data import Batches, batches
-from ..base.devices import to_model
+from ..base.devices import typed_as
 from ..base.results import Result
 from ..base.seeds import seeded
 from ..base.tasks import check_labels, check_task, ordered_as
@@ -85,7 +85,7 @@ def accuracy(
 def _n_classes(model: nn.Module, data: Batches) -> int:
     """How many classes does the model, in eval mode, score?"""
     with torch.no_grad():
-        scores = model(to_model(data.example, model))
+        scores = model(typed_as(data.example, model))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     n = len(pytree.tree_leaves(data.example)[0])
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n:
@@ -98,7 +98,7 @@ def _evaluate(model: nn.Module, data: Batches) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     loss, right = 0.0, 0
     for x, y in data:
-        scores = model(to_model(x, model))
+        scores = model(typed_as(x, model))
         y = y.to(scores.device)
         loss += float(functional.cross_entropy(scores.double(), y, reduction="sum"))
         right += int((scores.argmax(1) == y).sum())
@@ -199,7 +199,7 @@ def _epoch(
     totals, n = [0.0, 0.0], 0
     for step, (x, y) in enumerate(steps):
         optimizer.zero_grad()
-        scores = model(to_model(x, model))
+        scores = model(typed_as(x, model))
         loss = functional.cross_entropy(scores, y.to(scores.device))
         objective = loss + penalty(model, l1=l1, l2=l2) if l1 or l2 else loss
         added = None if callers.cost is None else callers.added(model, loss)

@@ -38,6 +38,7 @@ Modules:
 - `specialize_nb.lesions.proof`: Does a stack of lesions say what each lesion says alone? Tried on the user's own batch, before anything is measured.
 - `specialize_nb.network.answers`: One number for each unit and example, recorded or streamed
 - `specialize_nb.network.apart`: Does a model answer to every example by itself? Found out on the first batch of the data.
+- `specialize_nb.network.bounds`: Between which numbers an output lies by the operations that make it, whatever the inputs are.
 - `specialize_nb.network.gradients`: Are the derivatives of a traced program those of its model, example by example?
 - `specialize_nb.network.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.network.inputs`: What a network is given: which types of numbers it takes, and which positions of a sequence are padding.

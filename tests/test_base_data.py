@@ -14,12 +14,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from PIL import Image
+from scipy.sparse import csr_matrix
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from specialize_nb.base.data import (
     Labelled,
+    _checksum,
     batches,
     digits,
     halves,
@@ -494,10 +496,14 @@ def test_settled():
         settled(batches((x, grades.float())), 3)
     with pytest.raises(ValueError, match="the targets have 2 labels of 0 or 1 an example, and the model puts out 3"):
         check_labels(batches((x, torch.stack([y, y], 1))), 3)
-    read = ordered_as(batches((x, ["b", "a", "a", "b", "c", "a"]), batch_size=2), ["c", "b", "d", "a"])
+    words = batches((x, ["b", "a", "a", "b", "c", "a"]), batch_size=2)
+    read = ordered_as(words, ["c", "b", "d", "a"], "As the model has them.")
+    assert "in alphabetical order" in words.notes[0] and read.notes == ("As the model has them.",)
     assert read.labels.tolist() == [1, 3, 3, 1, 0, 3] == torch.cat([part for _, part in read]).tolist()
     with pytest.raises(ValueError, match=r"the model has no class 'a'; it has \['b', 'c'\]"):
-        ordered_as(batches((x, ["b", "a", "a", "b", "c", "a"])), ["b", "c"])
+        ordered_as(words, ["b", "c"], "")
+    ticks = ordered_as(batches((x, ["no"] * 6), task="labels"), ["yes", "no"], "")
+    assert ticks.labels.tolist() == [[1.0]] * 6 == torch.cat([part for _, part in ticks]).tolist()
     settled(batches((x, y)), 1).notes
 
 
@@ -520,3 +526,89 @@ def test_masks_and_frames():
     ):
         assert next(iter(batches((frame, np.arange(4)))))[0].dtype == kind
     assert next(iter(batches((np.ones((4, 2), ">f4"), np.arange(4)))))[0].dtype == torch.float32
+
+
+def test_inputs_that_change():
+    class Drawn(Dataset):
+        def __init__(self, labelled, noise=0.1):
+            self.labelled, self.noise, self.generator = labelled, noise, torch.Generator().manual_seed(0)
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            x = torch.full((3,), float(i)) + self.noise * torch.randn(3, generator=self.generator)
+            return (x, i % 2) if self.labelled else x
+
+    for source in (Drawn(True), Drawn(False), DataLoader(Drawn(True), batch_size=4)):
+        data = batches(source)
+        with pytest.raises(
+            ValueError, match=r"inputs of batch 0 \(example 0 on\) differ from the first pass's.*augmentation"
+        ):
+            list(data)
+    for source in (Drawn(True, noise=0), list(DataLoader(Drawn(True), batch_size=4))):
+        assert [len(y) for _, y in batches(source)] == [len(y) for _, y in batches(source)]
+    list(batches(Drawn(True), ordered=False))
+    x, y = torch.rand(6, 5, 4), torch.arange(6) % 2
+    again = replace(
+        batches((x, y), batch_size=4), source=[(x[:4].double(), y[:4].numpy()), (x[4:].double(), y[4:].numpy())]
+    )
+    assert [one.dtype for one, _ in again] == [torch.float64] * 2
+    for other in (x.flip(0), x + torch.eye(5, 4) * (torch.arange(6) == 5)[:, None, None]):
+        changed = replace(
+            batches((x, y * 0)), source=[(other.transpose(1, 2).contiguous().transpose(1, 2), y.numpy() * 0)]
+        )
+        with pytest.raises(ValueError, match="inputs of batch 0"):
+            list(changed)
+    strided = x.transpose(0, 2)[:, ::2]
+    assert _checksum(strided) == _checksum(strided.contiguous()) == _checksum((strided.double(),)) != _checksum(x)
+    wide = torch.zeros(3, 10_000)
+    wide[2, 9_990:] = 1
+    assert _checksum(wide) != _checksum(torch.zeros(3, 10_000))
+
+
+def test_more_forms():
+    x, y = torch.rand(6, 3), torch.arange(6) % 2
+
+    class Places:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return x[i], y[i]
+
+    lists = [(x[:4].tolist(), y[:4].tolist()), (x[4:].tolist(), y[4:].tolist())]
+    same = [Places(), (list(x), y), (list(x.numpy()), y.tolist()), (x.numpy().astype(object), y.numpy().astype(object)),
+            lists, [list(one) for one in lists], (x.tolist(), tuple(y.tolist()))]  # fmt: skip
+    same.append((x.numpy().astype(np.longdouble), y))
+    for given in same:
+        data = batches(given)
+        assert data.labels.tolist() == y.tolist() and data.task == "classes" and data.has_targets
+        assert_allclose(torch.cat([one for one, _ in data]), x, rtol=1e-6)
+    assert not batches(x).has_targets and batches((x, y), task="none").has_targets
+    assert torch.equal(next(iter(batches((x.to(torch.float8_e4m3fn), y))))[0], x.to(torch.float8_e4m3fn).float())
+    assert next(iter(batches((np.arange(6, dtype=np.uint64), y))))[0].dtype == torch.int64
+    assert len(batches((x, range(6))).labels) == 6
+    pair = batches(([x[:, 0], x[:, 1]], y))  # a row for each example in each: several inputs
+    assert len(pair.example) == 2
+
+    nested = torch.nested.nested_tensor([x[0], x[1, :2]], layout=torch.jagged)
+    for wrong, match in (
+        (nested, "holds a nested tensor: pad it"),
+        (x.to("meta"), "on the meta device"),
+        (x.to_sparse(), "give it dense, as x.to_dense"),
+        (csr_matrix(x.numpy()), r"give a sparse table dense, as x.toarray\(\)"),
+        (np.array([["a"]] * 6, dtype=object), "are no table of numbers"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            batches((wrong, y[: len(y) if wrong is not nested else 2]))
+    with pytest.raises(ValueError, match=r"inputs of 2\*\*63 and more, of type torch.uint64: give them as float64"):
+        batches((np.array([0, 2**63], dtype=np.uint64), y[:2]))
+    for wrong in ("mnist", Path("mnist"), 3, None):
+        with pytest.raises(TypeError, match=f"got data of type {type(wrong).__name__}: pass a pair of tensors"):
+            batches(wrong)
+    with pytest.raises(TypeError, match="has targets of type dict: give numbers or words"):
+        batches((x, {"a": y}))
+    drawing = BatchSampler(RandomSampler(TensorDataset(x, y)), 2, drop_last=False)
+    with pytest.raises(ValueError, match="the DataLoader shuffles"):
+        batches(DataLoader(TensorDataset(x, y), batch_sampler=drawing))

@@ -1,9 +1,13 @@
 """What targets say: every form is read as what it is, or refused with what to say."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from specialize_nb.base.data import batches
 from specialize_nb.base.targets import TASKS, check_said, class_names, encoded, raw_targets, task_of
@@ -164,3 +168,47 @@ def test_words_of_some_of_the_classes_are_refused():
     check_labels(data, 2)
     with pytest.raises(ValueError, match="hold 2 words, and the model scores 3 classes"):
         check_labels(data, 3)
+
+
+def test_rare_types_are_read_or_refused():
+    for given, right in (
+        (np.array([0.5, 2], dtype=np.longdouble), [0.5, 2]),
+        (torch.tensor([0.5, 2]).to(torch.float8_e4m3fn), [0.5, 2]),
+        (torch.tensor([0.5, 2], dtype=torch.bfloat16), [0.5, 2]),
+        (np.array([0.5, 2], dtype=object), [0.5, 2]),
+        ([Decimal("0.5"), 2], [0.5, 2]),
+        ([Fraction(1, 2), 2], [0.5, 2]),
+        (torch.tensor([3, 2]).to_sparse(), [3, 2]),
+        (np.array(["b", "a"], dtype=np.dtypes.StringDType()), ["b", "a"]),
+        (pd.Categorical(["b", "a"]), ["b", "a"]),
+        (range(2), [0, 1]),
+        (["9" * 30, "8"], ["9" * 30, "8"]),
+    ):
+        found = raw_targets(given, 2, "batch 3")
+        assert found.tolist() == right and found.dtype.kind in "iufU"
+    for given, match in (
+        (torch.empty(2, device="meta"), "in a tensor of type float32 on meta, which cannot be read"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(1)], layout=torch.jagged), "targets in a nested tensor"),
+        (csr_matrix(np.eye(2)), "targets in a sparse csr_matrix: give them dense"),
+        ({1, 2}, "targets of type set"),
+        ((i for i in range(2)), "targets of type generator"),
+    ):
+        with pytest.raises(TypeError, match=f"batch 3 has .*{match}"):
+            raw_targets(given, 2, "batch 3")
+    with pytest.raises(ValueError, match="batch 3 has examples without a target: example 1"):
+        raw_targets(np.array(["a", np.nan], dtype=np.dtypes.StringDType(na_object=np.nan)), 2, "batch 3")
+    for huge in (np.array([1, np.longdouble("1e4000")]), np.array([1, 10**400], dtype=object)):
+        with pytest.raises(ValueError, match="NaN or infinite targets in example 1, 1 of 2"):
+            task_of(raw_targets(huge, 2, ""))
+
+
+def test_whole_numbers_that_are_no_classes():
+    below = raw_targets([3, -1, -2], 3, "")
+    assert task_of(below)[:2] == ("numbers", ()) and "some of them below 0" in task_of(below).told
+    assert encoded(below, "numbers").tolist() == [3, -1, -2]
+    huge = np.array([0, 2**63 + 2**20], dtype=np.uint64)
+    assert task_of(huge)[:2] == ("numbers", ()) and "too large for classes" in task_of(huge).told
+    assert encoded(huge, "numbers").tolist() == [0, 2.0**63 + 2**20]
+    for given in (huge, np.array([0, 1e200])):
+        with pytest.raises(ValueError, match=r"example 1 has the label .*, too large for a class"):
+            check_said(given, "classes")

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.base.data import digits
-from specialize_nb.lesions.damage import damage_run
+from specialize_nb.lesions.damage import damage_run, intact_loss
 from specialize_nb.lesions.lesion import lesion_table
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import bootstrap_weights
 from specialize_nb.training.fit import fit
@@ -133,3 +135,33 @@ def test_another_network():
     with pytest.raises(ValueError, match="traced from another Sequential") as caught:
         damage_run(model, data, trace(other, data.x), ["1"])
     str(caught.value)
+
+
+def test_targets_of_any_size():
+    def damage_of(size):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)).eval().double(), torch.rand(9, 4)
+        with torch.no_grad():
+            model[2].weight.mul_(size)
+            model[2].bias.mul_(size)
+        subject = Subject.of(model, (x.double(), x[:, 0].double() * size))
+        run = damage_run(subject, None, None, ["0"], n_boot=2)
+        return run.damage({"0": np.eye(6, dtype=bool)})["squared_error"][:, 0], intact_loss(subject), subject.notes
+
+    with torch.random.fork_rng():
+        right, loss, _ = damage_of(1.0)
+        for size in (1e-200, 1e-20, 1e20, 1e200):
+            found, same, notes = damage_of(size)
+            np.testing.assert_allclose(found, right, rtol=1e-6, atol=1e-12)
+            assert same == pytest.approx(loss) and not any("lesion" in one for one in notes)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)).eval(), torch.rand(9, 4)
+    with pytest.raises(
+        ValueError, match=r"Targets|targets lie between .*: squared errors are beyond float64; scale the targets"
+    ):
+        damage_run(model, (x, x[:, 0].double() * 1e-200), None, ["0"])
+    far = Subject.of(model, (x, x[:, 0].double() * 1e200))
+    damage_run(far, None, None, ["0"])
+    assert (
+        any("no lesion changes an error by much" in one for one in far.notes)
+        and intact_loss(far)["squared_error"] > 0.9
+    )

@@ -17,6 +17,7 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from specialize_nb.base.data import digits
+from specialize_nb.base.numbers import spread_of
 from specialize_nb.base.targets import TASKS
 from specialize_nb.lesions.outcomes import (
     OUTCOMES,
@@ -31,7 +32,6 @@ from specialize_nb.lesions.outcomes import (
     _mean,
     _one_class,
     _right_lost,
-    _sd,
     _selectivity,
     as_logits,
     find_outcomes,
@@ -461,7 +461,10 @@ def test_digits_selectivity():
 
 def test_constants_and_halves():
     for n in (3, 7, 39):
-        assert not _sd(np.full((n, 2), 0.1)).any()
+        assert not spread_of(np.full((n, 2), 0.1)).any()
+    for size in (1e-200, 1.0, 1e200, 1e308):  # squares of these are never taken
+        numbers = size * np.array([[1.0, -1.0], [0.5, -1.0], [0.0, -1.0]])
+        assert_allclose(spread_of(numbers), size * np.array([np.sqrt(1 / 6), 0]), rtol=1e-12)
     assert_allclose(as_logits(torch.tensor([4.5e-6]).half(), "probabilities", "classes"), [np.log(4.5e-6)], rtol=1e-3)
     assert as_logits(torch.zeros(1), "probabilities", "classes").item() == pytest.approx(
         np.log(torch.finfo(torch.float32).tiny)

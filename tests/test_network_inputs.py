@@ -287,10 +287,11 @@ def test_other_types_follow_the_model():
         subject = Subject.of(model, (x, labels()))
         assert_allclose(record(subject)["0"], model[0](x.float()), **NEAR)
         assert f"{told} (n, 3) were made floating numbers of the same value" in " ".join(subject.notes)
-    for x in (whole.half(), whole.double(), whole.double().numpy()):
+    for x, told in ((whole.half(), ""), (whole.double(), "float64"), (whole.double().numpy(), "float64")):
         subject = Subject.of(model, (x, labels()))
         assert_allclose(record(subject)["0"], right, **NEAR)
-        assert subject.notes == ()
+        note = f"The model does not take inputs as they are: {told} (n, 3) were made float32."
+        assert subject.notes == ((note,) if told else ())
     with pytest.raises(
         ValueError, match=r"may be meant as 0 to 255 or as 0 to 1: give x.float\(\), or x.float\(\) / 255"
     ):
@@ -399,3 +400,42 @@ def test_batches_that_cannot_be_evened_are_refused():
         ValueError, match="Careless answers otherwise to longer padding: pad all sequences to one length"
     ):
         Subject.of(randomized(Careless()), uneven({"tokens": ids, "attention_mask": mask}, mask))
+
+
+class Wide(nn.Module):
+    """Weights in single precision, computed with in double; a number far from 0 is taken off first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = torch.relu((x - 1e6).double() @ self.inner.weight.double().T)
+        return h @ self.outer.weight.double().T
+
+
+def test_double_precision_stays_where_the_model_takes_it():
+    model, x = randomized(Wide()), drawn(6, 3).double() + 1e6
+    subject = Subject.of(model, (x, labels()))
+    right = model(x)
+    assert subject.notes == () and right.dtype == torch.float64
+    assert_allclose(subject.outputs.values, right, rtol=1e-12)
+    assert np.abs(model(x.float().double()).numpy() - right.numpy()).max() > 1e-3  # digits that single precision loses
+    engine = lesion_engine(subject, None, None, [subject.network.layers[1].name])
+    assert engine.n_scores == 2
+
+
+def test_inputs_that_a_model_changes_in_place_are_left_alone():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.outer(torch.relu(self.inner(x.mul_(2))))
+
+    model, x = randomized(InPlace()), drawn(6, 3)
+    before = x.clone()
+    found = Subject.of(model, (x, labels())).outputs.values
+    assert torch.equal(x, before)
+    assert_allclose(found, model(before.clone()), **NEAR)

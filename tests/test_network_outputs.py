@@ -1,5 +1,6 @@
 """What a network says: which output holds the scores, outputs that are not numbers, scores that are probabilities."""
 
+import re
 import warnings
 
 import numpy as np
@@ -234,10 +235,13 @@ def test_probabilities_of_labels_are_seen():
     with pytest.warns(UserWarning, match=r"The scores of Head lie in \[0, 1\]: they are taken as probabilities"):
         assert Subject.of(build(lambda h, s: s.sigmoid()), (x, y)).scores == "probabilities"
     assert Subject.of(build(), (x, y)).scores == "logits"
-    small = build()  # a linear layer whose numbers happen to lie between 0 and 1
-    small.outer.weight.mul_(0.01)
-    small.outer.bias.fill_(0.5)
-    assert Subject.of(small, (x, y)).scores == "logits"
+    for out in (lambda h, s: s, lambda h, s: s + 0.1, lambda h, s: s * 0.9, lambda h, s: s.relu()):
+        small = build(out)  # its numbers happen to lie between 0 and 1
+        small.outer.weight.mul_(0.01)
+        small.outer.bias.fill_(0.5)
+        subject = Subject.of(small, (x, y))
+        assert subject.scores == "logits" and "say scores='probabilities' if they are" in subject.notes[0]
+        assert Subject.of(small, (x, y), scores="probabilities").scores == "probabilities"
     column = build(lambda h, s: s.sigmoid()[:, 0], n_out=1)
     with pytest.warns(UserWarning, match="taken as probabilities"):
         assert Subject.of(column, (x, classes() % 2)).scores == "probabilities"
@@ -281,3 +285,44 @@ def test_logarithms_of_the_probabilities_of_labels_are_refused():
     with pytest.raises(ValueError, match="come from a log-sigmoid"):
         Subject.of(model, (x, torch.arange(6) % 2)).scores
     assert Subject.of(model, (x, torch.arange(6) % 2), scores="logits").scores == "logits"
+
+
+DISGUISES = {
+    "look like percentages": lambda h, s: s.softmax(1) * 100,
+    "look like percentages, not": lambda h, s: (s.softmax(1) * 100).round(),
+    "logarithms to base 2": lambda h, s: s.log_softmax(1) / np.log(2),
+    "logarithms to base 10": lambda h, s: s.log_softmax(1) / np.log(10),
+    "negative logarithms": lambda h, s: -s.log_softmax(1),
+    "odds of probabilities": lambda h, s: (p := s.softmax(1)) / (1 - p),
+}
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_scores_in_other_units_are_refused(name):
+    x, model = examples(), build(DISGUISES[name])
+    with pytest.raises(ValueError, match=f"{name}.* or say scores='logits' to take them as they are"):
+        Subject.of(model, (x, classes())).scores
+    subject = Subject.of(model, (x, classes()), scores="logits")
+    assert subject.scores == "logits" and subject.notes == ()
+
+
+def test_percentages_of_labels_are_refused():
+    y = (torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) > 0.4).long()
+    with pytest.raises(ValueError, match="held between 0 and 100: they look like percentages; divide them by 100"):
+        Subject.of(build(lambda h, s: 100 * s.sigmoid()), (examples(), y)).scores
+
+
+def test_what_probabilities_cannot_tell_is_told():
+    x = examples()
+    y = (torch.rand(12, 3, generator=torch.Generator().manual_seed(0)) > 0.4).long()
+    for out, targets, told in (
+        (lambda h, s: (900 * s).sigmoid(), y, "exactly 0 or 1, as float32 tells them.* no loss .* above 87.3 nats"),
+        (lambda h, s: (900 * s).softmax(1), classes(), "exactly 0, as float32 tells them.* above 87.3 nats"),
+        (lambda h, s: (900 * s).double().softmax(1), classes(), "exactly 0, as float64 tells them.* above 708.4 nats"),
+        (lambda h, s: s.half().softmax(1), classes(), "are float16, which rounds each loss by up to 5e-04 nats"),
+        (lambda h, s: s.bfloat16().softmax(1), classes(), "are bfloat16, which rounds each loss by up to 4e-03 nats"),
+    ):
+        subject = Subject.of(build(out), (x, targets), scores="probabilities")
+        assert subject.scores == "probabilities"
+        (note,) = subject.notes
+        assert re.search(told, note)

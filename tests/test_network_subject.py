@@ -201,3 +201,59 @@ def test_batches_of_one_example_are_halved_batch_by_batch():
     found, confirm = find_and_confirm(batches([(x[i : i + 1], torch.tensor([i])) for i in range(7)]))
     assert found.labels.tolist() == [1, 3, 5] and confirm.labels.tolist() == [0, 2, 4, 6]
     assert [float(one[0, 0]) for one, _ in found] == [1, 3, 5]
+
+
+def three(names=("a", "b", "c")):
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    return x, [names[i % 3] for i in range(12)]
+
+
+def test_data_to_find_with_need_no_targets():
+    x, _ = three()
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    y = torch.arange(12) % 3
+    for find in (x + 1, (x + 1, None), [(x[:5] + 1, None), (x[5:] + 1, None)]):
+        for task in (None, "classes"):
+            subject = Subject.of(model, (x, y), find=find, task=task)
+            assert (subject.task, subject.find.task) == ("classes", "none")
+            assert torch.equal(torch.cat([one for one, _ in subject.find]), x + 1)
+    subject = Subject.of(model, (x, y), find=(x, y), task="classes")
+    assert subject.find.task == "classes"
+    assert Subject.of(model, x, find=(x, y)).find.task == "none"
+
+
+def test_words_of_both_data_are_told_as_they_are():
+    x, words = three()
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    some = [i for i in range(12) if words[i] != "a"]
+    part = (x[some], [words[i] for i in some])
+    subject = Subject.of(model, (x, words), find=part)
+    assert subject.find.labels.tolist() == [1, 2] * 4 and subject.data.labels.tolist() == [0, 1, 2] * 4
+    assert subject.find.notes == ("The classes of `find` are numbered as those of `data` are.",)
+    subject = Subject.of(model, part, find=(x, words))
+    (note,) = subject.data.notes
+    assert note.startswith("`data` and `find` name different classes: the 3 words of both")
+    assert subject.data.labels.tolist() == [1, 2] * 4 and not [one for one in subject.notes if "configuration" in one]
+    with pytest.raises(ValueError, match="of `find` are words and those of `data` are numbers: which is which"):
+        Subject.of(model, (x, torch.arange(12) % 3), find=(x, words))
+    one = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).eval()
+    both = Subject.of(one, (x, ["no", "yes"] * 6), find=(x, ["yes"] * 12), task="labels")
+    assert both.find.labels.tolist() == [[1.0]] * 12
+
+
+def test_targets_that_are_all_the_same_are_told():
+    x, _ = three()
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    (note,) = Subject.of(model, (x, torch.ones(12, dtype=torch.int64))).notes
+    assert note.startswith("All examples are of class 1: what is measured by comparing them (selectivity,")
+    assert Subject.of(model, (x, torch.arange(12) % 2)).notes == ()
+    (note,) = Subject.of(model, (x, torch.full((12, 3), 0.7) * torch.arange(1, 4)), task="numbers").notes
+    assert note.startswith("All examples have the same target")
+
+
+def test_changes_of_the_data_to_find_with_are_told():
+    x, _ = three()
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    y = torch.arange(12) % 3
+    (note,) = Subject.of(model, (x, y), find=(x.double(), y)).notes
+    assert "float64 (n, 4) were made float32" in note

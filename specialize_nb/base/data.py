@@ -14,8 +14,9 @@ __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves',
 # %% ../../nbs/rooms/base_data.ipynb #13f9748b
 import operator
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -294,6 +295,8 @@ class Batches:
         Tasks that the targets may belong to as well; `settled` decides, by the model
     notes : tuple[str, ...], default ()
         What was decided about the data, a sentence each
+    sums : dict[int, int]
+        Place of a batch -> checksum of its inputs as met
     """
 
     source: Iterable  # What they are read from
@@ -307,6 +310,7 @@ class Batches:
     names: tuple[str, ...] = ()  # Of the classes, where the targets were words
     others: tuple[Task, ...] = ()  # Tasks that the targets may belong to as well; `settled` decides, by the model
     notes: tuple[str, ...] = ()  # What was decided about the data, a sentence each
+    sums: dict[int, int] = field(default_factory=dict, repr=False)  # Place of a batch -> checksum of its inputs as met
 
     def __post_init__(self) -> None:
         self.labels.setflags(write=False)
@@ -316,17 +320,24 @@ class Batches:
         """How many examples are there?"""
         return len(self.labels)
 
+    @property
+    def has_targets(self) -> bool:
+        """Do the data hold targets, whether the task reads them or not?"""
+        return next(_read(self.source)).raw[0].size > 0
+
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         start, advice = 0, "examples must come in the same order in every pass: set shuffle=False"
-        for x, raw, _ in _read(self.source):
+        for i, (x, raw, _) in enumerate(_read(self.source)):
             y = encoded(raw, self.task, self.names)
             known = self.labels[start : start + len(y)]
             if self.ordered and not np.array_equal(known, y):
                 where = f"examples {start} to {start + len(y) - 1}"
                 raise ValueError(f"labels differ from the first pass's in {where}; {advice}")
+            if self.ordered and self.sums.setdefault(i, found := _checksum(x)) != found:
+                raise ValueError(f"inputs of batch {i} (example {start} on) differ from the first pass's; {_STEADY}")
             start += len(y)
             yield x, torch.as_tensor(y)
         if start != self.n:
@@ -336,6 +347,12 @@ class Batches:
         shapes = ", ".join(str(shape) for shape in _shapes(self.example))
         size = f"{self.n} examples of shape {shapes}"
         return f"Batches({size} {_told_targets(self)}, {len(self)} batches)"
+
+
+_STEADY = (
+    "examples must be the same in every pass: set shuffle=False, take out random augmentation or fix what it draws, "
+    "or keep what was drawn once, as list(loader) does; a model that changes its inputs in place has to copy them first"
+)
 
 
 def _told_targets(data: Batches) -> str:
@@ -348,6 +365,21 @@ def _told_targets(data: Batches) -> str:
     }[data.task]
 
 # %% ../../nbs/rooms/base_data.ipynb #b6f9c4a7
+_LOOKED_AT = 4096  # numbers of each input of a batch, evenly spread
+
+
+def _checksum(x: Any) -> int:
+    """Of numbers from all over a batch, the same whatever type they are kept in."""
+    found = 0
+    for one in pytree.tree_leaves(x):
+        places = torch.arange(0, one.numel(), max(one.numel() // _LOOKED_AT, 1) | 1, device=one.device)
+        one = one.detach()
+        some = one.view(-1)[places] if one.is_contiguous() else one[torch.unravel_index(places, one.shape)]
+        kind = torch.complex64 if one.is_complex() else torch.float32 if one.is_floating_point() else torch.int64
+        found = zlib.crc32(some.to(kind).cpu().resolve_conj().resolve_neg().numpy().tobytes(), found)
+    return found
+
+
 class _Item(NamedTuple):
     """One checked batch."""
 
@@ -418,7 +450,7 @@ def _parted(item: Any, where: str) -> tuple[Any, Any, str]:
 def _checked(item: Any, where: str) -> _Item:
     """One batch: inputs as tensors, targets as an array, one for each input."""
     inputs, targets, key = _parted(item, where)
-    x = _inputs(inputs, where)
+    x = _stacked(_inputs(inputs, where), targets, where)
     leaves = pytree.tree_leaves(x)
     if not leaves:
         raise TypeError(
@@ -429,10 +461,32 @@ def _checked(item: Any, where: str) -> _Item:
         _check_input(one, len(raw), where)
     return _Item(x, raw, key)
 
+
+def _stacked(x: Any, targets: Any, where: str) -> Any:
+    """One tensor, if inputs are a list with a tensor for each target; several inputs hold a row for each."""
+    if type(x) is not list or len({one.shape for one in x if isinstance(one, Tensor)}) != 1:
+        return x
+    if not all(isinstance(one, Tensor) for one in x) or not hasattr(targets, "__len__") or len(targets) != len(x):
+        return x
+    return x if x[0].ndim and len(x[0]) == len(x) else torch.stack(x)
+
 # %% ../../nbs/rooms/base_data.ipynb #07b4c4f6
 def _is_table(one: Any) -> bool:
     """A tensor, an array, a series or a frame?"""
-    return isinstance(one, Tensor | np.ndarray) or hasattr(one, "to_numpy")
+    return isinstance(one, Tensor | np.ndarray) or hasattr(one, "to_numpy") or hasattr(one, "toarray")
+
+
+def _depth(one: Any) -> int:
+    """Axes of a table, or of lists of numbers."""
+    if isinstance(one, list | tuple):
+        return 1 + (_depth(one[0]) if one else 0)
+    return one.ndim if isinstance(one, Tensor | np.ndarray) else 0
+
+
+def _is_batch(one: Any) -> bool:
+    """A pair of inputs and targets, and not two rows of a table?"""
+    pair = isinstance(one, tuple | list) and len(one) == 2
+    return pair and (isinstance(one, tuple) or _is_table(one[0]) or _depth(one[0]) != _depth(one[1]))
 
 
 def _is_nested(one: Any) -> bool:
@@ -444,12 +498,10 @@ def _is_nested(one: Any) -> bool:
 def _inputs(x: Any, where: str) -> Any:
     """Inputs of any form as tensors; mappings of any kind become dicts, so that PyTorch sees what is in them."""
     if isinstance(x, Tensor):
-        if x.layout != torch.strided:
-            raise TypeError(f"{where} holds a tensor of layout {x.layout}: give it dense, as x.to_dense()")
-        return x
+        return _plain(x, where)
     if isinstance(x, Mapping):
         return {name: _inputs(one, where) for name, one in x.items() if one is not None}
-    if _is_table(x):
+    if _is_table(x) and not hasattr(x, "toarray"):
         return _tensor(x, where)
     if isinstance(x, list | tuple) and x and _is_nested(x):
         return _tensor(x, where)
@@ -457,9 +509,38 @@ def _inputs(x: Any, where: str) -> Any:
         parts = [_inputs(one, where) for one in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     wanted = "inputs are one tensor, or several in a tuple or mapping; labels are one"
-    raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}")
+    dense = "; give a sparse table dense, as x.toarray()" if hasattr(x, "toarray") else ""
+    raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}{dense}")
+
+# %% ../../nbs/rooms/base_data.ipynb #7e9f0e90
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def _plain(x: Tensor, where: str) -> Tensor:
+    """A tensor that can be computed with: rare types as float32 or int64, which hold the same numbers."""
+    if x.is_nested:
+        raise TypeError(f"{where} holds a nested tensor: pad it, as x.to_padded_tensor(0.0), and give a mask beside it")
+    if x.layout != torch.strided:
+        raise TypeError(f"{where} holds a tensor of layout {x.layout}: give it dense, as x.to_dense()")
+    if x.is_quantized:
+        raise TypeError(f"{where} holds a quantized tensor: give x.dequantize()")
+    if x.is_meta:
+        raise TypeError(f"{where} holds a tensor on the meta device, which has no numbers: give one that has")
+    try:
+        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            x = _signed(x, where)
+        return x.float() if x.is_floating_point() and x.dtype not in _TYPES else x
+    except (RuntimeError, NotImplementedError) as error:
+        raise TypeError(f"{where} holds a tensor of type {x.dtype}, which cannot be read: give float32") from error
+
+
+def _signed(x: Tensor, where: str) -> Tensor:
+    found = x.to(torch.int64)
+    if found.numel() and found.min() < 0:
+        raise ValueError(f"{where} has inputs of 2**63 and more, of type {x.dtype}: give them as float64")
+    return found
+
+# %% ../../nbs/rooms/base_data.ipynb #9ec90e71
 def _tensor(x: Any, where: str) -> Tensor:
     """An array, a frame, a series, or lists of numbers as a tensor; frames become float32, or int64 if all is whole."""
     if isinstance(x, np.ma.MaskedArray) and np.ma.getmaskarray(x).any():
@@ -469,6 +550,11 @@ def _tensor(x: Any, where: str) -> Tensor:
             table = np.array(x.to_numpy())
             return torch.as_tensor(table.astype(np.int64 if table.dtype.kind in "iu" else np.float32))
         array = x.astype(x.dtype.newbyteorder("="), copy=False) if isinstance(x, np.ndarray) else None
+        if array is not None and array.dtype == object:
+            array = np.array(array.tolist())
+            array = array.astype(np.float64) if array.dtype == object else array
+        if array is not None and array.dtype == np.longdouble:
+            array = array.astype(np.float64)
         x = x if array is None else array
         if array is not None and not (array.flags.writeable and all(step >= 0 for step in array.strides)):
             x = array.copy()
@@ -532,19 +618,21 @@ def batches(
         raise ValueError(f"got batch_size={batch_size}: at least 1")
     source, key = _source(data, batch_size)
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-    if ordered and isinstance(getattr(data, "sampler", None), random):
+    samplers = [getattr(one, "sampler", None) for one in (data, getattr(data, "batch_sampler", None))]
+    if ordered and any(isinstance(one, random) for one in samplers):
         raise ValueError("the DataLoader shuffles, so passes would not line up: set shuffle=False")
-    raws, keys, example = [], {key: True} if key else {}, None
+    raws, sums, keys, example = [], {}, {key: True} if key else {}, None
     with torch.random.fork_rng(devices=[]):
         for x, raw, key in _read(source):
             example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
+            sums[len(raws)] = _checksum(x)
             raws.append(raw)
             keys |= {key: True} if key else {}
     if example is None:
         raise ValueError("the data gave no examples: pass at least one batch")
     notes = [f"{_FROM} {key!r}." for key in keys if task != "none"]
     fields = _encoded(_joined(raws), task, notes)
-    return Batches(source=source, example=example, n_batches=len(raws), ordered=ordered, **fields)
+    return Batches(source=source, example=example, n_batches=len(raws), ordered=ordered, sums=sums, **fields)
 
 # %% ../../nbs/rooms/base_data.ipynb #2338fc0f
 def _joined(raws: Sequence[np.ndarray]) -> np.ndarray:
@@ -567,18 +655,24 @@ def _source(data: Any, batch_size: int) -> tuple[Iterable, str]:
     """The re-iterable behind `data`, and the entry of the inputs that held the targets."""
     if hasattr(data, "with_format") and hasattr(data, "column_names"):  # rows of Hugging Face's library
         return DataLoader(data.with_format("torch"), batch_size=batch_size, generator=torch.Generator()), ""
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or _is_indexed(data):
         return DataLoader(data, batch_size=batch_size, generator=torch.Generator()), ""  # spares the global one
     if _is_whole(data):
         x, raw, key = _checked(data, "the pair of tensors" if isinstance(data, tuple | list) else "the data")
         cuts = [slice(start, start + batch_size) for start in range(0, max(len(raw), 1), batch_size)]
         return [(pytree.tree_map(operator.itemgetter(cut), x), raw[cut]) for cut in cuts], key
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes | os.PathLike):
         wanted = "pass a pair of tensors, a DataLoader, or a list of (x, y) batches"
         raise TypeError(f"got data of type {type(data).__name__}: {wanted}")
     if isinstance(data, Iterator):
         raise ValueError(f"got a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
     return data, ""
+
+
+def _is_indexed(data: Any) -> bool:
+    """A data set by its methods: examples by their places?"""
+    known = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    return known and not (isinstance(data, Iterable) or isinstance(data, type) or _is_table(data))
 
 
 def _is_whole(data: Any) -> bool:
@@ -588,12 +682,14 @@ def _is_whole(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     x, y = data
+    if isinstance(data, tuple) and _is_table(x):
+        return True  # whatever the targets are: what they are not is told where they are read
     if isinstance(data, list) and isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.ndim > 1:
         told = "a list of two tensors of one shape may be inputs and targets or two batches"
         raise ValueError(f"{told}: give a tuple (x, y), or batches [(x, None), ...]")
     several = isinstance(y, tuple | list)
     flat = several and (_is_table(x) or all(isinstance(one, str | int | float | np.generic | None) for one in y))
-    batch = isinstance(data, list) and isinstance(x, tuple | list) and len(x) == 2 and _is_table(x[0])
+    batch = isinstance(data, list) and _is_batch(x) and (_is_batch(y) or _is_table(x[0]))
     return y is None or _is_table(y) or flat or (_is_nested(y) and not batch)
 
 # %% ../../nbs/rooms/base_data.ipynb #e56bbdf0

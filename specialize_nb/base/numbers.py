@@ -1,14 +1,15 @@
-"""Are two values the same but for rounding?
+"""Are two values the same but for rounding, and how much do numbers of any size vary?
 
 A plain module, not a notebook: mechanism without a story.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["same_numbers"]
+__all__ = ["same_numbers", "spread_of"]
 
 _CLOSE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 # of the largest number: more than the order of summation changes
@@ -42,3 +43,28 @@ def same_numbers(
         return True
     size = max(float(part[known].abs().max()) for part in (one, other))
     return float((one[known] - other[known]).abs().max()) <= _CLOSE.get(one.abs().dtype, 0.0) * size
+
+
+def spread_of(
+    values: np.ndarray,  # (n, ...) numbers of any size
+    rounding: float = 1e-14,  # Of their size: numbers that vary by less are the same
+) -> np.ndarray:  # (d,) standard deviations, the other axes in one; exactly 0 where all numbers are the same
+    """How much does each of several numbers vary over the examples? Squares of huge or tiny ones are never taken.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        (n, ...) numbers of any size
+    rounding : float, default 1e-14
+        Of their size: numbers that vary by less are the same
+
+    Returns
+    -------
+    np.ndarray
+        (d,) standard deviations, the other axes in one; exactly 0 where all numbers are the same
+    """
+    rows = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    size = np.abs(rows).max(0, initial=0.0)
+    size = np.where(size > 0, size, 1.0)
+    shares = (rows / size).std(0)
+    return np.where(shares > rounding, shares, 0.0) * size

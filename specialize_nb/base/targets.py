@@ -55,7 +55,7 @@ def raw_targets(
     array = _array(y, where)
     if array.dtype.kind == "S":
         array = np.char.decode(array, "latin-1")
-    if array.dtype.kind == "U" and array.size and np.char.isdecimal(array).all():
+    if array.dtype.kind == "U" and array.size and _are_numerals(array):
         array = array.astype(np.int64)  # numerals are numbers, not words: '10' comes after '9'
     if array.dtype == np.longdouble:
         with np.errstate(over="ignore"):  # what is too large is told with what is not finite
@@ -68,6 +68,11 @@ def raw_targets(
     return array
 
 
+def _are_numerals(words: np.ndarray) -> bool:
+    """Whole numbers that int64 holds?"""
+    return bool(np.char.isdecimal(words).all() and np.char.str_len(words).max() < 19)
+
+
 def _array(y: Any, where: str) -> np.ndarray:
     """Any form as an array; words and numbers are not mixed."""
     if isinstance(y, Tensor):
@@ -76,6 +81,8 @@ def _array(y: Any, where: str) -> np.ndarray:
         raise ValueError(f"{where} has masked targets: leave those examples out, {_NONE}")
     if hasattr(y, "to_numpy"):
         y = y.to_numpy()
+    if hasattr(y, "toarray"):
+        raise TypeError(f"{where} has targets in a sparse {type(y).__name__}: give them dense, as y.toarray()")
     if isinstance(y, list | tuple) and any(isinstance(one, Tensor | np.ndarray) for one in y):
         y = [_array(one, where).tolist() for one in y]
     try:
@@ -188,9 +195,8 @@ def _column_found(y: np.ndarray) -> TaskFound:
     binary, whole = _is_binary(y), _is_whole(y)
     if y.dtype.kind in "biu":
         if np.unique(y[y < 0]).size > 1:
-            return TaskFound(
-                "numbers", (), "The targets are whole numbers, below 0 too, and taken as numbers to predict."
-            )
+            told = "The targets are whole numbers, some of them below 0: they are taken as numbers to predict."
+            return TaskFound("numbers", (), told)
         if y.min() < 0:
             check_said(y, "classes")
         if y.max() >= _TOO_MANY:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..base.data import Batches
+from ..base.numbers import spread_of
 from ..base.targets import Task
 from ..base.tasks import check_labels, check_task
 from .lesion import Ablation, LesionEngine, Precision, lesion_engine, measure_lesions
@@ -474,9 +475,9 @@ def intact_loss(
         return {}
     found, y = torch.as_tensor(np.array(outputs_of(subject))), torch.as_tensor(np.array(subject.data.labels))
     if subject.task == "numbers":
-        spread = y.double().reshape(len(y), -1).var(0, correction=0)
-        error = ((found.double() - y.double().reshape(found.shape)) ** 2).reshape(len(y), -1).mean(0)
-        return {"squared_error": float((error / spread)[spread > 0].mean())} if (spread > 0).any() else {}
+        spread = torch.as_tensor(spread_of(subject.data.labels))
+        apart = (found.double() - y.double().reshape(found.shape)).reshape(len(y), -1) / spread
+        return {"squared_error": float((apart[:, spread > 0] ** 2).mean())} if (spread > 0).any() else {}
     logits = as_logits(found, kind_of(subject), subject.task).double()
     if subject.task == "classes":
         return {"cross_entropy": float(loss_of(logits, y).mean())}
@@ -502,9 +503,25 @@ def _found_outcomes(
     options |= {"size": lambda of: _size(subject, of)}
     options |= {"targets": data.labels} if data.task == "numbers" else {}
     asked = find_outcomes(_listed(subject, outcomes), **options)
+    if data.task == "numbers":
+        _check_sizes(subject, [one.name for one in asked])
     names = tuple(one.name for one in asked)
     missing = [name for name in dict.fromkeys(one.residual_on for one in asked) if name and name not in names]
     return (*asked, *(find_outcomes(missing, **options) if missing else ())), names
+
+# %% ../../nbs/rooms/lesions_damage.ipynb #c1773efb
+def _check_sizes(subject: Subject, names: Sequence[str]) -> None:
+    """Are targets and outputs near enough in size for errors to be numbers?"""
+    y, outputs = subject.data.labels, subject.outputs
+    ends = f"between {y.min():.3g} and {y.max():.3g}, outputs between {outputs.low:.3g} and {outputs.high:.3g}"
+    with np.errstate(over="ignore", invalid="ignore"):
+        units = spread_of(y)
+        units = units[units > 0] if (units > 0).any() else np.ones(1)
+        most = (np.float64(max(abs(outputs.low), abs(outputs.high))) + np.abs(y).max()) / units.min()
+        if "squared_error" in names and not np.isfinite(most**2):
+            raise ValueError(f"targets lie {ends}: squared errors are beyond float64; scale the targets")
+        if (outputs.high - outputs.low) < 1e-6 * units.min():
+            subject.note(f"Targets lie {ends}: next to the targets, no lesion changes an error by much.")
 
 
 def _size(subject: Subject, of: Callable) -> float:
@@ -528,6 +545,10 @@ def _spread(subject: Subject) -> np.ndarray:
         sums = [(np.where(known := np.isfinite(part), of(part), 0.0).sum(0), known.sum(0)) for part in parts()]
         return sum(total for total, _ in sums) / np.maximum(sum(count for _, count in sums), 1)
 
-    with np.errstate(invalid="ignore"):
-        centre = mean(lambda part: part)
-        return subject.once("spread of the outputs", lambda: np.sqrt(mean(lambda part: (part - centre) ** 2)))
+    def made() -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            centre, size = mean(lambda part: part), np.sqrt(mean(lambda part: part**2))
+            sd = np.sqrt(mean(lambda part: (part - centre) ** 2))
+        return np.where(sd > 10 * torch.finfo(subject.outputs.dtype).eps * size, sd, 0.0)  # or it is rounding
+
+    return subject.once("spread of the outputs", made)

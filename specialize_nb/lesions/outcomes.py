@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..base.numbers import spread_of
 from ..base.targets import TASKS, Task
 from ..base.words import check_choice, near
-from ..network.outputs import Scale
+from ..network.outputs import Scale, least_probability
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #85a30351
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -297,8 +298,7 @@ def as_logits(
     """
     if kind == "logits":
         return scores
-    known = torch.finfo(scores.dtype)
-    least, wide = known.tiny * (known.eps if known.bits < 32 else 1.0), _wide(scores)  # halves go on below `tiny`
+    least, wide = least_probability(scores.dtype), _wide(scores)
     logs = wide.clamp(min=least).log()
     return logs - (1 - wide).clamp(min=least).log() if task == "labels" else logs
 
@@ -500,10 +500,10 @@ def _bound(
     if isinstance(measure, _Rise):
         return replace(outcome, unit=size(measure._of)) if size else outcome
     if isinstance(measure, _Error) and targets is not None:
-        scale, note = _units(_sd(targets), targets, "target")
+        scale, note = _units(spread_of(targets), "target")
         measure = replace(measure, scale=scale)
     elif isinstance(measure, _Change) and spread is not None:
-        scale, note = _units(np.asarray(spread()), None, "output")
+        scale, note = _units(np.asarray(spread()), "output")
         measure = replace(measure, scale=scale)
     elif measure is _kl and task == "labels":
         measure = _label_kl
@@ -515,19 +515,13 @@ def _bound(
     return replace(outcome, measure=_Read(measure, kind, task), note=note)
 
 
-def _sd(values: np.ndarray) -> np.ndarray:
-    """(d,) standard deviations of (n, ...) numbers; exactly 0 where all are the same."""
-    rows = values.reshape(len(values), -1)
-    return np.where(np.ptp(rows, axis=0) > 0, rows.std(0, dtype=np.float64), 0.0)
-
-
-def _units(sd: np.ndarray, targets: np.ndarray | None, what: str) -> tuple[tuple[float, ...], str]:
+def _units(sd: np.ndarray, what: str) -> tuple[tuple[float, ...], str]:
     """Standard deviations, 0 for what does not vary; and what there is to say of that."""
-    still = sd <= 1e-12 * np.abs(sd).max() if sd.max() > 0 else np.ones(len(sd), dtype=bool)
+    still = sd == 0
     if still.all():
         return (), f"No {what} varies in the data: damage is in the {what}s' own units."
     told = f"{still.sum()} of {len(sd)} {what}s do not vary in the data and are left out." if still.any() else ""
-    return tuple(np.where(still, 0.0, sd).tolist()), told
+    return tuple(sd.tolist()), told
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #8e54c939
 def usual_outcomes(

@@ -299,7 +299,8 @@ def _shortened(work: Work, n: int) -> Work:
     if n >= work.data.n:
         return work
     source = list(_First(work.data, n))
-    return replace(work, data=replace(work.data, source=source, labels=work.data.labels[:n], n_batches=len(source)))
+    data = replace(work.data, source=source, labels=work.data.labels[:n], n_batches=len(source), sums={})
+    return replace(work, data=data)
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #42da8d44
 _FIRST, _ROUNDS = 32, 7  # images to begin with; how often the two sizes are timed at most

@@ -262,6 +262,9 @@ class HookedProgram:
             leaves[place] = one
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         with as_found(self.model), without_fast_paths(self.model):
+            args, kwargs = pytree.tree_map_only(
+                Tensor, Tensor.clone, (args, kwargs)
+            )  # a model may change them in place
             return self.model(*args, **kwargs)
 
     def _run(self, given: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:

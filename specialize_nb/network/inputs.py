@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from specialize_nb.base.data import Batches
-from specialize_nb.base.devices import to_model
+from specialize_nb.base.devices import floating_type, to_model
 from specialize_nb.network.program import without_fast_paths
 from specialize_nb.network.units import Network
 
@@ -134,8 +134,8 @@ def suited(
 ) -> tuple[Batches, str]:
     """The data in types that the model takes, and a sentence that says what was changed; '' if nothing was.
 
-    Floating inputs follow the model's own type anyway (`to_model`). Whole numbers stay as they are where the model
-    runs on them. Where it does not, bytes of images become numbers from 0 to 1, and others what they say.
+    Inputs stay as they are where the model runs on them. Where it does not, floating ones get the model's own type,
+    bytes of images become numbers from 0 to 1, and other whole numbers what they say.
 
     Parameters
     ----------
@@ -150,47 +150,64 @@ def suited(
 
     Raises: `ValueError` for bytes that are neither tokens nor images: only the user knows their scale.
     """
-    kinds = {one.dtype for one in pytree.tree_leaves(data.example) if not one.is_floating_point()}
+    own, kinds = floating_type(model), {one.dtype for one in pytree.tree_leaves(data.example)}
+    whole = {kind for kind in kinds if not (kind.is_floating_point or kind.is_complex)}
+    other = {kind for kind in kinds if kind.is_floating_point and own not in (None, kind)}
     trains = any(module.training for module in model.modules())  # which is told later, and changes what is run
-    if trains or not kinds - {torch.complex64, torch.complex128} or _runs(model, data.example):
+    if trains or not (whole or other) or _runs(model, data.example):
         return data, ""
-    for change in _changes(kinds):
+    changes = _changes(whole, other, own)
+    for change in changes:
         if _runs(model, pytree.tree_map(change.make, data.example)):
             if change.told == _UNKNOWN:
                 raise ValueError(
                     f"the inputs are {_shapes(data.example)} and {type(model).__name__} takes floating numbers; bytes "
                     "that are no image may be meant as 0 to 255 or as 0 to 1: give x.float(), or x.float() / 255"
                 )
-            source, told = _Changed(data, change), f"{_shapes(data.example)} were made {change.told}"
-            note = f"The model does not take inputs as they are: {told}."
-            return replace(data, source=source, example=pytree.tree_map(change.make, data.example)), note
-    return data, ""  # not a matter of types: tracing tells what it is
+            return _changed(data, change)
+    return _changed(data, changes[0]) if other else (data, "")  # not a matter of types: tracing tells what it is
+
+
+def _changed(data: Batches, change: Change) -> tuple[Batches, str]:
+    """The data with inputs of other types, and a sentence about it."""
+    example = pytree.tree_map(change.make, data.example)
+    note = f"The model does not take inputs as they are: {_shapes(data.example)} were made {change.told}."
+    kinds = [[one.dtype for one in pytree.tree_leaves(x)] for x in (data.example, example)]
+    same = all(a.is_floating_point and torch.promote_types(a, b) == b for a, b in zip(*kinds, strict=True))
+    note = "" if same else note  # as halves in float32, each number is what it was
+    return replace(data, source=_Changed(data, change), example=example, sums={}), note
 
 
 _UNKNOWN = "bytes of an unknown scale"
 
 
-def _changes(kinds: set[torch.dtype]) -> list[Change]:
-    """What whole numbers may be made, in the order in which it is tried."""
+def _changes(whole: set[torch.dtype], other: set[torch.dtype], own: torch.dtype | None) -> list[Change]:
+    """What inputs may be made, in the order in which it is tried: floating ones first, whole numbers besides."""
+    wide = torch.float32 if own is None else torch.promote_types(own, torch.float32)  # in which bytes are scaled
+    own, name = own or torch.float32, str(own or torch.float32)[6:]
+
+    def typed(one: Tensor) -> Tensor:
+        return one.to(own) if one.is_floating_point() else one
 
     def only(wanted: Callable[[Tensor], bool], make: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda one: make(one) if not (one.is_floating_point() or one.is_complex()) and wanted(one) else one
+        def made(one: Tensor) -> Tensor:
+            return make(one) if not (one.is_floating_point() or one.is_complex()) and wanted(one) else typed(one)
 
-    def always(one: Tensor) -> bool:
-        return True
+        return made
 
-    found = [Change("int64", only(always, Tensor.long))]
-    if torch.uint8 in kinds:
-        image = only(lambda one: one.dtype == torch.uint8 and one.ndim > 2, lambda one: one.float() / 255)
-        found.append(Change("numbers from 0 to 1, as torchvision's ToTensor does", image))
-        found.append(Change(_UNKNOWN, only(lambda one: one.dtype == torch.uint8, Tensor.float)))
-    if kinds - {torch.uint8}:
-        found.append(Change("floating numbers of the same value", only(lambda one: one.dtype != torch.uint8, _float)))
+    also = f", floating ones {name}" if other else ""
+    found = [Change(name, typed)] if other else []
+    if not whole:
+        return found
+    found.append(Change(f"int64{also}", only(lambda one: True, Tensor.long)))
+    if torch.uint8 in whole:
+        image = only(lambda one: one.dtype == torch.uint8 and one.ndim > 2, lambda one: (one.to(wide) / 255).to(own))
+        found.append(Change("numbers from 0 to 1, as torchvision's ToTensor does" + also, image))
+        found.append(Change(_UNKNOWN, only(lambda one: one.dtype == torch.uint8, lambda one: one.to(own))))
+    if whole - {torch.uint8}:
+        numbers = only(lambda one: one.dtype != torch.uint8, lambda one: one.to(own))
+        found.append(Change("floating numbers of the same value", numbers))
     return found
-
-
-def _float(one: Tensor) -> Tensor:
-    return one.float()
 
 
 def _runs(model: nn.Module, x: Any) -> bool:
@@ -205,7 +222,7 @@ def _runs(model: nn.Module, x: Any) -> bool:
 
 def _call(model: nn.Module, x: Any) -> Any:
     """What the model puts out for inputs of any form."""
-    x = to_model(x, model)
+    x = pytree.tree_map_only(Tensor, Tensor.clone, to_model(x, model))  # a model may change them in place
     with without_fast_paths(model), torch.random.fork_rng(devices=[]):
         return model(**x) if isinstance(x, Mapping) else model(*(x if isinstance(x, tuple | list) else (x,)))
 

@@ -8,20 +8,20 @@ measured. `Subject` keeps what is found.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from specialize_nb.base.data import Batches
 from specialize_nb.base.devices import to_model
 from specialize_nb.base.targets import Task
 from specialize_nb.base.words import check_choice, suggest
+from specialize_nb.network.bounds import Bounds, bounds_of, is_logarithm, last_operation
 from specialize_nb.network.inputs import naming_batch, which
 from specialize_nb.network.operations import op_name
 from specialize_nb.network.units import Network
@@ -33,6 +33,7 @@ __all__ = [
     "batches_of_outputs",
     "check_outputs",
     "choose_output",
+    "least_probability",
     "read_outputs",
     "scale_of",
     "told_outputs",
@@ -42,6 +43,23 @@ Scale = Literal["logits", "probabilities"]
 
 _MOST = 2**26  # numbers of all outputs that are kept
 _OFF = 1e-3  # by which probabilities may miss 1 in sum, or lie outside 0 and 1
+
+
+class _Disguise(NamedTuple):
+    """What scores may be besides logits and probabilities."""
+
+    make: Callable[[Tensor], Tensor]  # Probabilities of them
+    off: float  # By which these may miss 1 in sum
+    advice: str
+
+
+_DISGUISES = {
+    "percentages": _Disguise(lambda s: s / 100, 2e-2, "divide them by 100"),
+    "logarithms to base 2 of probabilities": _Disguise(torch.exp2, _OFF, "multiply them by log(2)"),
+    "logarithms to base 10 of probabilities": _Disguise(lambda s: 10.0**s, _OFF, "multiply them by log(10)"),
+    "negative logarithms of probabilities": _Disguise(lambda s: (-s).exp(), _OFF, "turn their sign"),
+    "odds of probabilities": _Disguise(lambda s: s / (1 + s), _OFF, "give their logarithms, or the probabilities"),
+}
 
 
 class ScoresNode(NamedTuple):
@@ -211,6 +229,8 @@ class Outputs:
         Largest
     off : float
         By how much the numbers of an example miss 1 in sum, at most
+    disguised : Mapping[str, float]
+        The same of the probabilities that they would be, were they percentages, say
     masked : np.ndarray
         (n,) bool: examples with a number -inf
     broken : np.ndarray
@@ -225,6 +245,7 @@ class Outputs:
     low: float  # Smallest number that is finite
     high: float  # Largest
     off: float  # By how much the numbers of an example miss 1 in sum, at most
+    disguised: Mapping[str, float]  # The same of the probabilities that they would be, were they percentages, say
     masked: np.ndarray  # (n,) bool: examples with a number -inf
     broken: np.ndarray  # (n,) bool: examples with a number that is NaN or +inf
     wrong: np.ndarray  # (n,) bool: examples whose right class is -inf, or all of whose numbers are
@@ -296,6 +317,7 @@ def read_outputs(
     parts: list[np.ndarray] = []
     flags: dict[str, list[np.ndarray]] = {"masked": [], "broken": [], "wrong": []}
     low, high, off, keep, dtype = math.inf, -math.inf, 0.0, True, torch.float32
+    disguised = dict.fromkeys(_DISGUISES, 0.0)
     for value, y in batches_of_outputs(model, network, data, node):
         dtype, wide = value.dtype, value.to(torch.promote_types(value.dtype, torch.float32))
         none, finite = wide == -math.inf, wide.isfinite()
@@ -305,6 +327,7 @@ def read_outputs(
         if bool(finite.any()):
             low, high = min(low, float(wide[finite].min())), max(high, float(wide[finite].max()))
         off = max(off, float((wide.sum(1) - 1).abs().nan_to_num(math.inf, math.inf).max()))
+        disguised = {name: max(most, _missed(_DISGUISES[name].make(wide))) for name, most in disguised.items()}
         keep = keep and data.n * value.shape[1] <= _MOST
         if keep:
             parts.append(wide.cpu().numpy())
@@ -314,7 +337,13 @@ def read_outputs(
     if values is not None:
         values.setflags(write=False)
     told = {name: np.concatenate(rows) for name, rows in flags.items()}
-    return Outputs(values=values, low=low, high=high, off=off, dtype=dtype, **told)
+    return Outputs(values=values, low=low, high=high, off=off, disguised=disguised, dtype=dtype, **told)
+
+
+def _missed(shares: Tensor) -> float:
+    """By how much rows miss 1 in sum, at most; infinite if any number is below 0."""
+    off = float((shares.sum(1) - 1).abs().nan_to_num(math.inf, math.inf).max())
+    return math.inf if bool((shares < 0).any()) else off
 
 
 def _right_is_masked(none: Tensor, y: Tensor, task: Task) -> Tensor:
@@ -361,11 +390,11 @@ def scale_of(
     node: str,  # The output
     task: Task,  # What is to be predicted
     said: Scale | None = None,  # What the user says they are
-) -> tuple[Scale, str]:
-    """Are the scores logits, or probabilities already? And a sentence that says what was decided, '' if nothing was.
+) -> tuple[Scale, tuple[str, ...]]:
+    """Are the scores logits, or probabilities already? And what was decided, a sentence each.
 
     Scores are taken as probabilities if they lie in [0, 1] and sum to 1 in every example; for several labels, if they
-    lie in [0, 1] and the last operation that the model is known to do does not make any number.
+    lie in [0, 1] and the last operations of the model cannot make other numbers, or are not known.
 
     Parameters
     ----------
@@ -382,9 +411,9 @@ def scale_of(
 
     Returns
     -------
-    tuple[Scale, str]
+    tuple[Scale, tuple[str, ...]]
 
-    Raises: `ValueError` if they cannot be the probabilities that they are said to be.
+    Raises: `ValueError` if they cannot be the probabilities that they are said to be, or look like something else.
     Warns: `UserWarning` if they are taken as probabilities without being said to be.
     """
     if said is not None:
@@ -396,47 +425,88 @@ def scale_of(
         told = f"the scores of {network.model} lie between {found.low:.3g} and {found.high:.3g}"
         told += f" and miss 1 in sum by up to {found.off:.3g}" if task == "classes" else ""
         raise ValueError(f"{told}: they are no probabilities; say scores='logits', or leave `scores` out")
-    if said is None and task == "labels" and _last_operation(network, node).startswith("log_sigmoid"):
-        told = f"the scores of {network.model} come from a log-sigmoid: they are logarithms of probabilities"
-        raise ValueError(f"{told}; give the model without it, or say scores='logits' to take them as they are")
-    if said is not None or task == "numbers" or not inside:
-        return said or "logits", ""
+    if said is not None:
+        return said, _told_rough(found, network, task) if said == "probabilities" and task != "numbers" else ()
+    if task == "numbers":
+        return "logits", ()
+    _check_scale(found, network, node, task, off)
+    if not inside:
+        return "logits", ()
     if not _squashed(network, node, task, summed):
         return "logits", _doubted(network, node, task)
     how = "lie in [0, 1] and sum to 1" if task != "labels" else "lie in [0, 1]"
     told = f"The scores of {network.model} {how}: they are taken as probabilities, not as logits"
     warnings.warn(f"{told}; say scores='logits' or scores='probabilities' to decide it", UserWarning, stacklevel=4)
-    return "probabilities", f"{told} (`scores=` says otherwise)."
+    return "probabilities", (f"{told} (`scores=` says otherwise).", *_told_rough(found, network, task))
 
 
-def _doubted(network: Network, node: str, task: Task) -> str:
-    """Class scores that an operation holds in [0, 1], and that do not sum to 1: is that meant?"""
-    last = _last_operation(network, node)
-    if task != "classes" or last not in _BOUND:
-        return ""
-    told = f"The scores of {network.model} come from a {last} and lie in [0, 1], but do not sum to 1"
+def _check_scale(found: Outputs, network: Network, node: str, task: Task, off: float) -> None:
+    """Are the scores in the units of logits or probabilities, and not in others?"""
+    told, what, advice = f"the scores of {network.model}", "", ""
+    if task == "labels":
+        last, held = last_operation(network, node), bounds_of(network, node)
+        if last is not None and is_logarithm(last):
+            name = op_name(last).removesuffix("_forward").lstrip("_").replace("_", "-")
+            what, advice = f"come from a {name}: they are logarithms of probabilities", "give the model without it"
+        elif held.low >= 0 and held.high == 100:
+            what, advice = "are held between 0 and 100: they look like percentages", _DISGUISES["percentages"].advice
+    elif found.low < found.high and network.program.shape(node)[-1:] != (1,):
+        looks = [name for name, one in _DISGUISES.items() if found.disguised[name] <= max(one.off, off)]
+        if looks:
+            what, advice = f"look like {looks[0]}, not like logits", _DISGUISES[looks[0]].advice
+    if what:
+        raise ValueError(f"{told} {what}; {advice}, or say scores='logits' to take them as they are")
+
+
+def least_probability(
+    dtype: torch.dtype,  # Of the probabilities
+) -> float:
+    """What is taken for a probability of exactly 0: the smallest above it that its type tells well.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Of the probabilities
+
+    Returns
+    -------
+    float
+    """
+    known = torch.finfo(dtype)
+    return known.tiny * (known.eps if known.bits < 32 else 1.0)  # halves go on below `tiny`
+
+
+def _told_rough(found: Outputs, network: Network, task: Task) -> tuple[str, ...]:
+    """What probabilities cannot tell, as logits could, a sentence each."""
+    notes, name, known = [], str(found.dtype)[6:], torch.finfo(found.dtype)
+    if found.low <= 0 or (task == "labels" and found.high >= 1):
+        least = least_probability(found.dtype)
+        which_ones = "0 or 1" if task == "labels" else "0"
+        told = f"Some probabilities that {network.model} puts out are exactly {which_ones}, as {name} tells them"
+        held = f"they are taken as {least:.2g} away from it, and no loss of theirs is above {-math.log(least):.1f} nats"
+        notes.append(f"{told}: {held}; logits would tell more.")
+    if known.bits < 32:
+        told = f"The probabilities that {network.model} puts out are {name}, which rounds each loss"
+        notes.append(f"{told} by up to {known.eps / 2:.0e} nats; logits, or float32, would tell more.")
+    return tuple(notes)
+
+
+def _doubted(network: Network, node: str, task: Task) -> tuple[str, ...]:
+    """Scores in [0, 1] that are taken as logits: is that meant?"""
+    last = last_operation(network, node)
+    if task == "labels":
+        told = f"The scores of {network.model} lie in [0, 1], but nothing in the model is known to hold them there"
+        return (f"{told}: they are taken as logits; say scores='probabilities' if they are probabilities.",)
+    if task != "classes" or last is None or bounds_of(network, node) != Bounds(0.0, 1.0):
+        return ()
+    told = f"The scores of {network.model} come from a {op_name(last)} and lie in [0, 1], but do not sum to 1"
     advice = "give the model without it, or labels of 0 and 1 (task='labels'), if they are probabilities"
     warnings.warn(f"{told}: they are taken as logits; {advice}", UserWarning, stacklevel=5)
-    return f"{told}: they are taken as logits."
-
-
-_BOUND = ("sigmoid", "softmax", "_softmax", "hardsigmoid", "special_expit")
-_UNBOUND = ("linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "conv3d", "einsum")
-_LAID_OUT = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "permute", "transpose", "t", "clone")
-_LAID_OUT += ("select", "slice", "_to_copy", "to", "contiguous", "alias", "detach", "expand", "dropout")
+    return (f"{told}: they are taken as logits.",)
 
 
 def _squashed(network: Network, node: str, task: Task, summed: bool) -> bool:
-    """Do scores in [0, 1] come from an operation that keeps them there?"""
+    """Do scores in [0, 1] come from operations that keep them there?"""
     if task != "labels":
         return summed and network.program.shape(node)[-1:] != (1,)
-    return _last_operation(network, node) not in _UNBOUND
-
-
-def _last_operation(network: Network, node: str) -> str:
-    """The operation that makes the numbers of a node, '' if it is not known; what lays them out anew is passed over."""
-    nodes: dict[str, fx.Node] = getattr(network.program, "nodes", {})
-    last = nodes.get(node)
-    while last is not None and (op_name(last) in _LAID_OUT or last.target is operator.getitem):
-        last = last.all_input_nodes[0] if last.all_input_nodes else None
-    return "" if last is None else op_name(last)
+    return last_operation(network, node) is None or bounds_of(network, node).within(0, 1)

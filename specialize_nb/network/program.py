@@ -435,7 +435,8 @@ def says_the_same(
     with as_found(model), without_fast_paths(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            out = model(*args, **given)
+            copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, given))  # which the model may change in place
+            out = model(*copies[0], **copies[1])
         except Exception as error:  # the code of a model may raise anything
             shapes = [tuple(one.shape) for one in pytree.tree_leaves((args, given)) if isinstance(one, Tensor)]
             words = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -138,11 +138,13 @@ class Subject:
         asked = Asked(output, scores)
         confirm = _of_the_model(model, _settled(network, confirm, asked))
         if find is not None:
-            found_in, confirm = _alike(suited(model, find)[0], confirm)
+            found_in, also = suited(model, find)
+            found_in, confirm = _alike(_of_the_model(model, found_in), confirm)
+            told = told or also
         else:
             found_in, confirm = find_and_confirm(confirm) if split else (confirm, confirm)
         found = cls(model=model, network=network, data=confirm, find=found_in, asked=asked)
-        return found.with_note(evening).with_note(told)
+        return found.with_note(evening).with_note(told).with_note(_of_one_kind(confirm))
 
     def finding(self) -> Subject:
         """The same model on the data to find with."""
@@ -255,8 +257,9 @@ class Subject:
         decided = self.once("decided", dict)
         if "scores" not in decided:
             node, said = self.scores_node.node, self.asked.scores
-            decided["scores"], told = scale_of(self.outputs, self.network, node, self.task, said)
-            self.with_note(told)
+            decided["scores"], notes = scale_of(self.outputs, self.network, node, self.task, said)
+            for told in notes:
+                self.note(told)
         return decided["scores"]
 
     @property
@@ -291,14 +294,22 @@ class Subject:
 def _even(model: nn.Module, data: Any, find: Any, task: Task | None) -> tuple[list[Any], str]:
     """Both data as `Batches`, or with sequences padded to one length if batches have them at different lengths."""
     try:
-        checked, told = [batches(data, task=task), None if find is None else batches(find, task=task)], ""
+        checked, told = [batches(data, task=task), None if find is None else _to_find_with(find, task)], ""
         shapes = [_shapes(one) for one in checked if one is not None]
         if shapes[0] != shapes[-1]:
             raise UnevenBatches(f"`find` has inputs of shape {shapes[-1]}, and `data` of {shapes[0]}")
     except UnevenBatches as error:
         even, told = evened(model, [data, find], error)
-        checked = [one if one is None else batches(one, task=task) for one in even]
+        checked = [batches(even[0], task=task), None if find is None else _to_find_with(even[1], task)]
     return checked, told
+
+
+def _to_find_with(find: Any, task: Task | None) -> Batches:
+    """Data to find with, which may be without targets, whatever the task."""
+    if task is None:
+        return batches(find)
+    bare = batches(find, task="none")
+    return batches(find, task=task) if bare.has_targets else bare
 
 
 def _shapes(data: Batches) -> list[tuple[int, ...]]:
@@ -329,17 +340,39 @@ def _of_the_model(model: nn.Module, data: Batches) -> Batches:
     known |= {name: i for i, name in (getattr(config, "id2label", None) or {}).items()}
     if not set(data.names) & set(known) or data.task != "classes":
         return data
-    return ordered_as(data, sorted(known, key=known.__getitem__))
+    told = "The targets are words; their classes are in the order that the model's configuration gives."
+    return ordered_as(data, sorted(known, key=known.__getitem__), told)
 
 
 def _alike(find: Batches, confirm: Batches) -> tuple[Batches, Batches]:
-    """Both data with the same task and classes."""
+    """Both data with the same task and classes; those to find with may be without targets."""
+    if "none" in (find.task, confirm.task):
+        return (find if find.task == "none" else retasked(find, "none")), confirm
     find = find if find.task == confirm.task else retasked(find, confirm.task)
-    names = confirm.names if set(find.names) <= set(confirm.names) else tuple(sorted({*confirm.names, *find.names}))
-    if find.names == confirm.names or not (find.names and confirm.names):
+    if bool(find.names) != bool(confirm.names):
+        words, numbers = ("`find`", "`data`") if find.names else ("`data`", "`find`")
+        told = f"the targets of {words} are words and those of {numbers} are numbers"
+        raise ValueError(f"{told}: which is which cannot be told; give both as words, or both as numbers from 0 on")
+    if find.names == confirm.names:
         return find, confirm
-    find, confirm = (one if one.names == names else ordered_as(one, names) for one in (find, confirm))
-    return find, confirm
+    if set(find.names) <= set(confirm.names):
+        return ordered_as(find, confirm.names, "The classes of `find` are numbered as those of `data` are."), confirm
+    names = tuple(sorted({*confirm.names, *find.names}))
+    told = f"`data` and `find` name different classes: the {len(names)} words of both, in alphabetical order, are taken"
+    return ordered_as(find, names, f"{told}."), ordered_as(confirm, names, f"{told}.")
+
+
+def _of_one_kind(data: Batches) -> str:
+    """What is said of targets that tell no examples apart, a sentence; '' if they do."""
+    if data.task == "none" or data.n < 2 or (data.labels != data.labels[:1]).any():
+        return ""
+    if data.task == "classes":
+        named = repr(data.names[data.labels[0]]) if data.names else str(data.labels[0])
+        told = f"All examples are of class {named}"
+    else:
+        told = f"All examples have the same {'labels' if data.task == 'labels' else 'target'}"
+    nothing = "what is measured by comparing them (selectivity, information about targets) is 0 or undefined"
+    return f"{told}: {nothing}, whatever the network does."
 
 
 def _traced(model: nn.Module, data: Batches, residual: Literal["writer", "stream"]) -> Network:
@@ -406,7 +439,7 @@ def _half(data: Batches, start: int, *, single: bool = False) -> Batches:
     for x, y in source:
         example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
         labels.append(y.cpu().numpy())
-    fields = dict(source=source, example=example, n_batches=len(labels))
+    fields = dict(source=source, example=example, n_batches=len(labels), sums={})
     return replace(data, labels=np.concatenate(labels), **fields)
 
 

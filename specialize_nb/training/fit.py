@@ -319,7 +319,7 @@ def _prepare(model: nn.Module, train: Any, valid: Any) -> tuple[Any, Batches | N
     check_labels(checked, n_classes := _n_classes(model, checked))
     if valid is not None:
         check_task(valid := batches(valid), ("classes",), "`fit`")
-        valid = ordered_as(valid, checked.names) if valid.names else valid
+        valid = ordered_as(valid, checked.names, "Classes are numbered as in training.") if valid.names else valid
         check_labels(valid, n_classes)
     if isinstance(train, tuple | list) and isinstance(train[0], Tensor | np.ndarray):
         return (torch.as_tensor(train[0]), torch.tensor(checked.labels)), valid

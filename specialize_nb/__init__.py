@@ -12,7 +12,7 @@ Modules:
 - `specialize_nb.base.data`: Labelled images, and any other data, as batches that can be read again
 - `specialize_nb.base.results`: The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
 - `specialize_nb.base.signatures`: What a function takes, read from its source: names, types, defaults and what the comments say. Nothing is imported.
-- `specialize_nb.base.targets`: What targets say: classes, several labels, numbers, or nothing.
+- `specialize_nb.base.targets`: What targets say: classes, a class at each position, several labels, numbers, or nothing.
 - `specialize_nb.clusters.agreement`: Do two partitions, or two measures of similarity, see the same groups?
 - `specialize_nb.clusters.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.clusters.modularity`: Which units hold together more than their degrees explain, and is that news?
@@ -30,6 +30,7 @@ Modules:
 - `specialize_nb.layers.distances`: How far apart are the layers of a network, in what they tell apart?
 - `specialize_nb.layers.segments`: Which runs of layers do the same thing, and where does it change?
 - `specialize_nb.lesions.damage`: The damage of many lesions, in blocks that are kept, resumed and shared out
+- `specialize_nb.lesions.dense`: Damage where each position of an example has a class, as in language models and segmentation.
 - `specialize_nb.lesions.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.lesions.interactions`: Which groups stand in for each other, and which work through each other?
 - `specialize_nb.lesions.lesion`: What a network does without a group of its units
@@ -45,6 +46,7 @@ Modules:
 - `specialize_nb.network.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 - `specialize_nb.network.outputs`: What a network says: which of its outputs holds the scores, what they are for all data, and of what kind they are.
 - `specialize_nb.network.perturbation`: Change single units, and see whether the wiring told the truth
+- `specialize_nb.network.positions`: Which positions have a target that counts? Padding is left out; labels that are the tokens themselves are shifted.
 - `specialize_nb.network.recurrence`: Recurrent modules in a traced program: the hidden state as one value, for all steps, that can be changed.
 - `specialize_nb.network.rows`: Do the rows of what a layer puts out belong to the examples of the batch, one each, and are they finite?
 - `specialize_nb.network.state`: A model is left as it was found, whatever its code keeps from one call to the next.

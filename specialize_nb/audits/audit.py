@@ -47,7 +47,7 @@ from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
 
 # %% ../../nbs/14_audit.ipynb #a11dcdc7
-from ..lesions.damage import intact_loss, kind_of
+from ..lesions.damage import intact_at_positions, intact_loss, kind_of
 from specialize_nb.lesions.importance import (
     Importance,
     LesionOptions,
@@ -728,6 +728,8 @@ def _nothing(kind: type[Evidence], outcomes: Sequence[str]) -> Any:
 def _baseline(subject: Subject) -> dict[str, float]:
     """What the intact network says: by the task, and how many examples there are."""
     told = {name if name == "squared_error" else "loss": loss for name, loss in intact_loss(subject).items()}
+    if subject.task == "dense":
+        told |= intact_at_positions(subject)
     if subject.task in ("classes", "labels"):
         found, y = torch.as_tensor(np.array(outputs_of(subject))), torch.as_tensor(np.array(subject.data.labels))
         logits = as_logits(found, kind_of(subject), subject.task).double()

@@ -1,4 +1,4 @@
-"""What targets say: classes, several labels, numbers, or nothing.
+"""What targets say: classes, a class at each position, several labels, numbers, or nothing.
 
 A plain module, not a notebook: mechanism without a story. Targets come in many forms: whole numbers, words, zeros and
 ones, floating numbers, lists, frames. `raw_targets` makes arrays of them, `task_of` says which task they belong to, or
@@ -19,12 +19,24 @@ from torch import Tensor
 
 from specialize_nb.base.words import check_choice
 
-__all__ = ["TASKS", "Task", "TaskFound", "check_said", "class_names", "encoded", "raw_targets", "task_of", "words_told"]
+__all__ = [
+    "IGNORED",
+    "TASKS",
+    "Task",
+    "TaskFound",
+    "check_said",
+    "class_names",
+    "encoded",
+    "raw_targets",
+    "task_of",
+    "words_told",
+]
 
-Task = Literal["classes", "labels", "numbers", "none"]
+Task = Literal["classes", "dense", "labels", "numbers", "none"]
 TASKS: tuple[Task, ...] = get_args(Task)
+IGNORED = -100  # the target of a position that does not count, as PyTorch has it
 _TOO_MANY = 2**31  # classes: no model has a score for each
-_SAY = "say which with task='classes', 'labels' (several 0/1 labels an example) or 'numbers'"
+_SAY = "say which with task='classes', 'dense' (a class at each position), 'labels' (0/1 labels) or 'numbers'"
 _NONE = "or give (x, None) to go without targets"
 
 
@@ -214,16 +226,32 @@ def _table_found(y: np.ndarray) -> TaskFound:
         if (y.sum(1) == 1).all():
             told = "Every example has exactly one of the labels: they are taken as classes; say task='labels' if not."
             return TaskFound("classes", (), told)
-        return TaskFound("labels", (), "")
+        return TaskFound("labels", ("dense",) if y.dtype.kind in "biu" else (), "")
     found = f"the targets are {_shape(y)}"
-    if y.dtype.kind in "biu" or _is_binary(y):
-        reason = "several whole numbers an example, as for a class at each position, which is not supported yet"
-        raise ValueError(f"{found}: {reason}; if they are numbers to be predicted say task='numbers', {_NONE}")
+    if y.dtype.kind in "biu":
+        return _whole_found(y)
+    if _is_binary(y):
+        reason = "several zeros and ones an example, in more than one row"
+        said = "task='dense' takes them as a class at each position, task='numbers' as numbers to predict"
+        raise ValueError(f"{found}: {reason}; {said}, {_NONE}")
     if _is_distribution(y):
         reason = "rows that sum to 1, so they may be shares of classes or numbers"
         said = "task='classes' takes the largest share as the class, task='numbers' the shares as they are"
         raise ValueError(f"{found}: {reason}; {said}")
     return TaskFound("numbers", (), _told_shares(y))
+
+
+def _whole_found(y: np.ndarray) -> TaskFound:
+    """Several whole numbers an example: a class at each position, unless they cannot be."""
+    if y[y != IGNORED].min(initial=0) < 0:
+        told = "The targets are whole numbers, some of them below 0: they are taken as numbers to predict."
+        return TaskFound("numbers", (), told)
+    if y.max() >= _TOO_MANY:
+        told = f"The targets are whole numbers up to {y.max()}, too large for classes: they are numbers to predict."
+        return TaskFound("numbers", (), told)
+    if (y == IGNORED).any():
+        return TaskFound("dense", (), check_said(y, "dense"))
+    return TaskFound("dense", ("numbers",), "")
 
 
 def _told_shares(y: np.ndarray) -> str:
@@ -259,7 +287,8 @@ def check_said(
         raise ValueError(f"task={task!r} needs targets, and there are none: give (x, y), or leave `task` out")
     if y.dtype.kind != "U":
         _check_finite(y)
-    return {"classes": _classes_said, "labels": _labels_said, "numbers": _numbers_said}[task](y)
+    said = {"classes": _classes_said, "dense": _dense_said, "labels": _labels_said, "numbers": _numbers_said}
+    return said[task](y)
 
 
 def _classes_said(y: np.ndarray) -> str:
@@ -284,6 +313,26 @@ def _classes_said(y: np.ndarray) -> str:
         told = f"example {i} has the label {y.ravel()[i]}, too large for a class: classes are counted from 0 on"
         raise ValueError(f"{told}; number them so, or say task='numbers' if they are to be predicted")
     return ""
+
+
+def _dense_said(y: np.ndarray) -> str:
+    wanted = "a class at each position is a whole number from 0 on"
+    if y.dtype.kind == "U" or y.ndim < 2:
+        raise ValueError(f"the targets are {_shape(y)}; {wanted}, (n, positions) or (n, height, width)")
+    if not _is_whole(y):
+        i, value = next((i, one) for i, one in enumerate(y.ravel()) if one != np.floor(one))
+        raise ValueError(f"example {i // y[0].size} has the target {value}; {wanted}")
+    counted = y != IGNORED
+    if (y[counted] < 0).any() or y.max() >= _TOO_MANY:
+        wrong = (counted & (y < 0)) | (y >= _TOO_MANY)
+        i = int(np.flatnonzero(wrong.reshape(len(y), -1).any(1))[0])
+        told = f"example {i} has the target {y[i][wrong[i]][0]:g} at a position"
+        raise ValueError(f"{told}; {wanted}, or {IGNORED} where the position does not count")
+    if (none := ~counted.reshape(len(y), -1).any(1)).any():
+        told = f"every target of {_some(np.flatnonzero(none))} is {IGNORED}, so that no position counts"
+        raise ValueError(f"{told}: leave these examples out")
+    share = 1 - counted.mean()
+    return f"{share:.0%} of the positions have the target {IGNORED} and do not count." if share else ""
 
 
 def words_told(
@@ -343,7 +392,7 @@ def encoded(
     y: np.ndarray,  # (n,) or (n, ...), from `raw_targets`, or what this function made of them
     task: Task,  # What they are
     names: Sequence[str] = (),  # Classes that words name, in their order
-) -> np.ndarray:  # (n,) int64 classes, (n, L) float64 labels, (n, ...) float64 numbers, (n, 0) for none
+) -> np.ndarray:  # int64 (n,) or (n, ...) classes; float64 (n, L) labels, (n, ...) numbers, (n, 0) for none
     """Targets as their task works with them.
 
     Parameters
@@ -358,7 +407,7 @@ def encoded(
     Returns
     -------
     np.ndarray
-        (n,) int64 classes, (n, L) float64 labels, (n, ...) float64 numbers, (n, 0) for none
+        int64 (n,) or (n, ...) classes; float64 (n, L) labels, (n, ...) numbers, (n, 0) for none
     """
     if task == "none":
         return np.zeros((len(y), 0))
@@ -368,6 +417,8 @@ def encoded(
     if task == "classes":
         y = y if y.size == len(y) else y.reshape(len(y), -1).argmax(1)
         return y.reshape(-1).astype(np.int64)
+    if task == "dense":
+        return y.astype(np.int64)
     return (y.reshape(len(y), -1) if task == "labels" else y).astype(np.float64)
 
 

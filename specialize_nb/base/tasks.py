@@ -32,6 +32,12 @@ def check_labels(
 
     Raises: `ValueError` that names the first class without a score, or says how many numbers there are and should be.
     """
+    if data.task == "dense" and data.labels.max() >= n_scores:
+        first, *at = (int(one[0]) for one in np.nonzero(data.labels >= n_scores))
+        where = f"position {at[0] if len(at) == 1 else tuple(at)}"
+        found = data.labels[(first, *at)]
+        message = f"example {first} has the class {found} at {where}, but the model scores {n_scores}"
+        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the targets, or use a model with more outputs")
     if data.task == "classes" and data.labels.max() >= n_scores:
         first = int(np.argmax(data.labels >= n_scores))
         message = f"example {first} has the label {data.labels[first]}, but the model scores {n_scores} classes"
@@ -75,6 +81,7 @@ def check_task(
 
 _TOLD = {
     "classes": "integer class indices as targets",
+    "dense": "a class at each position as targets",
     "labels": "several labels of 0 or 1 an example as targets",
     "numbers": "floating numbers as targets",
     "none": "no targets",

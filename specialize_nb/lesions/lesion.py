@@ -33,6 +33,7 @@ from ..base.seeds import seeded
 from ..base.tasks import check_labels, check_task
 from ..base.words import check_choice
 from .cut import Cut
+from .dense import prepared
 from .fuse import fuse
 from .outcomes import Measure, loss_of, reading, right_of
 from .proof import stack_holds
@@ -219,6 +220,7 @@ _NUMBERS = {"cpu": 2**20, "cuda": 2**27}  # of the largest value of one call; mo
 
 
 _ROWS = 32  # examples of one call, at least: fewer do not keep the arithmetic busy
+_HELD = 2**26  # numbers of the largest value of one call, at most where an example alone has many, as tokens' scores
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -288,7 +290,8 @@ class LesionEngine:
         int
         """
         most = _NUMBERS.get(self.like.device.type, _NUMBERS["cuda"])
-        return max(_ROWS, most // self.cuts[tuple(layers)].peak)
+        peak = self.cuts[tuple(layers)].peak
+        return max(1, min(_ROWS, _HELD // peak), most // peak)
 
     def parts(
         self,
@@ -489,7 +492,8 @@ def _proved(engine: LesionEngine, subject: Subject, node: str) -> LesionEngine:
     if not subject.network.program.any_batch:
         return engine
     tensors = first_batch(subject)
-    few, why = [one[: max(2, min(_TRIED, len(one) // 3))] for one in tensors], {}
+    tried = min(_TRIED, _HELD // (3 * max(cut.peak for cut in engine.cuts.values())))
+    few, why = [one[: max(2, min(tried, len(one) // 3))] for one in tensors], {}
     if engine.noise is not None:
         why = dict.fromkeys(engine.cuts, "it draws at random, and all lesions are to meet the same draws")
     elif not is_apart(subject, node):
@@ -566,16 +570,17 @@ def measure_lesions(
     works = [_Lesions(engine, data.n, groups, len(measures)) for groups in sets]
     none = {name: torch.zeros_like(table[:1]) for name, table in works[0].masks.items()}
 
-    def run(work: _Lesions, part: Part, rows: slice, intact: Tensor) -> None:
+    def run(work: _Lesions, part: Part, rows: slice, intact: list) -> None:
         scores = engine.scores(part, {name: table[rows] for name, table in work.masks.items()})
-        for measure, kept in zip(measures, work.found, strict=True):
-            kept[rows, part.examples] = measure(scores, intact, part.y).cpu().numpy()
+        for measure, known, kept in zip(measures, intact, work.found, strict=True):
+            kept[rows, part.examples] = measure(scores, known, part.y).cpu().numpy()
 
     apart = engine.noise is None and engine.cuts[tuple(works[0].masks)].any_batch  # threads share generators and hooks
     n_threads = n_threads if apart else 1
     with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
         for part in engine.parts(data, tuple(works[0].masks)):
-            intact = engine.scores(part, none)[0]
+            scores = engine.scores(part, none)[0]
+            intact = [prepared(measure, scores, part.y) for measure in measures]
             for work in works:
                 parallel(delayed(run)(work, part, rows, intact) for rows in _slices(work.n_groups, part.n_together))
     return [[kept[work.where] for kept in work.found] for work in works]

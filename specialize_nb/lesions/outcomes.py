@@ -23,7 +23,8 @@ from torch.nn import functional
 from ..base.numbers import spread_of
 from ..base.targets import TASKS, Task
 from ..base.words import check_choice, near
-from ..network.outputs import Scale, least_probability
+from .dense import at_positions, row_loss
+from ..network.outputs import Dense, Scale, least_probability
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #85a30351
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -342,15 +343,21 @@ def reading(
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #58997658
 _ALL: tuple[Task, ...] = TASKS
+_FEW: tuple[Task, ...] = ("classes", "labels", "numbers", "none")  # whose outputs are few
+_ANY_CLASSES: tuple[Task, ...] = ("classes", "dense")
 
 OUTCOMES = {  # Name -> what is built in; a new outcome is a row here
     outcome.name: outcome
     for outcome in (
-        Outcome(name="cross_entropy", label="loss added by a lesion", measure=_loss_added, reduce=_mean),
-        Outcome(name="accuracy", label="accuracy lost to a lesion", measure=_right_lost, reduce=_macro),
+        Outcome(
+            name="cross_entropy", label="loss added by a lesion", measure=_loss_added, reduce=_mean, tasks=_ANY_CLASSES
+        ),
+        Outcome(
+            name="accuracy", label="accuracy lost to a lesion", measure=_right_lost, reduce=_macro, tasks=_ANY_CLASSES
+        ),
         Outcome(name="micro_accuracy", measure=_right_lost, reduce=_mean),
-        Outcome(name="margin", measure=_margin_lost, reduce=_mean),
-        Outcome(name="kl", measure=_kl, reduce=_mean, tasks=("classes", "labels", "none")),
+        Outcome(name="margin", measure=_margin_lost, reduce=_mean, tasks=_ANY_CLASSES),
+        Outcome(name="kl", measure=_kl, reduce=_mean, tasks=("classes", "dense", "labels", "none")),
         Outcome(name="selectivity", measure=_loss_added, reduce=_selectivity, amount=False),
         Outcome(
             name="selectivity_residual",
@@ -370,7 +377,7 @@ OUTCOMES = {  # Name -> what is built in; a new outcome is a row here
         Outcome(name="label_accuracy", measure=_labels_lost, reduce=_mean, tasks=("labels",)),
         Outcome(name="squared_error", measure=_Error(2), reduce=_mean, tasks=("numbers",)),
         Outcome(name="absolute_error", measure=_Error(1), reduce=_mean, tasks=("numbers",)),
-        Outcome(name="change", label="change of the outputs", measure=_Change(), reduce=_mean, tasks=_ALL),
+        Outcome(name="change", label="change of the outputs", measure=_Change(), reduce=_mean, tasks=_FEW),
     )
 }
 
@@ -380,11 +387,13 @@ class _Rise:
     """The measure of a function (outputs, labels) -> (n,)."""
 
     function: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...] = ()  # In which it gets the scores of an example, where they are at positions
 
     def __call__(self, scores: Tensor, intact: Tensor, y: Tensor) -> Tensor:
         return torch.stack([self._of(one, y) for one in scores]) - self._of(intact, y)
 
     def _of(self, outputs: Tensor, y: Tensor) -> Tensor:
+        outputs = outputs.unflatten(-1, self.shape) if self.shape else outputs
         outputs = _wide(outputs.view(y.shape) if outputs.numel() == y.numel() else outputs)
         found = torch.as_tensor(self.function(outputs, y.to(outputs.device)))
         if found.shape != (len(y),):
@@ -403,6 +412,7 @@ def find_outcomes(
     targets: np.ndarray | None = None,  # (n, ...) numbers to predict, which say the units; None: errors keep theirs
     spread: Callable[[], np.ndarray] | None = None,  # Gives (n_scores,) sd of the intact outputs, for 'change'
     size: Callable[[Callable], float] | None = None,  # Gives the mean size on intact examples of a function
+    dense: Dense | None = None,  # How scores lie, for 'dense': damage is the mean over the positions that count
 ) -> tuple[Outcome, ...]:  # In the order asked for; 'class_accuracy' gives one for each class
     """Which outcomes are meant?
 
@@ -422,6 +432,8 @@ def find_outcomes(
         Gives (n_scores,) sd of the intact outputs, for 'change'
     size : Callable[[Callable], float] | None, default None
         Gives the mean size on intact examples of a function
+    dense : Dense | None, default None
+        How scores lie, for 'dense': damage is the mean over the positions that count
 
     Returns
     -------
@@ -431,7 +443,7 @@ def find_outcomes(
     Raises: `ValueError` for a name that is not there, does not fit the task, or comes twice; `TypeError` for others.
     """
     check_choice("task", task, TASKS)
-    if task == "classes" and n_scores < 2:
+    if task in ("classes", "dense") and n_scores < 2:
         raise ValueError(f"got n_scores={n_scores}: class scores need two or more; one may be labels or numbers")
     given = [names] if isinstance(names, str) or callable(names) else list(names)
     known = _known(task, n_scores)
@@ -441,6 +453,8 @@ def find_outcomes(
     listed = [outcome.name for outcome in found]
     if twice := [name for name in dict.fromkeys(listed) if listed.count(name) > 1]:
         raise ValueError(f"outcomes {twice} come twice: give each name once, and functions names of their own")
+    if dense is not None:
+        return tuple(_at_positions(one, scores, dense, size) for one in found)
     return tuple(_bound(one, task, scores, targets, spread, size) for one in found)
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #0819adf0
@@ -471,6 +485,7 @@ def _outcomes(one: str | Callable, known: dict[str, tuple[Outcome, ...]], task: 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #10d45c2c
 _NEEDED: dict[Task, str] = {
     "classes": "class scores",
+    "dense": "scores of classes at positions",
     "labels": "labels of 0 and 1",
     "numbers": "targets that are numbers",
     "none": "scores of two classes or more",
@@ -523,6 +538,26 @@ def _units(sd: np.ndarray, what: str) -> tuple[tuple[float, ...], str]:
     told = f"{still.sum()} of {len(sd)} {what}s do not vary in the data and are left out." if still.any() else ""
     return tuple(sd.tolist()), told
 
+# %% ../../nbs/rooms/lesions_outcomes.ipynb #0a58a21a
+@dataclass(frozen=True)
+class _Loss:
+    """The loss of rows of scores."""
+
+    kind: Scale
+
+    def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+        return row_loss(as_logits(scores, self.kind, "dense"), y)
+
+
+def _at_positions(outcome: Outcome, scores: Scale, dense: Dense, size: Callable | None) -> Outcome:
+    """The outcome for scores at positions."""
+    if isinstance(outcome.measure, _Rise):
+        rise = replace(outcome.measure, shape=dense.shape)
+        return replace(outcome, measure=rise, unit=size(rise._of) if size else outcome.unit)
+    of = _Loss(scores) if outcome.measure is _loss_added else None
+    measure = at_positions(_Read(outcome.measure, scores, "dense"), dense, of=of)
+    return replace(outcome, measure=measure, reduce=_mean)
+
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #8e54c939
 def usual_outcomes(
     task: Task,  # What is to be predicted
@@ -545,6 +580,7 @@ def usual_outcomes(
     """
     usual: dict[Task, tuple[str, ...]] = {
         "classes": ("cross_entropy", "accuracy", "selectivity"),
+        "dense": ("cross_entropy", "accuracy"),
         "labels": ("binary_cross_entropy",),
         "numbers": ("squared_error",),
         "none": ("kl",) if as_classes else ("change",),

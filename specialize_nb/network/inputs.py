@@ -323,7 +323,14 @@ class Evened:
             if isinstance(item, Mapping):
                 yield self.lengthened(item)
             else:
-                yield (self.lengthened(item[0]), *item[1:])
+                yield (self.lengthened(item[0]), *(self._with_targets(one, item[0]) for one in item[1:]))
+
+    def _with_targets(self, y: Any, x: Any) -> Any:
+        """Targets at positions, with none for those that are added."""
+        lengths = {one.shape[1] for name, one in named_inputs(self.model, x).items() if name in self.names}
+        if not isinstance(y, Tensor) or y.ndim < 2 or y.is_floating_point() or {y.shape[1]} != lengths:
+            return y
+        return _lengthened("labels", y, self.length, None)
 
     def lengthened(self, x: Any) -> Any:
         """Inputs with padding at the end of their sequences."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from specialize_nb.base.data import Batches
 from specialize_nb.base.devices import to_model
-from specialize_nb.base.targets import Task
+from specialize_nb.base.targets import IGNORED, Task
 from specialize_nb.base.words import check_choice, suggest
 from specialize_nb.network.bounds import Bounds, bounds_of, is_logarithm, last_operation
 from specialize_nb.network.inputs import naming_batch, which
@@ -27,12 +27,14 @@ from specialize_nb.network.operations import op_name
 from specialize_nb.network.units import Network
 
 __all__ = [
+    "Dense",
     "Outputs",
     "Scale",
     "ScoresNode",
     "batches_of_outputs",
     "check_outputs",
     "choose_output",
+    "dense_layouts",
     "least_probability",
     "read_outputs",
     "scale_of",
@@ -62,6 +64,45 @@ _DISGUISES = {
 }
 
 
+class Dense(NamedTuple):
+    """How the scores of an example lie, where each of its positions has a class.
+
+    Attributes
+    ----------
+    shape : tuple[int, ...]
+        Of an example's scores
+    axis : int
+        Of that shape, which counts classes
+    """
+
+    shape: tuple[int, ...]  # Of an example's scores
+    axis: int  # Of that shape, which counts classes
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes are scored at a position?"""
+        return self.shape[self.axis]
+
+    def rows(
+        self,
+        scores: Tensor,  # (..., numbers of an example)
+    ) -> Tensor:  # (..., positions, classes)
+        """Scores as a row for each position, in the order in which the targets lie.
+
+        Parameters
+        ----------
+        scores : Tensor
+            (..., numbers of an example)
+
+        Returns
+        -------
+        Tensor
+            (..., positions, classes)
+        """
+        lead = scores.ndim - 1
+        return scores.unflatten(-1, self.shape).movedim(lead + self.axis, -1).flatten(lead, -2)
+
+
 class ScoresNode(NamedTuple):
     """The output that holds the scores, or the numbers that are predicted.
 
@@ -70,21 +111,25 @@ class ScoresNode(NamedTuple):
     node : str
         Of the traced program
     n : int
-        Numbers an example
+        Numbers an example; of 'dense' at a position
     label : str
         What the model calls it: a key, a place; '' for an output that is alone
     note : str
         Which it is, if there was a choice, a sentence; else ''
+    dense : Dense | None, default None
+        How the scores of positions lie; None for other tasks
     """
 
     node: str  # Of the traced program
-    n: int  # Numbers an example
+    n: int  # Numbers an example; of 'dense' at a position
     label: str  # What the model calls it: a key, a place; '' for an output that is alone
     note: str  # Which it is, if there was a choice, a sentence; else ''
+    dense: Dense | None = None  # How the scores of positions lie; None for other tasks
 
 
 _NEEDED: dict[Task, str] = {
     "classes": "(batch, classes) scores, two classes or more",
+    "dense": "(batch, positions, classes) or (batch, classes, positions) scores, two classes or more",
     "labels": "(batch,) or (batch, labels) floating numbers",
     "numbers": "floating numbers for each example",
     "none": "floating numbers for each example",
@@ -97,6 +142,8 @@ def choose_output(
     task: Task = "classes",  # What is to be predicted
     output: str | int | None = None,  # Its name or place; None: the only one that can be it, or the one called 'logits'
     width: int | None = None,  # Numbers an example that the targets need, for classes at least; None: not known
+    positions: tuple[int, ...] = (),  # Shape of an example's targets, for 'dense'
+    class_axis: int | None = None,  # Of the output, which counts classes, for 'dense'; None: the one that can
 ) -> ScoresNode:
     """Where does the network put out its class scores, or the numbers it predicts?
 
@@ -110,6 +157,10 @@ def choose_output(
         Its name or place; None: the only one that can be it, or the one called 'logits'
     width : int | None, default None
         Numbers an example that the targets need, for classes at least; None: not known
+    positions : tuple[int, ...], default ()
+        Shape of an example's targets, for 'dense'
+    class_axis : int | None, default None
+        Of the output, which counts classes, for 'dense'; None: the one that can
 
     Returns
     -------
@@ -117,6 +168,11 @@ def choose_output(
 
     Raises: `ValueError` if no output can be it, or more than one; it lists them, with their shapes.
     """
+    if task == "dense":
+        return _choose_dense(network, output, positions, class_axis)
+    if class_axis is not None:
+        told = "only scores at positions need it (task='dense')"
+        raise ValueError(f"got class_axis={class_axis} and task={task!r}: {told}")
     pairs = _outputs(network)
     if output is not None:
         return _named(network, pairs, task, str(output))
@@ -145,8 +201,72 @@ def _refusal(network: Network, pairs: list[tuple[str, str]], task: Task, n_fitti
     return f"{found}; {needed} one tensor of {_NEEDED[task]}, for task={task!r}"
 
 
-def _named(network: Network, pairs: list[tuple[str, str]], task: Task, output: str) -> ScoresNode:
-    """The output of that name, or at that place, if it will do."""
+def dense_layouts(
+    network: Network,  # Whose
+    node: str,  # One of its outputs
+    positions: tuple[int, ...],  # Shape of an example's targets
+) -> list[Dense]:
+    """In which ways can an output hold scores of classes at these positions? Two, where both axes fit.
+
+    Parameters
+    ----------
+    network : Network
+        Whose
+    node : str
+        One of its outputs
+    positions : tuple[int, ...]
+        Shape of an example's targets
+
+    Returns
+    -------
+    list[Dense]
+    """
+    if not positions or not _is_plain(network, node):
+        return []
+    shape = tuple(network.program.shape(node))
+    axes = dict.fromkeys([0, len(shape) - 1]) if len(shape) == len(positions) + 1 else ()
+    return [Dense(shape, a) for a in axes if shape[:a] + shape[a + 1 :] == positions and shape[a] >= 2]
+
+
+def _choose_dense(
+    network: Network, output: str | int | None, positions: tuple[int, ...], class_axis: int | None
+) -> ScoresNode:
+    """The output that holds scores of classes at positions, and how they lie."""
+    pairs = _outputs(network)
+    asked = pairs if output is None else [(label, node) for label, node in [_called(network, pairs, str(output))]]
+    ways = {node: dense_layouts(network, node, positions) for _, node in asked}
+    fitting = {node: label for label, node in reversed(asked) if ways[node]}
+    called = [node for node, label in fitting.items() if label.split(".")[-1] == "logits"]
+    chosen = next((found for found in (called, list(fitting)) if len(found) == 1), [])
+    told = f"the output of {network.model} is {told_outputs(network)}, and targets are (batch, {_listed(positions)})"
+    if not chosen and len(fitting) > 1:
+        raise ValueError(f"{told}: {len(fitting)} outputs can hold the scores; say which with output={pairs[0][0]!r}")
+    if not chosen:
+        raise ValueError(f"{told}; for task='dense' one has to be {_NEEDED['dense']}, with a row for each position")
+    node = chosen[0]
+    dense = _of_axis(ways[node], class_axis, told)
+    note = f"The scores are the output {fitting[node]!r}, one of {told_outputs(network)}; `output=` chooses another."
+    return ScoresNode(node, dense.n_classes, fitting[node], note if len(fitting) > 1 else "", dense)
+
+
+def _of_axis(ways: list[Dense], class_axis: int | None, told: str) -> Dense:
+    """The way that is meant, by the axis that counts classes, the batch's counted."""
+    if class_axis is not None:
+        place = class_axis - 1 if class_axis > 0 else class_axis + len(ways[0].shape)
+        ways = [one for one in ways if one.axis == place]
+    if not ways:
+        raise ValueError(f"{told}: axis {class_axis} cannot count classes; leave `class_axis` out")
+    if len(ways) > 1:
+        raise ValueError(f"{told}: two axes can count classes; say which with class_axis=1 or class_axis=-1")
+    return ways[0]
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _called(network: Network, pairs: list[tuple[str, str]], output: str) -> tuple[str, str]:
+    """Name and node of the output of that name, or at that place."""
     labels = [label for label, _ in pairs]
     if output not in labels and output.removeprefix("-").isdecimal() and -len(labels) <= int(output) < len(labels):
         output = labels[int(output)]
@@ -154,7 +274,12 @@ def _named(network: Network, pairs: list[tuple[str, str]], task: Task, output: s
         alone = "" if labels != [""] else "it is alone and has no name: leave `output` out"
         close = alone or suggest(output, [label for label in labels if label], "output")
         raise ValueError(f"{network.model} has no output {output!r}: {close}; it puts out {told_outputs(network)}")
-    node = pairs[labels.index(output)][1]
+    return output, pairs[labels.index(output)][1]
+
+
+def _named(network: Network, pairs: list[tuple[str, str]], task: Task, output: str) -> ScoresNode:
+    """The output of that name, or at that place, if it will do."""
+    output, node = _called(network, pairs, output)
     if not _fits(network, node, task):
         told = f"the output {output!r} of {network.model} is {_told(network, node)}"
         raise ValueError(f"{told}; for task={task!r} it has to be {_NEEDED[task]}; it puts out {told_outputs(network)}")
@@ -167,14 +292,20 @@ def _outputs(network: Network) -> list[tuple[str, str]]:
 
 
 def _fits(network: Network, node: str, task: Task) -> bool:
-    """Can an output be the scores of such a task? Its examples lie along its first axis, with nothing beside them."""
-    program, value = network.program, network.program.value(node)
-    layout = program.layouts.get(node)
-    if layout is None or layout.axis != 0 or layout.outer * layout.inner != 1 or not value.is_floating_point():
+    """Can an output be the scores of such a task?"""
+    if not _is_plain(network, node):
         return False
+    value = network.program.value(node)
     if task == "classes":
         return value.ndim == 2 and _size(network, node) >= 2
     return _size(network, node) >= 1 and (value.ndim <= 2 or task != "labels")
+
+
+def _is_plain(network: Network, node: str) -> bool:
+    """Floating numbers, examples along the first axis, and nothing beside them?"""
+    layout, value = network.program.layouts.get(node), network.program.value(node)
+    plain = layout is not None and layout.axis == 0 and layout.outer * layout.inner == 1
+    return plain and value.is_floating_point()
 
 
 def _size(network: Network, node: str) -> int:
@@ -294,6 +425,7 @@ def read_outputs(
     network: Network,  # Traced from it
     data: Batches,  # Checked data
     node: str,  # The output
+    dense: Dense | None = None,  # How scores of positions lie, if that is what they are
 ) -> Outputs:
     """What does the model say of all data? One pass.
 
@@ -307,6 +439,8 @@ def read_outputs(
         Checked data
     node : str
         The output
+    dense : Dense | None, default None
+        How scores of positions lie, if that is what they are
 
     Returns
     -------
@@ -315,29 +449,64 @@ def read_outputs(
     Raises: `ValueError` if the model fails on a batch, or puts out another number of rows than there are examples.
     """
     parts: list[np.ndarray] = []
-    flags: dict[str, list[np.ndarray]] = {"masked": [], "broken": [], "wrong": []}
-    low, high, off, keep, dtype = math.inf, -math.inf, 0.0, True, torch.float32
-    disguised = dict.fromkeys(_DISGUISES, 0.0)
+    seen, keep, dtype = _Seen(data.n), True, torch.float32
     for value, y in batches_of_outputs(model, network, data, node):
-        dtype, wide = value.dtype, value.to(torch.promote_types(value.dtype, torch.float32))
-        none, finite = wide == -math.inf, wide.isfinite()
-        flags["masked"].append(none.any(1).cpu().numpy())
-        flags["broken"].append((~(finite | none)).any(1).cpu().numpy())
-        flags["wrong"].append((none.all(1) | _right_is_masked(none, y, data.task)).cpu().numpy())
-        if bool(finite.any()):
-            low, high = min(low, float(wide[finite].min())), max(high, float(wide[finite].max()))
-        off = max(off, float((wide.sum(1) - 1).abs().nan_to_num(math.inf, math.inf).max()))
-        disguised = {name: max(most, _missed(_DISGUISES[name].make(wide))) for name, most in disguised.items()}
-        keep = keep and data.n * value.shape[1] <= _MOST
+        dtype, start = value.dtype, seen.start
+        for rows, own, example in _rows(value, y, dense):
+            seen.take(rows.to(torch.promote_types(dtype, torch.float32)), own, start + example, data.task)
+        seen.start += len(value)
+        keep = keep and dense is None and data.n * value.shape[1] <= _MOST
         if keep:
-            parts.append(wide.cpu().numpy())
+            parts.append(value.to(torch.promote_types(dtype, torch.float32)).cpu().numpy())
         else:
             parts.clear()
     values = np.concatenate(parts) if keep else None
     if values is not None:
         values.setflags(write=False)
-    told = {name: np.concatenate(rows) for name, rows in flags.items()}
-    return Outputs(values=values, low=low, high=high, off=off, disguised=disguised, dtype=dtype, **told)
+    flags = {name: getattr(seen, name) for name in ("masked", "broken", "wrong")}
+    return Outputs(
+        values=values, low=seen.low, high=seen.high, off=seen.off, disguised=seen.disguised, dtype=dtype, **flags
+    )
+
+
+_AT_ONCE = 2**23  # numbers of the scores of positions that are looked at together
+_LOOKED_AT = 256  # rows of them that are looked at for disguises
+
+
+def _rows(value: Tensor, y: Tensor, dense: Dense | None) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """Rows of scores with their targets and examples: one an example, or one for each position that counts."""
+    if dense is None:
+        yield value, y, np.arange(len(value))
+        return
+    table, own = dense.rows(value), y.flatten(1).to(value.device)
+    example, place = (own != IGNORED).nonzero(as_tuple=True)
+    size = max(1, _AT_ONCE // dense.n_classes)
+    for e, p in zip(example.split(size), place.split(size), strict=True):
+        yield table[e, p], own[e, p], e.cpu().numpy()
+
+
+class _Seen:
+    """What was seen of the scores of all data so far."""
+
+    def __init__(self, n: int):
+        self.start, self.low, self.high, self.off = 0, math.inf, -math.inf, 0.0
+        self.masked, self.broken, self.wrong = (np.zeros(n, dtype=bool) for _ in range(3))
+        self.disguised = dict.fromkeys(_DISGUISES, 0.0)
+
+    def take(self, wide: Tensor, y: Tensor, example: np.ndarray, task: Task) -> None:
+        """Look at rows of scores: their targets, and the examples that they belong to."""
+        none, finite = wide == -math.inf, wide.isfinite()
+        wrong = none.all(1) | _right_is_masked(none, y, task)
+        found = ((self.masked, none.any(1)), (self.broken, (~(finite | none)).any(1)), (self.wrong, wrong))
+        for flags, rows in found:
+            np.logical_or.at(flags, example, rows.cpu().numpy())
+        if bool(finite.any()):
+            known = wide if bool(finite.all()) else wide[finite]
+            self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
+        self.off = max(self.off, float((wide.sum(1) - 1).abs().nan_to_num(math.inf, math.inf).max()))
+        some = wide[:_LOOKED_AT] if task == "dense" else wide
+        missed = {name: _missed(one.make(some)) for name, one in _DISGUISES.items()}
+        self.disguised = {name: max(most, missed[name]) for name, most in self.disguised.items()}
 
 
 def _missed(shares: Tensor) -> float:
@@ -348,7 +517,7 @@ def _missed(shares: Tensor) -> float:
 
 def _right_is_masked(none: Tensor, y: Tensor, task: Task) -> Tensor:
     """(n,) bool: is the right answer said to be impossible?"""
-    if task == "classes":
+    if task in ("classes", "dense"):
         inside = y.to(none.device).clamp(max=none.shape[1] - 1)
         return none.gather(1, inside[:, None])[:, 0] & (y.to(none.device) < none.shape[1])
     if task == "labels" and y.shape[1:] == none.shape[1:]:
@@ -380,7 +549,7 @@ def check_outputs(
     if found.broken.any():
         raise ValueError(f"{model} puts out NaN or +inf for {which(found.broken)}, with nothing lesioned: {advice}")
     if found.wrong.any():
-        told = "all scores or that of the right answer" if task in ("classes", "labels") else "numbers"
+        told = "all scores or that of the right answer" if task in ("classes", "dense", "labels") else "numbers"
         raise ValueError(f"{model} puts out -inf as {told} for {which(found.wrong)}, with nothing lesioned: {advice}")
 
 
@@ -421,9 +590,9 @@ def scale_of(
     off = _OFF if found.dtype in (torch.float32, torch.float64) else 10 * _OFF
     inside = found.low >= -off and found.high <= 1 + off and not found.masked.any()
     summed = found.off <= off
-    if said == "probabilities" and not (inside and (summed or task != "classes")):
+    if said == "probabilities" and not (inside and (summed or task not in ("classes", "dense"))):
         told = f"the scores of {network.model} lie between {found.low:.3g} and {found.high:.3g}"
-        told += f" and miss 1 in sum by up to {found.off:.3g}" if task == "classes" else ""
+        told += f" and miss 1 in sum by up to {found.off:.3g}" if task in ("classes", "dense") else ""
         raise ValueError(f"{told}: they are no probabilities; say scores='logits', or leave `scores` out")
     if said is not None:
         return said, _told_rough(found, network, task) if said == "probabilities" and task != "numbers" else ()
@@ -497,7 +666,7 @@ def _doubted(network: Network, node: str, task: Task) -> tuple[str, ...]:
     if task == "labels":
         told = f"The scores of {network.model} lie in [0, 1], but nothing in the model is known to hold them there"
         return (f"{told}: they are taken as logits; say scores='probabilities' if they are probabilities.",)
-    if task != "classes" or last is None or bounds_of(network, node) != Bounds(0.0, 1.0):
+    if task not in ("classes", "dense") or last is None or bounds_of(network, node) != Bounds(0.0, 1.0):
         return ()
     told = f"The scores of {network.model} come from a {op_name(last)} and lie in [0, 1], but do not sum to 1"
     advice = "give the model without it, or labels of 0 and 1 (task='labels'), if they are probabilities"

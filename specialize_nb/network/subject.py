@@ -30,9 +30,11 @@ from specialize_nb.network.outputs import (
     ScoresNode,
     check_outputs,
     choose_output,
+    dense_layouts,
     read_outputs,
     scale_of,
 )
+from specialize_nb.network.positions import aimed
 from specialize_nb.network.program import Program, says_the_same
 from specialize_nb.network.units import Network, trace
 
@@ -50,10 +52,13 @@ class Asked(NamedTuple):
         Which of them holds the scores, by its name or place; None: looked for
     scores : Scale | None, default None
         'logits' or 'probabilities'; None: looked at
+    class_axis : int | None, default None
+        Of scores at positions, which counts classes; None: looked at
     """
 
     output: str | int | None = None  # Which of them holds the scores, by its name or place; None: looked for
     scores: Scale | None = None  # 'logits' or 'probabilities'; None: looked at
+    class_axis: int | None = None  # Of scores at positions, which counts classes; None: looked at
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,9 +97,10 @@ class Subject:
         network: Network | None = None,  # From `trace(model, ...)`; traced here if None
         find: Any = None,  # Data to find with, of the same forms; None: those to confirm on, or half of them
         split: bool = False,  # Without `find`: every other example of `data` to find with, the rest to confirm on?
-        task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+        task: Task | None = None,  # What the targets are: 'classes', 'dense', 'labels', 'numbers', 'none'; None looks
         output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
         scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
+        class_axis: int | None = None,  # Of scores at positions, which counts classes: 1 or -1; None: the one that can
         residual: Literal["writer", "stream"] = "writer",  # Of `trace`, where no network is given
     ) -> Subject:
         """Join the three, each checked once.
@@ -112,11 +118,13 @@ class Subject:
         split : bool, default False
             Without `find`: every other example of `data` to find with, the rest to confirm on?
         task : Task | None, default None
-            What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
+            What the targets are: 'classes', 'dense', 'labels', 'numbers', 'none'; None looks
         output : str | int | None, default None
             Which output holds the scores, by name or place; None: the one that can
         scores : Scale | None, default None
             'logits', or 'probabilities' that were through a softmax; None looks at them
+        class_axis : int | None, default None
+            Of scores at positions, which counts classes: 1 or -1; None: the one that can
         residual : {'writer', 'stream'}, default 'writer'
             Of `trace`, where no network is given
 
@@ -127,7 +135,7 @@ class Subject:
         Raises: `ValueError` if `network` was traced from another model; what `batches` and `trace` raise.
         """
         if isinstance(model, Subject):
-            return _taken(model, data, network, task, Asked(output, scores))
+            return _taken(model, data, network, task, Asked(output, scores, class_axis))
         (confirm, find), evening = _even(model, data, find, task)
         confirm, told = suited(model, confirm)
         if network is None:
@@ -135,11 +143,12 @@ class Subject:
         else:
             _check_traced(network, model)
             _check_says(network, model, confirm)
-        asked = Asked(output, scores)
-        confirm = _of_the_model(model, _settled(network, confirm, asked))
+        asked = Asked(output, scores, class_axis)
+        confirm = _aimed(_of_the_model(model, _settled(network, confirm, asked)), model, network, asked)
         if find is not None:
             found_in, also = suited(model, find)
             found_in, confirm = _alike(_of_the_model(model, found_in), confirm)
+            found_in = _aimed(found_in, model, network, asked)
             told = told or also
         else:
             found_in, confirm = find_and_confirm(confirm) if split else (confirm, confirm)
@@ -222,7 +231,7 @@ class Subject:
         """The output that holds the scores. Raises: `ValueError` if it cannot be told; `output=` says it."""
 
         def make() -> ScoresNode:
-            found = choose_output(self.network, task=self.task, output=self.asked.output, width=_width(self.data))
+            found = _scores_node(self.network, self.data, self.asked)
             self.with_note(found.note)
             if self.data.others:
                 settled(self.data, found.n)  # which raises: `of` would have settled it
@@ -240,7 +249,8 @@ class Subject:
         """What the intact model says of all data, read once. Raises: `ValueError` for examples with NaN or infinity."""
 
         def make() -> Outputs:
-            found = read_outputs(self.model, self.network, self.data, self.scores_node.node)
+            chosen = self.scores_node
+            found = read_outputs(self.model, self.network, self.data, chosen.node, chosen.dense)
             check_outputs(found, self.network.model, self.task)
             return found
 
@@ -324,8 +334,32 @@ def _width(data: Batches) -> int | None:
     return int(data.labels.max()) + 1 if data.task == "classes" else data.labels[0].size
 
 
+def _scores_node(network: Network, data: Batches, asked: Asked) -> ScoresNode:
+    """The output that holds the scores of such data."""
+    options: dict[str, Any] = dict(task=data.task, output=asked.output, class_axis=asked.class_axis)
+    if data.task == "dense":
+        return choose_output(network, positions=data.labels.shape[1:], **options)
+    return choose_output(network, width=_width(data), **options)
+
+
+def _aimed(data: Batches, model: nn.Module, network: Network, asked: Asked) -> Batches:
+    """Targets at positions, at those that count; as they are where no output fits them, which is told later."""
+    if data.task != "dense":
+        return data
+    try:
+        scores = _scores_node(network, data, asked)
+    except ValueError:
+        return data
+    return aimed(model, network, data, scores)
+
+
 def _settled(network: Network, data: Batches, asked: Asked) -> Batches:
     """The data with the task that fits the model's outputs, where the targets leave it open and one fits."""
+    if "dense" in (data.task, *data.others):
+        nodes, positions = network.program.outputs, data.labels.shape[1:]
+        fits = any(dense_layouts(network, node, positions) for node in nodes)
+        others = [one for one in (data.task, *data.others) if one != "dense"]
+        return retasked(data, "dense" if fits or not others else others[0])
     try:
         n_scores = choose_output(network, task="none", output=asked.output).n if data.others else 0
         return settled(data, n_scores)

@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .targets import TASKS, Task, TaskFound, check_said, class_names, encoded, raw_targets, task_of
+from .targets import IGNORED, TASKS, Task, TaskFound, check_said, class_names, encoded, raw_targets, task_of
 from .words import check_choice
 
 # %% ../../nbs/rooms/base_data.ipynb #5a0c8a23
@@ -39,15 +39,17 @@ class Labelled(NamedTuple):
     x : Tensor
         (n, ...) float32, or int64 tokens; images are (n, channels, height, width) in [0, 1]
     y : Tensor
-        (n,) int64 class indices
+        (n,) int64 class indices, or (n, positions) with -100 where a position does not count
     """
 
     x: Tensor  # (n, ...) float32, or int64 tokens; images are (n, channels, height, width) in [0, 1]
-    y: Tensor  # (n,) int64 class indices
+    y: Tensor  # (n,) int64 class indices, or (n, positions) with -100 where a position does not count
 
     def __repr__(self) -> str:
-        classes = len(self.y.unique())
-        return f"Labelled({len(self.x)} examples of shape {tuple(self.x.shape[1:])} in {classes} classes)"
+        told = f"{len(self.x)} examples of shape {tuple(self.x.shape[1:])}"
+        if self.y.ndim > 1:
+            return f"Labelled({told} with a class at each of {int((self.y != IGNORED).sum()):,} positions)"
+        return f"Labelled({told} in {len(self.y.unique())} classes)"
 
 # %% ../../nbs/rooms/base_data.ipynb #afc5b1c3
 def digits(
@@ -357,6 +359,9 @@ _STEADY = (
 
 def _told_targets(data: Batches) -> str:
     width = data.labels[0].size
+    if data.task == "dense":
+        counted = int((data.labels != IGNORED).sum())
+        return f"with a class at each of {counted:,} positions"
     return {
         "classes": f"in {len(np.unique(data.labels))} classes",
         "labels": f"with {width} label{'s' * (width != 1)} each",

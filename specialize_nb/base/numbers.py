@@ -13,6 +13,7 @@ __all__ = ["same_numbers", "spread_of"]
 
 _CLOSE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 # of the largest number: more than the order of summation changes
+_AT_ONCE = 2**22  # numbers that are compared together: a language model puts out hundreds of millions
 
 
 def same_numbers(
@@ -36,13 +37,19 @@ def same_numbers(
         return False
     if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
-    known, odd = one.isfinite(), [part[~part.isfinite()].nan_to_num() for part in (one, other)]
-    if not torch.equal(known, other.isfinite()) or not torch.equal(*odd):
-        return False
-    if not known.any():
-        return True
-    size = max(float(part[known].abs().max()) for part in (one, other))
-    return float((one[known] - other[known]).abs().max()) <= _CLOSE.get(one.abs().dtype, 0.0) * size
+    size = apart = 0.0
+    for a, b in zip(*(part.reshape(-1).split(_AT_ONCE) for part in (one, other)), strict=True):
+        known = a.isfinite()
+        if not torch.equal(known, b.isfinite()):
+            return False
+        if not bool(known.all()):
+            if not torch.equal(*(part[~known].nan_to_num() for part in (a, b))):
+                return False
+            a, b = a[known], b[known]
+        if a.numel():
+            size = max(size, float(a.abs().max()), float(b.abs().max()))
+            apart = max(apart, float((a - b).abs().max()))
+    return apart <= _CLOSE.get(one.abs().dtype, 0.0) * size
 
 
 def spread_of(

@@ -13,6 +13,7 @@ Modules:
 - `specialize_nb.base.results`: The base of all results: a frame, a picture, a verdict in words, and one file that keeps everything, without pickle.
 - `specialize_nb.base.signatures`: What a function takes, read from its source: names, types, defaults and what the comments say. Nothing is imported.
 - `specialize_nb.base.targets`: What targets say: classes, a class at each position, several labels, numbers, or nothing.
+- `specialize_nb.base.text`: Two kinds of text that come with Python, letter by letter
 - `specialize_nb.clusters.agreement`: Do two partitions, or two measures of similarity, see the same groups?
 - `specialize_nb.clusters.clusterability`: Is a network made of clusters at all, or does any network cut as well?
 - `specialize_nb.clusters.modularity`: Which units hold together more than their degrees explain, and is that news?

@@ -305,7 +305,11 @@ def test_bad_data():
         "a label short": (ValueError, "the pair of tensors has inputs of shape \\(6, 4\\) and 5 labels", (x, y[1:])),
         "a batch with a label short": (ValueError, "batch 0 has inputs of shape \\(6, 4\\) and 5 labels", [(x, y[1:])]),
         "a negative label": (ValueError, "example 0 has the label -1; class indices start at 0", (x, y - 1)),
-        "a class at each position": (ValueError, "a class at each position, which is not supp", (x, y.repeat(3, 1).T)),
+        "no position that counts": (
+            ValueError,
+            "of examples 0, 1, 2.* is -100, so that no position",
+            (x, y.repeat(3, 1).T * 0 - 100),
+        ),
         "two tensors in a list": (ValueError, "may be inputs and targets or two batches", [x, x]),
         "targets only at first": (ValueError, "targets of shape \\(6, 0\\), those before", [(x, y), (x, None)]),
         "words and then numbers": (TypeError, "words in some batches", [(x, list("abcdef")), (x, y)]),

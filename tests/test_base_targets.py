@@ -37,10 +37,15 @@ CLASSES, TABLE = [2, 0, 1, 1], [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
         (torch.tensor([1.0, 0, 1, 1], dtype=torch.bfloat16), "numbers", ("labels", "classes")),
         (torch.rand(4, 2, dtype=torch.float16) + 1, "numbers", ()),
         (torch.rand(4, 2, 3), "numbers", ()),
-        (TABLE, "labels", ()),
-        ([torch.tensor(row) for row in TABLE], "labels", ()),
+        (TABLE, "labels", ("dense",)),
+        ([torch.tensor(row) for row in TABLE], "labels", ("dense",)),
         (pd.DataFrame(TABLE).astype(float), "labels", ()),
-        (np.array(TABLE, dtype=bool), "labels", ()),
+        (np.array(TABLE, dtype=bool), "labels", ("dense",)),
+        ([[3, 1], [0, 2], [1, 1], [2, 2]], "dense", ("numbers",)),
+        (torch.tensor(CLASSES)[:, None, None].expand(4, 3, 3), "dense", ("numbers",)),
+        ([[3, -100], [-100, 2], [1, 0], [0, 1]], "dense", ()),
+        ([[3, -2], [0, 2], [1, 0], [0, 1]], "numbers", ()),
+        ([[2**40, 1], [0, 2], [1, 0], [0, 1]], "numbers", ()),
         (np.eye(4), "classes", ()),
     ],
 )
@@ -50,9 +55,9 @@ def test_the_task_of_every_form(given, task, others):
     assert (found.task, found.others) == (task, others) and len(raw) == 4
     names = class_names(raw)
     made = encoded(raw, task, names)
-    assert made.dtype == (np.int64 if task == "classes" else np.float64)
+    assert made.dtype == (np.int64 if task in ("classes", "dense") else np.float64)
     assert np.array_equal(encoded(made, task, names), made)  # what was read already stays as it is
-    assert check_said(raw, task) == ("" if not names else found.told)
+    assert check_said(raw, task) == (found.told if names or task == "dense" else "")
 
 
 def test_what_is_decided_is_told():
@@ -78,8 +83,8 @@ def test_what_is_decided_is_told():
             [[0.25, 0.75], [0.5, 0.5]],
             r"float64 of shape \(2, 2\): rows that sum to 1.*task='classes' takes the largest",
         ),
-        ([[3, 1], [0, 2]], "a class at each position, which is not supported yet.*task='numbers'"),
-        (np.zeros((2, 3, 3)), "which is not supported yet"),
+        (np.zeros((2, 3, 3)), "zeros and ones an example.*task='dense' takes them as a class at each position"),
+        ([[3, 1], [-100, -100]], "every target of example 1 is -100, so that no position counts: leave"),
         ([0.5, float("nan")], r"NaN or infinite targets in example 1, 1 of 2 examples: expected finite numbers"),
         (pd.Series([1, None], dtype="Int64"), "NaN or infinite targets in example 1"),
         ([[1.0, float("inf")], [1.5, 0]], "NaN or infinite targets in example 0, 1 of 2"),
@@ -126,6 +131,8 @@ def test_what_is_no_target_is_refused(given, error, match):
         (np.eye(2), "labels", [[1, 0], [0, 1]]),
         (np.ones((2, 2, 2)), "labels", [[1] * 4] * 2),
         ([3, 1], "none", [[], []]),
+        ([[3.0, 1.0], [0.0, -100.0]], "dense", [[3, 1], [0, -100]]),
+        ([[3], [0]], "dense", [[3], [0]]),
     ],
 )
 def test_what_is_said_is_believed(given, task, found):
@@ -153,7 +160,7 @@ def test_what_is_said_is_checked(given, task, match):
 def test_three_words_are_no_labels():
     with pytest.raises(ValueError, match="the targets are 3 words; labels are 0 or 1, or one of two words"):
         check_said(raw_targets(["a", "b", "c"], 3, ""), "labels")
-    assert TASKS == ("classes", "labels", "numbers", "none")
+    assert TASKS == ("classes", "dense", "labels", "numbers", "none")
 
 
 def test_numerals_are_numbers():

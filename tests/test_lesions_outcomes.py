@@ -232,6 +232,7 @@ def test_labels():
     assert_allclose(_label_kl(sure[0][None], sure[0], sure[1]), [[0.0]], atol=1e-12, strict=True)
     assert [find_outcomes(usual_outcomes(task), task=task, n_scores=3)[0].name for task in TASKS] == [
         "cross_entropy",
+        "cross_entropy",
         "binary_cross_entropy",
         "squared_error",
         "kl",

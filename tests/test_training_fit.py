@@ -13,9 +13,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from specialize_nb.base.data import Labelled, batches, digits
+from specialize_nb.base.text import next_token
 from specialize_nb.dev.testing import copier, planted_mlp, unchanged
 from specialize_nb.training.fit import Training, _evaluate, _steps, accuracy, fit, penalty
-from specialize_nb.training.models import cnn, mlp, vgg
+from specialize_nb.training.models import cnn, mlp, transformer, vgg
 
 
 def test_penalty():
@@ -297,7 +298,12 @@ def test_fit_errors():
             {},
             "`fit` needs integer class indices.*task='classes'",
         ),
-        "no targets": (mlp((4, 2)), x, {}, "`fit` needs integer class indices as targets; these data have no targets"),
+        "no targets": (
+            mlp((4, 2)),
+            x,
+            {},
+            "`fit` needs integer class indices .* as targets; these data have no targets",
+        ),
         "words that training does not have": (
             mlp((4, 2)),
             (x, ["a", "b"] * 4),
@@ -333,3 +339,30 @@ def test_words():
         assert_allclose(found.history.to_numpy(dtype=float), fits[0][0].history.to_numpy(dtype=float), rtol=1e-12)
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fits[0][1].parameters(), strict=True))
     assert accuracy(fits[0][1], TensorDataset(x, y)) == accuracy(fits[0][1], (x, words)) == accuracy(fits[0][1], (x, y))
+
+
+def test_dense():
+    ids = (torch.arange(6) + torch.arange(120)[:, None]) % 7
+    pair = next_token(ids)
+    pair.y[::3, :2] = -100
+    counts = transformer(tokens=7, length=6, width=16, heads=2, depth=1)
+    training = fit(counts, pair, valid=pair, epochs=15, lr=0.02, batch_size=20)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(counts(pair.x).transpose(1, 2), pair.y, reduction="none")
+    by_hand = (losses.sum(1) / (pair.y != -100).sum(1)).mean()
+    assert_allclose(training.history["valid_loss"].iloc[-1], by_hand, rtol=1e-4)
+    assert training.history["train_loss"].iloc[0] > 1 > 0.1 > training.history["train_loss"].iloc[-1]
+    assert accuracy(counts, pair) == 1 == training.history["valid_accuracy"].iloc[-1]
+
+    class Turned(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).transpose(1, 2)
+
+    assert accuracy(Turned(counts).eval(), pair) == 1  # classes along axis 1, as in segmentation
+    with pytest.raises(ValueError, match=r"output for 2 examples is \(2, 7\): expected \(batch, 6, classes\)"):
+        accuracy(nn.Sequential(Turned(counts), nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval(), pair)
+    training

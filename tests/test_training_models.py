@@ -6,7 +6,9 @@ from torch import nn
 
 from specialize_nb.base.seeds import seeded
 from specialize_nb.dev.testing import copier, unchanged
-from specialize_nb.training.models import cnn, mlp, vgg
+from specialize_nb.network.perturbation import check_wiring
+from specialize_nb.network.units import trace
+from specialize_nb.training.models import cnn, mlp, transformer, vgg
 
 
 def test_seeded():
@@ -79,3 +81,36 @@ def test_networks():
             make()
         said[name] = str(caught.value)
     said
+
+
+def test_transformer():
+    small = transformer(tokens=11, length=9, width=8, heads=2, depth=2)
+    block = 4 * 8 * 8 + 4 * 8 + 2 * 8 * 32 + 32 + 8 + 4 * 8
+    assert (
+        sum(p.numel() for p in small.parameters()) == 11 * 8 + 9 * 8 + 2 * block + 2 * 8 + 8 * 11 and not small.training
+    )
+    tokens = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 11
+    with torch.no_grad():
+        before, after = small(tokens), small(changed)
+    assert (
+        before.shape == (3, 9, 11)
+        and torch.equal(before[:, :5], after[:, :5])
+        and (before != after)[:, 5:].any(-1).all()
+    )
+    same, other = (nn.utils.parameters_to_vector(transformer(seed=seed, width=8).parameters()) for seed in (0, 1))
+    with unchanged(copier()):
+        assert torch.equal(same, nn.utils.parameters_to_vector(transformer(width=8).parameters())) and not torch.equal(
+            same, other
+        )
+    network = trace(small.double(), tokens)
+    wires = check_wiring(network, tokens)
+    assert not network.unknown and len(wires) > 20 and not wires["missing"].any() and not wires["idle"].any()
+    for wrong, match in (
+        (dict(width=9), "got width=9 and heads=4"),
+        (dict(depth=0), "got depth=0: every size is at least 1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            transformer(**wrong)
+    network

@@ -27,7 +27,17 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from .targets import IGNORED, TASKS, Task, TaskFound, check_said, class_names, encoded, raw_targets, task_of
+from specialize_nb.base.targets import (
+    IGNORED,
+    TASKS,
+    Task,
+    TaskFound,
+    check_said,
+    class_names,
+    encoded,
+    raw_targets,
+    task_of,
+)
 from .words import check_choice
 
 # %% ../../nbs/rooms/base_data.ipynb #5a0c8a23

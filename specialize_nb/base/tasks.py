@@ -112,6 +112,10 @@ def settled(
     """
     if not data.others:
         return data
+    if "dense" in (data.task, *data.others):  # whether scores are at positions, `Subject` looks
+        found = retasked(data, next(one for one in (data.task, *data.others) if one != "dense"))
+        told = "The model puts out no scores at positions, so the targets are taken as numbers to predict."
+        return replace(found, notes=(*found.notes, told)) if found.task == "numbers" else found
     said, flat = "say `task` if they are something else", data.labels
     if n_scores == 1:
         task: Task = "labels" if bool(np.isin(flat, (0, 1)).all()) else "numbers"

@@ -492,7 +492,7 @@ def _proved(engine: LesionEngine, subject: Subject, node: str) -> LesionEngine:
     if not subject.network.program.any_batch:
         return engine
     tensors = first_batch(subject)
-    tried = min(_TRIED, _HELD // (3 * max(cut.peak for cut in engine.cuts.values())))
+    tried = min(_TRIED, _HELD // (3 * max((cut.peak for cut in engine.cuts.values()), default=1)))
     few, why = [one[: max(2, min(tried, len(one) // 3))] for one in tensors], {}
     if engine.noise is not None:
         why = dict.fromkeys(engine.cuts, "it draws at random, and all lesions are to meet the same draws")

@@ -257,7 +257,8 @@ def _of_axis(ways: list[Dense], class_axis: int | None, told: str) -> Dense:
     if not ways:
         raise ValueError(f"{told}: axis {class_axis} cannot count classes; leave `class_axis` out")
     if len(ways) > 1:
-        raise ValueError(f"{told}: two axes can count classes; say which with class_axis=1 or class_axis=-1")
+        said = "say which with Subject.of(model, data, class_axis=1), or -1"
+        raise ValueError(f"{told}: two axes can count classes; {said}")
     return ways[0]
 
 

@@ -26,6 +26,7 @@ from ..base.data import Batches, batches
 from ..base.devices import typed_as
 from ..base.results import Result
 from ..base.seeds import seeded
+from ..base.targets import IGNORED, Task
 from ..base.tasks import check_labels, check_task, ordered_as
 from ..base.words import counted
 
@@ -61,6 +62,8 @@ def accuracy(
 ) -> float:
     """For which share of the examples is the largest score the label's, in [0, 1]? Ties go to the first class.
 
+    Where each position has a class, as in a language model, it is the mean over examples of their positions' share.
+
     Parameters
     ----------
     model : nn.Module
@@ -72,12 +75,13 @@ def accuracy(
     -------
     float
 
-    Raises: `ValueError` if the model is in training mode, its output is not (batch, classes), or a label has no score.
+    Raises: `ValueError` if the model is in training mode, its output holds no scores for such targets, or a label has
+    no score.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("`model` is in training mode, so dropout and batch norm would change it; call `model.eval()`")
     data = batches(data)
-    check_task(data, ("classes",), "`accuracy`")
+    check_task(data, _TAUGHT, "`accuracy`")
     check_labels(data, _n_classes(model, data))
     return _evaluate(model, data)[1]
 
@@ -87,21 +91,42 @@ def _n_classes(model: nn.Module, data: Batches) -> int:
     with torch.no_grad():
         scores = model(typed_as(data.example, model))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-    n = len(pytree.tree_leaves(data.example)[0])
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != n:
-        raise ValueError(f"the model's output for {n} examples is {shape}: expected (batch, classes)")
-    return scores.shape[1]
+    n, positions = len(pytree.tree_leaves(data.example)[0]), data.labels.shape[1:]
+    if not isinstance(scores, Tensor) or len(scores) != n or _class_axis(scores, positions) is None:
+        wanted = f"(batch, {', '.join(map(str, positions))}, classes)" if positions else "(batch, classes)"
+        raise ValueError(f"the model's output for {n} examples is {shape}: expected {wanted}")
+    return scores.shape[_class_axis(scores, positions)]
+
+# %% ../../nbs/rooms/training_fit.ipynb #31f60e80
+_TAUGHT: tuple[Task, ...] = ("classes", "dense")
+
+
+def _class_axis(scores: Tensor, positions: tuple[int, ...]) -> int | None:
+    """Which axis counts classes: the last, or the one after the examples; None if neither can."""
+    sizes = tuple(scores.shape[1:])
+    if len(sizes) != len(positions) + 1:
+        return None
+    return -1 if sizes[:-1] == positions else 1 if sizes[1:] == positions else None
+
+
+def _rows(scores: Tensor, y: Tensor) -> Tensor:
+    """Scores (..., classes), a row for each target."""
+    return scores.movedim(_class_axis(scores, tuple(y.shape[1:])), -1)
 
 
 @torch.no_grad()
 def _evaluate(model: nn.Module, data: Batches) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
-    loss, right = 0.0, 0
+    loss, right = 0.0, 0.0
     for x, y in data:
         scores = model(typed_as(x, model))
         y = y.to(scores.device)
-        loss += float(functional.cross_entropy(scores.double(), y, reduction="sum"))
-        right += int((scores.argmax(1) == y).sum())
+        rows, own = _rows(scores, y).reshape(-1, scores.shape[_class_axis(scores, tuple(y.shape[1:]))]), y.flatten()
+        losses = functional.cross_entropy(rows.double(), own, reduction="none", ignore_index=IGNORED)
+        share = (y != IGNORED).reshape(len(y), -1).double()
+        share /= share.sum(1, keepdim=True)
+        loss += float((losses.view_as(share) * share).sum())
+        right += float(((rows.argmax(1) == own).view_as(share) * share).sum())
     return loss / data.n, right / data.n
 
 # %% ../../nbs/rooms/training_fit.ipynb #a4d8d3e4
@@ -200,7 +225,7 @@ def _epoch(
     for step, (x, y) in enumerate(steps):
         optimizer.zero_grad()
         scores = model(typed_as(x, model))
-        loss = functional.cross_entropy(scores, y.to(scores.device))
+        loss = functional.cross_entropy(_rows(scores, y).flatten(0, -2), y.to(scores.device).flatten())
         objective = loss + penalty(model, l1=l1, l2=l2) if l1 or l2 else loss
         added = None if callers.cost is None else callers.added(model, loss)
         objective = objective if added is None else objective + added
@@ -233,7 +258,7 @@ def fit(
     seed: int = 0,  # Seeds the order of the examples and dropout; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Training:
-    """Train a classifier with Adam on the cross-entropy.
+    """Train a classifier, or a model that says a class at each position, with Adam on the cross-entropy.
 
     Parameters
     ----------
@@ -315,10 +340,10 @@ def _checked(model: nn.Module, valid: Any, **settings: Any) -> dict[str, Any]:
 def _prepare(model: nn.Module, train: Any, valid: Any) -> tuple[Any, Batches | None]:
     """Training and validation data, checked; a pair of tensors stays a pair, which can be shuffled."""
     checked = batches(train, ordered=False)
-    check_task(checked, ("classes",), "`fit`")
+    check_task(checked, _TAUGHT, "`fit`")
     check_labels(checked, n_classes := _n_classes(model, checked))
     if valid is not None:
-        check_task(valid := batches(valid), ("classes",), "`fit`")
+        check_task(valid := batches(valid), (checked.task,), "`fit`")
         valid = ordered_as(valid, checked.names, "Classes are numbered as in training.") if valid.names else valid
         check_labels(valid, n_classes)
     if isinstance(train, tuple | list) and isinstance(train[0], Tensor | np.ndarray):

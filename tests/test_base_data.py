@@ -302,6 +302,7 @@ def test_bad_data():
         ),
         "nan in a pair": (ValueError, "the pair of tensors has NaN or infinite inputs in 2 of 6", (spoilt, y)),
         "a nan scalar": (ValueError, "NaN or infinite inputs in 1 of 2", (spoilt[3:5, 1], y[:2])),
+        "three tables": (TypeError, "is a tuple of 3, not a pair \\(inputs, labels\\); several inputs", (x, y, y)),
         "a label short": (ValueError, "the pair of tensors has inputs of shape \\(6, 4\\) and 5 labels", (x, y[1:])),
         "a batch with a label short": (ValueError, "batch 0 has inputs of shape \\(6, 4\\) and 5 labels", [(x, y[1:])]),
         "a negative label": (ValueError, "example 0 has the label -1; class indices start at 0", (x, y - 1)),

@@ -9,6 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
+from specialize_nb.base.tasks import check_labels
 from specialize_nb.dev.testing import unchanged
 from specialize_nb.network import outputs as module
 from specialize_nb.network.answers import outputs_of, record, scores_node, scores_of
@@ -88,6 +89,22 @@ def test_which_of_several_outputs_can_be_said():
         ValueError, match=r"the output 'choice' of Head is \(batch,\) int64; for task='classes' it has to"
     ):
         scores_of(Subject.of(integer, (x, classes()), output="choice"))
+
+
+@pytest.mark.parametrize("out", [lambda h, s: s[:, :, None, None], lambda h, s: s[:, None]])
+def test_class_scores_may_have_axes_of_one(out):
+    data = (examples(), torch.arange(12) % 3)
+    plain, more = (Subject.of(build(one), data) for one in (lambda h, s: s, out))
+    assert more.scores_node.n == 3
+    np.testing.assert_array_equal(outputs_of(more), outputs_of(plain))
+
+
+def test_whole_targets_that_no_scores_fit_are_told_what_they_may_be():
+    data = (examples(), torch.arange(24).view(12, 2) % 3)
+    with pytest.raises(ValueError, match="the model puts out 3: .*classes at positions need a score for each class"):
+        check_labels(Subject.of(build(), data).data, 3)
+    with pytest.raises(ValueError, match="the output of Head is no tensor; one of them has to be"):
+        Subject.of(build(lambda h, s: None), (examples(), torch.arange(12) % 3)).scores_node
 
 
 def test_the_targets_tell_apart_outputs_of_other_sizes():

@@ -694,6 +694,8 @@ def _is_whole(data: Any) -> bool:
     """All examples in one piece, not batches of them?"""
     if isinstance(data, Mapping) or _is_table(data):
         return True
+    if isinstance(data, tuple) and len(data) != 2 and all(map(_is_table, data)):
+        return True  # which is told what a pair is
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     x, y = data

@@ -50,7 +50,10 @@ def check_labels(
         labels, numbers = f"{counted(width, 'label')} of 0 or 1", f"{counted(width, 'number')} to predict"
         kind = labels if data.task == "labels" else numbers
         message = f"the targets have {kind} an example, and the model puts out {n_scores}"
-        raise ValueError(f"{message}: give as many, or say with `output` which output is meant, or `task`")
+        advice = "give as many, or say with `output` which output is meant, or `task`"
+        dense = width > 1 and (data.labels == data.labels.round()).all()
+        hint = "; classes at positions need a score for each class at each position" if dense else ""
+        raise ValueError(f"{message}: {advice}{hint}")
 
 
 def check_task(

@@ -297,8 +297,8 @@ def _fits(network: Network, node: str, task: Task) -> bool:
     if not _is_plain(network, node):
         return False
     value = network.program.value(node)
-    if task == "classes":
-        return value.ndim == 2 and _size(network, node) >= 2
+    if task == "classes":  # (n, C, 1, 1), as networks of convolutions put out, is (n, C)
+        return sum(size != 1 for size in value.shape[1:]) == 1
     return _size(network, node) >= 1 and (value.ndim <= 2 or task != "labels")
 
 
@@ -328,7 +328,8 @@ def told_outputs(
     -------
     str
     """
-    return "; ".join(f"{label!r} {_told(network, node)}".removeprefix("'' ") for label, node in _outputs(network))
+    told = (f"{label!r} {_told(network, node)}".removeprefix("'' ") for label, node in _outputs(network))
+    return "; ".join(told) or "no tensor"
 
 
 def _told(network: Network, node: str) -> str:

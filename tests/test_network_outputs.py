@@ -101,7 +101,7 @@ def test_class_scores_may_have_axes_of_one(out):
 
 def test_whole_targets_that_no_scores_fit_are_told_what_they_may_be():
     data = (examples(), torch.arange(24).view(12, 2) % 3)
-    with pytest.raises(ValueError, match="the model puts out 3: .*classes at positions need a score for each class"):
+    with pytest.raises(ValueError, match=r"the model puts out 3: .*classes at positions need a score for each class"):
         check_labels(Subject.of(build(), data).data, 3)
     with pytest.raises(ValueError, match="the output of Head is no tensor; one of them has to be"):
         Subject.of(build(lambda h, s: None), (examples(), torch.arange(12) % 3)).scores_node

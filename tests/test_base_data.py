@@ -302,6 +302,11 @@ def test_bad_data():
         ),
         "nan in a pair": (ValueError, "the pair of tensors has NaN or infinite inputs in 2 of 6", (spoilt, y)),
         "a nan scalar": (ValueError, "NaN or infinite inputs in 1 of 2", (spoilt[3:5, 1], y[:2])),
+        "edges of one graph": (
+            ValueError,
+            "inputs of shape \\(2, 9\\) and 6 labels.*share.*in a module around the model",
+            ((x, torch.zeros(2, 9)), y),
+        ),
         "three tables": (TypeError, "is a tuple of 3, not a pair \\(inputs, labels\\); several inputs", (x, y, y)),
         "a label short": (ValueError, "the pair of tensors has inputs of shape \\(6, 4\\) and 5 labels", (x, y[1:])),
         "a batch with a label short": (ValueError, "batch 0 has inputs of shape \\(6, 4\\) and 5 labels", [(x, y[1:])]),

@@ -473,7 +473,7 @@ def _checked(item: Any, where: str) -> _Item:
         )
     raw = raw_targets(targets, len(leaves[0]) if leaves[0].ndim else 0, where)
     for one in leaves:
-        _check_input(one, len(raw), where)
+        _check_input(one, len(raw), where, _SHARED if len(leaves) > 1 else "")
     return _Item(x, raw, key)
 
 
@@ -579,9 +579,16 @@ def _tensor(x: Any, where: str) -> Tensor:
         raise TypeError(f"{where} holds inputs ({kind}) that are no table of numbers: {error}") from error
 
 # %% ../../nbs/rooms/base_data.ipynb #1fba1e60
-def _check_input(x: Tensor, n: int, where: str) -> None:
+_SHARED = (
+    "; what all examples share, such as the edges of one graph, is kept in a module around the model, as a buffer, whose "
+    "`forward(x)` calls `model(x, edges)`"
+)
+
+
+def _check_input(x: Tensor, n: int, where: str, hint: str) -> None:
     if not x.ndim or len(x) != n:
-        raise ValueError(f"{where} has inputs of shape {tuple(x.shape)} and {n} labels: one label for each input")
+        told = f"{where} has inputs of shape {tuple(x.shape)} and {n} labels: one label for each input"
+        raise ValueError(told + hint)
     known = x.isfinite()
     if not known.all() and not x[known].any() and (x[~known] == -torch.inf).all():
         return  # 0 and -inf alone: a mask that is added to scores of attention

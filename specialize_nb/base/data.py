@@ -580,8 +580,8 @@ def _tensor(x: Any, where: str) -> Tensor:
 
 # %% ../../nbs/rooms/base_data.ipynb #1fba1e60
 _SHARED = (
-    "; what all examples share, such as the edges of one graph, is kept in a module around the model, as a buffer, whose "
-    "`forward(x)` calls `model(x, edges)`"
+    "; what all examples share, such as the edges of one graph, is kept in a module around the model, as a buffer, "
+    "whose `forward(x)` calls `model(x, edges)`"
 )
 
 

@@ -2,12 +2,13 @@
 
     python bench/torchvision_models.py                 # all of them; goes on where it was broken off
     python bench/torchvision_models.py resnet18 vgg11  # these alone, anew
+    python bench/torchvision_models.py --quick         # of those not known yet no clusters by activations, no audit
     python bench/torchvision_models.py --table         # what is known so far
 
 Each model is traced, partitioned and prepared on 8 small images in a process of its own, which ends at a limit of
 time and memory; of each family the smallest is audited as a whole, with few controls and short pictures, all else as
-it is by default. A row a model goes to bench/torchvision_models.csv: layers, units, seconds of one processor for each
-stage, and notes or the error.
+it is by default; with `--quick` models are traced, cut by weights and prepared. A row a model goes to
+bench/torchvision_models.csv: layers, units, seconds of one processor for each stage, and notes or the error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COLUMNS = ["model", "parameters", "pixels", "layers", "units", "trace_s", "parti
 COLUMNS += ["audit_s", "sub_clusters", "memory_gb", "notes", "error"]
 
 PIXELS = {"vit": 224, "maxvit": 224, "inception": 96}  # Of models that need more than 64
-FEW = dict(n_controls=3, n_visual=1, steps=2, n_boot=5, n_exhibits=1)
+FEW: dict[str, Any] = dict(alpha=0.5, n_controls=3, n_visual=1, steps=2, n_boot=5, n_exhibits=1)
 MOST_GB = 20.0
 
 
@@ -61,7 +62,7 @@ def stage(row: dict[str, Any], name: str) -> Iterator[None]:
     print(json.dumps(row), flush=True)  # the last line that is whole is what the parent keeps
 
 
-def examined(name: str, whole: bool) -> None:
+def examined(name: str, whole: bool, quick: bool) -> None:
     """One model, in a process of its own. Prints what is known after each stage."""
     import torch
     import torchvision
@@ -78,18 +79,19 @@ def examined(name: str, whole: bool) -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     pixels = next((size for start, size in PIXELS.items() if name.startswith(start)), 64)
-    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, **quick).eval()
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
     data = torch.randn(8, 3, pixels, pixels), torch.arange(8)
     row: dict[str, Any] = {"pixels": pixels}
     with stage(row, "trace_s"):
         network = trace(model, data[0][:2])
     hidden = [layer for layer in network.layers if layer.kind == "hidden"]
     row |= {"layers": len(hidden), "units": sum(layer.n_units for layer in hidden)}
-    row["notes"] = " ".join([*network.notes, *(f"unknown: {one.op}" for one in network.unknown)])
+    left = ["Clusters by activations were not tried."] * quick
+    row["notes"] = " ".join([*network.notes, *(f"unknown: {one.op}" for one in network.unknown), *left])
     subject, partitions = Subject.of(model, data, network=network, split=True), {}
     with stage(row, "partition_s"):
-        for kind in (KINDS["weights"], KINDS["activations"]):
+        for kind in (KINDS["weights"], *([] if quick else [KINDS["activations"]])):
             if why := kind.missing(subject):
                 row["notes"] = f"{row['notes']} No graph of {kind.label}: {why}.".strip()
                 continue
@@ -116,9 +118,9 @@ def used(pid: int) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30, ticks / os.sysconf("SC_CLK_TCK")
 
 
-def asked(name: str, whole: bool, most_s: float) -> dict[str, Any]:
+def asked(name: str, whole: bool, quick: bool, most_s: float) -> dict[str, Any]:
     """The row of one model, from a process that is watched."""
-    words = [sys.executable, __file__, "--one", name, *(["--whole"] if whole else [])]
+    words = [sys.executable, __file__, "--one", name, *["--whole"] * whole, *["--quick"] * quick]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, ended = 0.0, ""
     while child.poll() is None and not ended:
@@ -154,18 +156,20 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names; none: all that are not known yet")
     parser.add_argument("--seconds", type=float, default=600, help="of computing, limit of one model (default: 600)")
     parser.add_argument("--prepare", action="store_true", help="no whole audits")
+    parser.add_argument("--quick", action="store_true", help="no clusters by activations, no audits")
     parser.add_argument("--table", action="store_true", help="print what is known")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        examined(options.one, options.whole)
+        examined(options.one, options.whole, options.quick)
         return
     rows = known()
     for name, n_parameters, smallest in all_models() if not options.table else ():
         if name not in options.models if options.models else name in rows:
             continue
-        row = asked(name, smallest and not options.prepare, options.seconds)
+        whole = smallest and not (options.prepare or options.quick)
+        row = asked(name, whole, options.quick, options.seconds)
         rows = known() | {name: {"model": name, "parameters": n_parameters} | row}
         keep(rows)
         print(", ".join(f"{key} {value}" for key, value in rows[name].items() if value != ""), flush=True)

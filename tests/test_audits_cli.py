@@ -201,7 +201,7 @@ def test_mistakes():
         "audit my_model.py:make_modle --data digits": "did you mean 'make_model'",
         f"{AUDIT} --out my_model.py": "'my_model.py' is a file, not a folder",
         f"{AUDIT} --out . --name taken": "'taken' exists and is no saved audit",
-        f"{AUDIT} --task number": "argument --task: invalid choice: 'number' (choose from classes, labels, numbers, none)",
+        f"{AUDIT} --task number": "argument --task: invalid choice: 'number' (choose from classes, dense, labels, numbers, none)",
         f"{AUDIT} --task numbers": "the targets have 1 number to predict an example, and the model puts out 10",
         "audit my_model.py:make_model --data my_model.py:make_numbers --outcomes kl": "'kl'",
         f"{AUDIT} --output logits": "has no output 'logits': it is alone and has no name",

@@ -386,7 +386,7 @@ def _layout(prog: str) -> argparse.HelpFormatter:
 def _subject_options(parser: argparse.ArgumentParser) -> Any:
     """The network, and the data it is judged on. Returns the group of the network's."""
     network = parser.add_argument_group("the network")
-    network.add_argument("model", metavar="MODEL", help="FILE.py:FACTORY or package.module:FACTORY")
+    network.add_argument("model", metavar="MODEL", help="FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER")
     _add_options(network, _LOAD, ["weights"])
     data = parser.add_argument_group("the data it is judged on")
     *first, last = map(_source_in_words, sources.SOURCES)
@@ -524,6 +524,8 @@ def _prepared(options: argparse.Namespace, prefix: str = "") -> tuple[nn.Module,
     factory = sources.check_model(options.model, getattr(options, "weights", None))
     split = {name for one in sources.SOURCES for name in one.names()}
     about_data = {name: value for name, value in vars(options).items() if name in split}
+    if options.model.startswith(sources.HUB) and options.data.startswith("text:"):
+        about_data = {"tokenizer": options.model.removeprefix(sources.HUB)} | about_data
     sources.check_data(options.data, about_data)
     out = Path(getattr(options, "out", None) or f"{prefix}-{_slug(factory)}")
     if prefix:
@@ -665,7 +667,14 @@ def _saved(given: Path) -> list[Path]:
     return inside
 
 
-_MISTAKES = (UserError, ValueError, KeyError, TypeError, OSError)  # What the package raises for input it cannot use
+_MISTAKES = (
+    UserError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    ImportError,
+)  # What the package raises for input it cannot use
 
 
 def main(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from specialize_nb.base.data import Batches
 
 __all__ = [
+    "HUB",
     "SOURCES",
     "Source",
     "UserError",
@@ -224,6 +225,16 @@ SOURCES = (
     Source(name="fashion", fixed={"name": "FashionMNIST"}, **_TORCHVISION),
     Source(name="cifar10", fixed={"name": "CIFAR10"}, **_TORCHVISION),
     Source(
+        name="text", reads="base.text.text", preset={"split": "test"}, words="code and prose of Python, {split} split"
+    ),
+    Source(
+        name="text:FILE",
+        reads="audits.hub.text_file",
+        given="given",
+        takes=lambda given: given.startswith("text:"),
+        words="{given}",
+    ),
+    Source(
         name="a folder of images",
         reads="base.data.image_folder",
         given="root",
@@ -379,25 +390,32 @@ def made_by(
 
 
 def check_model(
-    given: str,  # FILE.py:FACTORY or package.module:FACTORY
+    given: str,  # FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER
     weights: str | Path | None = None,  # File of a state dict
-) -> str:  # The factory's name
+) -> str:  # The factory's name, or the folder's
     """Is there such a file? Runs and reads nothing.
 
     Parameters
     ----------
     given : str
-        FILE.py:FACTORY or package.module:FACTORY
+        FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER
     weights : str | Path | None, default None
         File of a state dict
 
     Returns
     -------
     str
-        The factory's name
+        The factory's name, or the folder's
 
     Raises: `UserError` if not.
     """
+    if given.startswith(HUB):
+        folder = Path(given.removeprefix(HUB))
+        if weights:
+            raise UserError(f"{given!r} has its own weights: leave --weights out, or give FILE.py:FACTORY")
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder.as_posix()!r}: {HUB}FOLDER is one that save_pretrained has written")
+        return folder.resolve().name
     name = _split(given, "the model")[1]
     if weights and not Path(weights).is_file():
         raise UserError(f"no file of weights {Path(weights).as_posix()!r}")
@@ -405,7 +423,7 @@ def check_model(
 
 
 def load_model(
-    given: str,  # FILE.py:FACTORY or package.module:FACTORY
+    given: str,  # FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER
     *,
     weights: str | Path | None = None,  # File of its state dict, as kept by torch.save
     device: str = "cpu",  # Where to compute: cpu, cuda, ...
@@ -416,7 +434,7 @@ def load_model(
     Parameters
     ----------
     given : str
-        FILE.py:FACTORY or package.module:FACTORY
+        FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER
     weights : str | Path | None, default None
         File of its state dict, as kept by torch.save
     device : str, default 'cpu'
@@ -435,7 +453,7 @@ def load_model(
     from torch import nn
 
     with _seeded(seed):
-        factory = _factory(given, "the model")
+        factory = _from_hub(given) if given.startswith(HUB) else _factory(given, "the model")
         model = factory if isinstance(factory, nn.Module) else _call(given, factory)
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -447,6 +465,18 @@ def load_model(
         return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used: {one_line(error)}") from error
+
+
+HUB = "hf:"  # a folder in the layout of Hugging Face
+
+
+def _from_hub(given: str) -> nn.Module:
+    from specialize_nb.audits.hub import load_folder
+
+    try:
+        return load_folder(given.removeprefix(HUB))
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def check_fits(

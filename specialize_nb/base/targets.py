@@ -306,7 +306,8 @@ def _classes_said(y: np.ndarray) -> str:
     if y.min() < 0:
         i = int(np.flatnonzero(y.ravel() < 0)[0])
         ignored = "examples to be ignored have to be left out" if (y == -100).any() else ""
-        hint = ignored or "if the targets are numbers to be predicted say task='numbers'"
+        signs = "if -1 and 1 are two classes give (y > 0), " if np.isin(y, (-1, 1)).all() else ""
+        hint = ignored or f"{signs}if the targets are numbers to be predicted say task='numbers'"
         raise ValueError(f"example {i} has the label {y.ravel()[i]}; class indices start at 0; {hint}")
     if y.max() >= _TOO_MANY:
         i = int(y.ravel().argmax())
@@ -331,8 +332,9 @@ def _dense_said(y: np.ndarray) -> str:
     if (none := ~counted.reshape(len(y), -1).any(1)).any():
         told = f"every target of {_some(np.flatnonzero(none))} is {IGNORED}, so that no position counts"
         raise ValueError(f"{told}: leave these examples out")
-    share = 1 - counted.mean()
-    return f"{share:.0%} of the positions have the target {IGNORED} and do not count." if share else ""
+    if counted.all() or (y.ndim == 2 and counted[:, :-1].all()):  # what follows the last token is never known
+        return ""
+    return f"{1 - counted.mean():.0%} of the positions have the target {IGNORED} and do not count."
 
 
 def words_told(

@@ -125,11 +125,24 @@ def network_race(model: nn.Module, x: torch.Tensor, k: int) -> Race:
     return Race(ours, peer, same)
 
 
-def vision_race(name: str) -> Race:
+def depth_race(model: nn.Module, x: torch.Tensor, k: int) -> Race:
+    """With depth removed, beside the published cut."""
+    graph = weight_graph(trace(model.eval().requires_grad_(False), x))
+    with tempfile.TemporaryDirectory() as folder:
+        write_sides(graph, folder)
+        removed, kept = Side("removed", folder, k), Side("ours", folder, k)
+    return Race(removed, kept, lambda mine, theirs: f"peak memory {mine.mb:,.0f} and {theirs.mb:,.0f} MB")
+
+
+def vision(name: str) -> tuple[nn.Module, torch.Tensor, int]:
     import torchvision
 
     torch.manual_seed(0)
-    return network_race(getattr(torchvision.models, name)(weights=None), torch.randn(2, 3, 224, 224), 12)
+    return getattr(torchvision.models, name)(weights=None), torch.randn(2, 3, 224, 224), 12
+
+
+def vision_race(name: str) -> Race:
+    return network_race(*vision(name))
 
 
 @measure("spectral_partition, VGG-16, 12 clusters", peer="sklearn SpectralClustering, same adjacency", rounds=1)
@@ -146,7 +159,30 @@ def resnet50() -> Race:
     "spectral_partition, MLP 784-4096x3-10, 12 clusters", peer="sklearn SpectralClustering, same adjacency", rounds=1
 )
 def wide_mlp() -> Race:
+    return network_race(*wide())
+
+
+def wide() -> tuple[nn.Module, torch.Tensor, int]:
     torch.manual_seed(0)
     sizes = (784, 4096, 4096, 4096, 10)
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return network_race(nn.Sequential(*layers[:-1]), torch.randn(2, sizes[0]), 12)
+    return nn.Sequential(*layers[:-1]), torch.randn(2, sizes[0]), 12
+
+
+@measure("spectral_partition, depth removed, VGG-16, 12 clusters", peer="spectral_partition, depth kept", rounds=3)
+def vgg16_depth() -> Race:
+    return depth_race(*vision("vgg16"))
+
+
+@measure("spectral_partition, depth removed, ResNet-50, 12 clusters", peer="spectral_partition, depth kept", rounds=3)
+def resnet50_depth() -> Race:
+    return depth_race(*vision("resnet50"))
+
+
+@measure(
+    "spectral_partition, depth removed, MLP 784-4096x3-10, 12 clusters",
+    peer="spectral_partition, depth kept",
+    rounds=3,
+)
+def wide_mlp_depth() -> Race:
+    return depth_race(*wide())

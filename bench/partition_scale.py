@@ -1,12 +1,13 @@
 """One side of a race of measure_partition.py, in a process of its own: only so can its memory be told.
 
-`python partition_scale.py ours|peer FOLDER K` reads its input from FOLDER, says so, and clusters once for each line.
+`python partition_scale.py ours|removed|peer FOLDER K` reads its input from FOLDER, says so, and clusters once a line.
 """
 
 import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def memory(which: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def ours(folder: Path, k: int) -> tuple[float, Callable[[], tuple[np.ndarray, str]]]:
+def ours(folder: Path, k: int, depth: str = "keep") -> tuple[float, Callable[[], tuple[np.ndarray, str]]]:
     import torch
 
     from specialize_nb.clusters.spectral import spectral_partition
@@ -31,7 +32,7 @@ def ours(folder: Path, k: int) -> tuple[float, Callable[[], tuple[np.ndarray, st
     pairs = map(tuple, fields.pop("pairs"))
     blocks = {pair: torch.from_numpy(np.load(folder / f"block{i}.npy")) for i, pair in enumerate(pairs)}
     graph = UnitGraph(layers=tuple(fields["layers"]), sizes=tuple(fields["sizes"]), blocks=blocks)
-    return before, lambda: (np.concatenate(list(spectral_partition(graph, k).labels.values())), "")
+    return before, lambda: (np.concatenate(list(spectral_partition(graph, k, depth=depth).labels.values())), "")
 
 
 def peer(folder: Path, k: int) -> tuple[float, Callable[[], tuple[np.ndarray, str]]]:
@@ -56,7 +57,8 @@ def peer(folder: Path, k: int) -> tuple[float, Callable[[], tuple[np.ndarray, st
 def main(side: str, folder: str, k: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what SuperLU prints when memory runs out is no answer
-    before, cluster = {"ours": ours, "peer": peer}[side](Path(folder), int(k))
+    sides = {"ours": ours, "removed": partial(ours, depth="remove"), "peer": peer}
+    before, cluster = sides[side](Path(folder), int(k))
     print("ready", flush=True, file=answers)
     for target in sys.stdin:
         labels, note = cluster()

@@ -4,6 +4,7 @@ Modules:
 
 - `specialize_nb.audits.audit`: Which groups of units in a network are locally specialized?
 - `specialize_nb.audits.cli`: Audits from the shell, without writing Python
+- `specialize_nb.audits.hub`: Models and texts in the layout of Hugging Face, from folders and files that are there.
 - `specialize_nb.audits.kinds`: The kinds of graph an audit can cluster, one row each: how it is built and cut, and what is asked of its clusters.
 - `specialize_nb.audits.lockstep`: Lesions and coherence of several partitions, drawn look by look as the lists of one audit.
 - `specialize_nb.audits.report`: One page that tells people who were not there what was found.
@@ -15,7 +16,10 @@ Modules:
 - `specialize_nb.base.targets`: What targets say: classes, a class at each position, several labels, numbers, or nothing.
 - `specialize_nb.base.text`: Two kinds of text that come with Python, letter by letter
 - `specialize_nb.clusters.agreement`: Do two partitions, or two measures of similarity, see the same groups?
+- `specialize_nb.clusters.barber`: The modularity of clusters that run through layers: the sum of what each pair of layers has of it.
+- `specialize_nb.clusters.blocks`: Modules that run through layers: each pair of layers beside what the strengths of its units explain.
 - `specialize_nb.clusters.clusterability`: Is a network made of clusters at all, or does any network cut as well?
+- `specialize_nb.clusters.contrast`: Which units answer more to one kind of input than to another?
 - `specialize_nb.clusters.modularity`: Which units hold together more than their degrees explain, and is that news?
 - `specialize_nb.clusters.partition`: A cluster for every unit, and how well that cuts the graph
 - `specialize_nb.controls.controls`: Random groups to compare a sub-cluster with
@@ -32,6 +36,7 @@ Modules:
 - `specialize_nb.layers.segments`: Which runs of layers do the same thing, and where does it change?
 - `specialize_nb.lesions.damage`: The damage of many lesions, in blocks that are kept, resumed and shared out
 - `specialize_nb.lesions.dense`: Damage where each position of an example has a class, as in language models and segmentation.
+- `specialize_nb.lesions.dissociation`: Does one group of units serve one task, and another group another task?
 - `specialize_nb.lesions.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.lesions.interactions`: Which groups stand in for each other, and which work through each other?
 - `specialize_nb.lesions.lesion`: What a network does without a group of its units
@@ -56,6 +61,7 @@ Modules:
 - `specialize_nb.network.units`: The units of a network, and which of them feed which
 - `specialize_nb.network.wiring`: Follows units through a traced program, operation by operation: which weights join which units.
 - `specialize_nb.responses.coherence`: Do the units of a group answer to the same thing?
+- `specialize_nb.responses.contexts`: Where in a text does a group of units answer most?
 - `specialize_nb.responses.pictures`: What a group of units asks to see
 - `specialize_nb.stats.discoveries`: How many findings are real, in any set picked after looking?
 - `specialize_nb.stats.effects`: Standard deviations of random groups, with an interval over images and controls

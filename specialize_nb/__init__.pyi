@@ -3,8 +3,12 @@ from .audits.audit import Audit as Audit
 from .audits.audit import audit as audit
 from .audits.findings import verdicts as verdicts
 from .base.data import digits as digits
+from .base.text import next_token as next_token
+from .base.text import text as text
 from .clusters.agreement import agreement as agreement
 from .clusters.clusterability import clusterability as clusterability
+from .clusters.contrast import contrast_partition as contrast_partition
+from .clusters.depth import module_scan as module_scan
 from .clusters.modularity import modularity as modularity
 from .clusters.modularity import modularity_partition as modularity_partition
 from .clusters.partition import Partition as Partition
@@ -17,6 +21,7 @@ from .graphs.similarity import unit_similarity as unit_similarity
 from .graphs.weights import weight_graph as weight_graph
 from .layers.distances import layer_distances as layer_distances
 from .layers.segments import layer_groups as layer_groups
+from .lesions.dissociation import dissociation as dissociation
 from .lesions.importance import importance as importance
 from .lesions.interactions import interactions as interactions
 from .lesions.plan import plan as plan
@@ -25,6 +30,7 @@ from .network.perturbation import check_wiring as check_wiring
 from .network.units import Network as Network
 from .network.units import trace as trace
 from .responses.coherence import coherence as coherence
+from .responses.contexts import top_contexts as top_contexts
 from .responses.pictures import visualize as visualize
 from .stats.discoveries import true_discoveries as true_discoveries
 from .stats.equivalence import equivalent as equivalent

@@ -290,6 +290,8 @@ def test_bad_data():
     x, y = torch.rand(6, 4), torch.arange(6)
     spoilt = x.clone()
     spoilt[4, 1], spoilt[5, 0] = float("nan"), float("inf")
+    broken = [[(x[0, :2], 1), (x[0], 0)], [(x[0], 1), (x[0], None)]]
+    loaders = [DataLoader(one, batch_size=2) for one in broken]
     bad = {
         "a generator": (ValueError, "got a generator, which can be read only once", (pair for pair in [(x, y)])),
         "an iterator": (ValueError, "got a list_iterator, which can be read only once", iter([(x, y)])),
@@ -307,6 +309,15 @@ def test_bad_data():
             "inputs of shape \\(2, 9\\) and 6 labels.*share.*in a module around the model",
             ((x, torch.zeros(2, 9)), y),
         ),
+        "targets of two tasks": (TypeError, "targets in a tuple of 2: give those of one task", (x, (y, x[:, 0]))),
+        "targets by name": (TypeError, "targets in a dict of 1, 'a': give those of one task", (x, {"a": y})),
+        "lengths": (TypeError, "into a batch .stack expects each tensor", loaders[0]),
+        "a gap": (TypeError, "into a batch .Could not infer dtype", loaders[1]),
+        "a number for all": (
+            TypeError,
+            "holds a float: .*what all examples share.*`model\\(x, edges\\)`",
+            ((x, 2.0), y),
+        ),
         "three tables": (TypeError, "is a tuple of 3, not a pair \\(inputs, labels\\); several inputs", (x, y, y)),
         "a label short": (ValueError, "the pair of tensors has inputs of shape \\(6, 4\\) and 5 labels", (x, y[1:])),
         "a batch with a label short": (ValueError, "batch 0 has inputs of shape \\(6, 4\\) and 5 labels", [(x, y[1:])]),
@@ -317,7 +328,7 @@ def test_bad_data():
             (x, y.repeat(3, 1).T * 0 - 100),
         ),
         "two tensors in a list": (ValueError, "may be inputs and targets or two batches", [x, x]),
-        "targets only at first": (ValueError, "targets of shape \\(6, 0\\), those before", [(x, y), (x, None)]),
+        "targets only at first": (ValueError, "batch 1 has no targets, those before", [(x, y), (x, None)]),
         "words and then numbers": (TypeError, "words in some batches", [(x, list("abcdef")), (x, y)]),
         "one target for all": (ValueError, "batch 0 has one target, 3.*give a DataLoader", [(x, 3), (x, 4)]),
         "a sparse input": (TypeError, "layout torch.sparse_coo: give it dense", (x.to_sparse(), y)),
@@ -335,6 +346,7 @@ def test_bad_data():
         with pytest.raises(error, match=match) as caught:
             batches(data)
         said[name] = str(caught.value)
+    assert not batches((x.clone().requires_grad_(), y)).example.requires_grad
     with pytest.raises(ValueError, match="got batch_size=0: at least 1"):
         batches((x, y), batch_size=0)
     said
@@ -617,7 +629,7 @@ def test_more_forms():
     for wrong in ("mnist", Path("mnist"), 3, None):
         with pytest.raises(TypeError, match=f"got data of type {type(wrong).__name__}: pass a pair of tensors"):
             batches(wrong)
-    with pytest.raises(TypeError, match="has targets of type dict: give numbers or words"):
+    with pytest.raises(TypeError, match=r"targets in a dict of 1, .a.: give those of one task"):
         batches((x, {"a": y}))
     drawing = BatchSampler(RandomSampler(TensorDataset(x, y)), 2, drop_last=False)
     with pytest.raises(ValueError, match="the DataLoader shuffles"):

@@ -219,3 +219,26 @@ def test_whole_numbers_that_are_no_classes():
     for given in (huge, np.array([0, 1e200])):
         with pytest.raises(ValueError, match=r"example 1 has the label .*, too large for a class"):
             check_said(given, "classes")
+
+
+def test_labels_that_are_counted_otherwise_are_told():
+    x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"the label 3, but the model scores 3 classes .*counted from 1, give y - 1"):
+        check_labels(batches((x, torch.arange(6) % 3 + 1)), 3)
+    with pytest.raises(ValueError, match="the label 3, but the model scores 3 classes") as error:
+        check_labels(batches((x, torch.arange(6) % 4)), 3)
+    assert "y - 1" not in str(error.value)
+    with pytest.raises(ValueError, match=r"the label -1; .*if -1 and 1 are two classes give \(y > 0\), if the targets"):
+        batches((x, torch.arange(6) % 2 * 2 - 1))
+    with pytest.raises(ValueError, match="the label -1; class indices start at 0; if the targets are numbers"):
+        batches((x, torch.arange(6) % 3 - 1))
+    dense = torch.arange(18).view(6, 3) % 2
+    dense[:, 1] = 255
+    with pytest.raises(
+        ValueError, match=r"class 255 at position 1, .*if 255 marks positions that do not count, give -100"
+    ):
+        check_labels(batches((x, dense)), 2)
+    dense[0, 0] = 7
+    with pytest.raises(ValueError, match=r"class 7 at position 0, but the model scores 2 .0 to 1.: fix") as error:
+        check_labels(batches((x, dense)), 2)
+    assert "marks" not in str(error.value)

@@ -16,7 +16,7 @@ from specialize_nb.clusters.nulls import (
     _TOLERANCE,
     _powers,
     _turned,
-    _walk,
+    _walks,
     _Window,
     _window,
     activation_nulls,
@@ -195,10 +195,10 @@ def test_degrees_limits():
 def test_walk_is_even():
     toy, rng = np.array([[1.0, 1.0], [1.0, 2.0]]), np.random.default_rng(0)
     wide = _Window(np.zeros((4, 2)), np.full((4, 2), 99.0))
-    ends = [int(np.argmax(_walk(toy, (wide, wide), rng, False))) for _ in range(200)]
+    ends = [int(np.argmax(one)) for one in _walks(toy, (wide, wide), rng.spawn(200), False)]
     assert stats.chisquare(np.bincount(ends, minlength=4)).pvalue > 0.001
     narrow = _window(_powers(toy).sum(2), rng), _window(_powers(toy).sum(1), rng)
-    assert all(np.argmax(_walk(toy, narrow, rng, False)) == 3 for _ in range(5))  # 3 and 2 are more than a fifth apart
+    assert all(np.argmax(one) == 3 for one in _walks(toy, narrow, rng.spawn(5), False))  # 3 and 2: a fifth apart
     np.bincount(ends)
 
 
@@ -298,6 +298,40 @@ def test_rotations_are_even():
         angles.append(np.arctan2(*first) / (2 * np.pi) + 0.5)
     assert stats.kstest(angles, "uniform").pvalue > 0.001
     round(float(np.mean(angles)), 2)
+
+
+def test_after_a_nonlinearity():
+    def directions(d, rng, n_units=24, n=400):
+        "Units that are random directions of a space of d dimensions."
+        there = rng.standard_normal((d, n_units))
+        return rng.standard_normal((n, d)) @ (there / np.linalg.norm(there, axis=0))
+
+    bent = {
+        "ReLU": lambda x: np.maximum(x, 0),
+        "GELU": lambda x: x * stats.norm.cdf(x),
+        "exponential": np.exp,
+        "sign": np.sign,
+    }
+    refused = dict.fromkeys([*bent, "as they are", "tanh"], 0)
+    for seed in range(20):
+        units = directions((2, 3, 5, 20)[seed % 4], np.random.default_rng(seed))
+        for name, apply in (bent | {"as they are": lambda x: x, "tanh": np.tanh}).items():
+            try:
+                activation_nulls({"a": apply(units)}, n=1)
+            except ValueError as error:
+                refused[name] += "as after a nonlinearity" in str(error)
+    assert list(refused.values()) == [20] * 4 + [0, 0], refused
+    model, x = mlp((6, 32, 32, 3), seed=1), torch.from_numpy(np.random.default_rng(0).standard_normal((300, 6))).float()
+    data, network = (x, torch.zeros(300, dtype=torch.long)), trace(model, x[:1])
+    assert len(list(activation_nulls(record(model, data, network), n=2))) == 2
+    with pytest.raises(
+        ValueError, match=r"units of '1' .* give responses from before it, as `record\(..., at='pre'\)`"
+    ):
+        activation_nulls(record(model, data, network, at="site"))
+    assert len(list(activation_nulls(record(model, data, network, at="site"), "permuted", 2))) == 2
+    few = directions(3, np.random.default_rng(0), n=3)  # each response of three is often the least of its unit
+    assert len(list(activation_nulls({"a": few}, n=1))) == 1
+    refused
 
 
 def test_likeness():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import nn
 
 from specialize_nb.clusters.partition import Partition, ncut
@@ -56,7 +56,7 @@ def test_from_labels():
     assert [one.layer for one in partition.subclusters(["fc2"])] == ["fc2", "fc2"]
     same = Partition.from_labels({"fc1": torch.tensor([0, 0, -1, 1]), "fc2": [0, 1]})
     pd.testing.assert_frame_equal(same.to_frame(), frame.sort_values(["layer", "unit"], ignore_index=True))
-    assert repr(partition) == "Partition(user: 6 units of 2 layers, 2 clusters, 1 unit in none)"
+    assert repr(partition) == "Partition(user: 6 units of 2 layers, 2 clusters, 1 unit in none, depth 0.02)"
     partition
 
 
@@ -169,6 +169,20 @@ def test_ncut_extremes():
     assert_allclose(ncut(np.pad(square, (0, 1)), [0, 0, 1, 1, 2, 2, 3]), 0.0, rtol=1e-6, strict=True)
     assert_allclose(ncut(square, [0] * 6), 0.0, rtol=1e-6, strict=True)
     ncut(square, [0, 1, 0, 1, 0, 1])
+
+
+def test_depth():
+    through = Partition.from_labels({layer: [0, 1, 2, 0, 1, 2] for layer in "abcd"})
+    layers = Partition.from_labels({layer: [i] * 6 for i, layer in enumerate("abcd")})
+    halves = Partition.from_labels({layer: [i // 2] * 6 for i, layer in enumerate("abcd")})
+    assert_allclose([through.depth, layers.depth], [0.0, 1.0], atol=1e-12)
+    assert_allclose(halves.depth, 2 * np.log(2) / (np.log(2) + np.log(4)), rtol=1e-12)
+    some = Partition.from_labels({"a": [0, 0, 1, -1], "b": [0, 1, 1, -1], "c": [-1, -1]})
+    assert_allclose(some.depth, normalized_mutual_info_score([0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 1]), rtol=1e-12)
+    assert "depth 0.67: clusters are mostly layers" in repr(halves) and "mostly" not in repr(through)
+    local = Partition(labels={layer: np.arange(4) % 2 for layer in "ab"}, k=2, scope="local")
+    assert np.isnan(local.depth) and np.isnan(Partition.from_labels({"a": [0, 1]}).depth)
+    [through, layers, halves]
 
 
 def test_ncut_errors():

@@ -9,7 +9,15 @@ import scipy.sparse as sp
 import torch
 from numpy.testing import assert_allclose
 
-from specialize_nb.clusters.spectrum import _DENSE, _smallest, embed_units, find_components, thin_side, walk_of
+from specialize_nb.clusters.spectrum import (
+    _DENSE,
+    _smallest,
+    embed_units,
+    find_components,
+    leading_pairs,
+    thin_side,
+    walk_of,
+)
 from specialize_nb.graphs.graph import UnitGraph
 
 
@@ -198,3 +206,16 @@ def test_embed_large():
         found.vectors[:, 0], (labels == 0) / np.sqrt(degree[labels == 0].sum()), atol=1e-12, rtol=1e-6, strict=True
     )
     found.values.round(4)
+
+
+def test_stopped_anywhere():
+    matrix = torch.tensor(random_blocks(np.zeros(300), 1, 1))
+    start, none = (
+        torch.randn(300, 16, generator=torch.Generator().manual_seed(0)).double(),
+        torch.zeros(300, 1).double(),
+    )
+    best = torch.linalg.eigvalsh(matrix)[-1]
+    for steps in (1, 9, 10, 11, 30):
+        found = leading_pairs(matrix.matmul, start, none, 3, lambda least: 0.0, steps)
+        assert found.vectors.shape == (300, 16) and found.values[0] <= best * (1 + 1e-9)
+        assert steps == 1 or found.values[0] > best * (1 - 1e-6)

@@ -106,6 +106,21 @@ def test_replicates():
         assert_allclose(found.replicates["cross_entropy"], by_hand, rtol=1e-3, atol=1e-3)
 
 
+def test_said_of_effects():
+    model, data = trained()
+    network = trace(model, data.x)
+    partition = spectral_partition(weight_graph(network), 4)
+    options, said = dict(outcomes=["cross_entropy", "selectivity_residual"], n_controls=199, matched=False), {}
+    for n in (10, 30, 450):
+        said[n] = importance(model, (data.x[:n], data.y[:n]), partition, network=network, **options).notes
+        assert any(note.startswith("The interval of selectivity_residual is approximate") for note in said[n])
+    assert all(any(note.startswith("Effects in cross_entropy are about") for note in said[n]) for n in (10, 30))
+    assert not any("Effects in cross_entropy" in note for note in said[450])
+    few = importance(model, data, partition, network=network, outcomes="cross_entropy", n_controls=9)
+    assert "9 controls allow no p below 0.1: draw at least 19" in few.verdict
+    said[30]
+
+
 def test_harmless():
     model, data = linear_model()
     with torch.no_grad():
@@ -233,7 +248,7 @@ def test_regression():
     model, (x, y) = linear_model(n_classes=3)
     y = model(x).detach()
     partition = Partition.from_labels({"0": [0] * 4 + [1] * 4 + [2] * 4})
-    found = importance(model, (x, y), partition, n_controls=19)
+    found = importance(model, (x, y), partition, n_controls=19, matched=False)
     group = np.arange(12) < 4
     lost = ((x * torch.as_tensor(group)) @ model[2].weight.T).detach()
     by_hand = (lost.square() / y.var(0, correction=0)).mean().item()

@@ -231,6 +231,29 @@ def test_invariance():
     plain
 
 
+def test_units():
+    def error(outputs, labels):
+        "Squared, in the units of the targets."
+        return (outputs - labels).square().sum(1)
+
+    def small_error(outputs, labels):
+        "The same in units a million times as large."
+        return 1e-6 * error(outputs, labels)
+
+    model, (x, y) = summing_model()
+    y = y + 0.5 * torch.randn(150, 1, generator=torch.Generator().manual_seed(1)).double()
+    options = dict(pairs=[(("0", 0), ("0", 1)), (("0", 1), ("0", 2))], n_controls=99)
+    large, small = (interactions(model, (x, y), BLOCKS, outcome=one, **options) for one in (error, small_error))
+    sized = ["damage", "damage_given", "interaction", "interaction_mean", "control_mean", "control_sd"]
+    frames = [one.to_frame() for one in (large, small)]
+    assert (frames[1][["damage", "interaction"]].abs().max() < 1e-4).all() and small.unit < 1e-4 * large.unit
+    assert_allclose(1e6 * frames[1][sized], frames[0][sized], rtol=1e-4, atol=1e-5)
+    plain = ["p_value", "q_value", "p_interaction", "q_interaction"]
+    assert_allclose(frames[1][plain], frames[0][plain], rtol=1e-9)
+    assert_allclose(frames[1]["effect"], frames[0]["effect"], rtol=1e-3)
+    frames[1][["cluster", "given_cluster", *sized[:3], "effect", "p_value"]]
+
+
 def test_null():
     model, (x, y) = mlp((64, 24, 24, 10)), digits("test")
     fit(model, digits("train"), epochs=6)

@@ -176,6 +176,20 @@ def test_copier():
     table.measures["correct"]
 
 
+def test_broken():
+    divided = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.LayerNorm(2, eps=0.0)).eval()
+    nn.init.eye_(divided[0].weight)
+    groups = np.array([[True, True], [False, False]])
+    table = lesion_table(divided, (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([1, 0])), None, "0", groups)
+    assert np.isnan(table.measures["loss"][0]).all() and np.isnan(table.measures["correct"][0]).all()
+    assert np.isfinite(table.measures["loss"][1]).all()
+    assert table.notes[-1].startswith("1 of 2 lesions made outputs that are not numbers: their loss is NaN.")
+    assert "nats at the most" in table.headline
+    alone = lesion_table(divided, (torch.tensor([[1.0, 2.0]]), torch.tensor([1])), None, "0", groups[:1])
+    assert "nats" not in alone.headline and "outputs that are not numbers" in alone.verdict
+    table.notes[-1]
+
+
 def test_hook_loop():
     net = cnn(size=8, channels=(8, 8, 8), dense=16).double()
     network = trace(net, data.x)

@@ -9,6 +9,7 @@ from torch import nn
 
 from specialize_nb.base.data import batches
 from specialize_nb.dev.testing import copier, unchanged
+from specialize_nb.lesions.lesion import lesion_table
 from specialize_nb.network import subject as module
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
@@ -257,3 +258,60 @@ def test_changes_of_the_data_to_find_with_are_told():
     y = torch.arange(12) % 3
     (note,) = Subject.of(model, (x, y), find=(x.double(), y)).notes
     assert "float64 (n, 4) were made float32" in note
+
+
+@pytest.mark.parametrize("sizes", [(10,), (3, 5, 2), (1,) * 10])
+def test_an_example_of_a_half_is_named_by_its_place_in_the_data(sizes):
+    x = torch.arange(10.0)[:, None].repeat(1, 4) + 1
+    x[4], x[7] = -1, -1
+    data = list(zip(x.split(sizes), (torch.arange(10) % 3).split(sizes), strict=True))
+    found, confirm = find_and_confirm(batches(data))
+    for half in (found, confirm):
+        assert [float(row[0]) for one, _ in half for row in one] == x[half.places, 0].tolist()
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), Root()).eval().requires_grad_(False)
+    for one, layer in ((model[0], 1.0), (model[2], 1.0)):
+        one.weight.fill_(layer)
+        one.bias.fill_(0.0)
+    model[0].bias.fill_(5.0)
+    whole = Subject.of(model, data, split=True)
+    for subject, half in ((whole, confirm), (whole.finding(), found)):
+        broken = [i for i in (4, 7) if i in half.places.tolist()]
+        told = f"number{'s' * (len(broken) > 1)} {', '.join(map(str, broken))}"
+        if broken:
+            with pytest.raises(ValueError, match=rf"NaN or .inf for {len(broken)} of {half.n} examples .{told}\)"):
+                subject.checked()
+    assert confirm.places.tolist() != found.places.tolist()
+    quarter, _ = find_and_confirm(confirm)
+    assert set(quarter.places.tolist()) < set(confirm.places.tolist())
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return (x - 10).sqrt()  # NaN where all inputs are -1
+
+
+class Counter(nn.Module):
+    """Its answers grow from call to call."""
+
+    def __init__(self, step=1.0):
+        super().__init__()
+        self.first, self.last, self.step = nn.Linear(3, 4), nn.Linear(4, 2), step
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += self.step
+        return self.last(self.first(x).relu()) * (1 + self.calls)
+
+
+def test_a_state_that_changes_the_answers_is_told():
+    model = build(Counter)
+    with unchanged(model):
+        subject = Subject.of(model, examples())
+    (note,) = subject.notes
+    assert note.startswith("Counter keeps something from one call to the next that changes what it says: every batch,")
+    assert Subject.of(build(Counter, step=0.0), examples()).notes == ()
+    x, y = examples()
+    table = lesion_table(model, [(x[:3], y[:3]), (x[3:], y[3:])], None, "first", np.eye(4, dtype=bool))
+    right = nn.functional.cross_entropy(2 * model.last(model.first(x).relu()), y, reduction="none")  # the first call
+    np.testing.assert_allclose(table.intact["loss"], right.numpy(), rtol=1e-5)
+    assert note in table.notes

@@ -277,6 +277,8 @@ def test_why_refused():
         assert network.notes == () and network.layers[0].kind == "input" and len(network.wires) == 1
     network = noted(Fixed(), torch.rand(5, 3))
     assert "fixes the batch size at 5" in network.refused and network.hidden == ("first",)
+    with pytest.raises(ValueError, match=r"one that `forward` takes whole is given as `\(mapping,\)`"):
+        trace(nn.Linear(3, 2).eval(), {"ids": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match=r"if it takes whole batches alone, give one as `example`"):
         trace(Fixed().eval(), torch.rand(2, 3))
     network.notes

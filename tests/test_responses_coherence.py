@@ -318,8 +318,8 @@ def test_bad_input():
         with pytest.raises((ValueError, KeyError), match=match) as caught:
             coherence(model, **{"data": data, "partition": truth, "network": network, "steps": 1} | options)
         messages.append(str(caught.value))
-    with pytest.raises(ValueError, match=r"is \(batch, 3, 1\); it has to be one tensor of \(batch, classes\) scores"):
-        coherence(nn.Sequential(*model, nn.Unflatten(1, (3, 1))).eval(), data, truth)
+    with pytest.raises(ValueError, match=r"is \(batch, 3, 3\); it has to be one tensor of \(batch, classes\) scores"):
+        coherence(nn.Sequential(*model, nn.Unflatten(1, (3, 1)), nn.Linear(1, 3)).eval(), data, truth)
     with pytest.raises(ValueError, match="in training mode"):
         coherence(pattern_net(10)[0].train(), data, truth)
     with pytest.raises(ValueError, match="traced from another Sequential"):

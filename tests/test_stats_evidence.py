@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 
 from specialize_nb.base.files import read_result, write_result
 from specialize_nb.stats.effects import effect_size
-from specialize_nb.stats.evidence import Evidence
+from specialize_nb.stats.evidence import Evidence, evidence_notes
 from specialize_nb.stats.many import benjamini_hochberg, holm, max_t
 from specialize_nb.stats.sequential import look_p_values
 from specialize_nb.stats.tests import p_values
@@ -129,7 +129,7 @@ def test_stopped_early():
     assert_allclose(part.to_frame()["p_value"][6:], whole.to_frame()["p_value"][6:], rtol=1e-6, strict=True)
     assert part.to_frame()["n_controls"][6:].tolist() == [99] * 6
     few = toy_evidence(n_drawn=[9] * 6, looks=(9, 18))
-    assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
+    assert "loss undecided, 18 controls allow no p below 0.0526: draw at least 19" in few.verdict
     frame[["layer", "cluster", "outcome", "n_controls", "effect", "p_value", "q_value", "p_fwer", "p_matched"]].round(3)
 
 
@@ -151,7 +151,7 @@ def test_undefined():
     )
     assert "0 of 6 in loss (1 undefined)" in undefined.verdict and "nan" not in undefined._repr_html_().lower()
     few = toy_evidence(draws={name: d[:18] for name, d in evidence.draws.items()})
-    assert "loss undecided, 18 controls allow no p below 0.0526" in few.verdict
+    assert "loss undecided, 18 controls allow no p below 0.0526: draw at least 19" in few.verdict
     enough = toy_evidence(draws={name: d[:19] for name, d in evidence.draws.items()})
     assert "undecided" not in enough.verdict
     for level, n in ((0.95, 19), (0.9, 9), (0.8, 4)):  # the smallest p-value equals the level: it passes
@@ -330,3 +330,20 @@ def test_refused():
     with pytest.raises(ValueError, match="got 0 draws"):
         max_t([1.0], np.zeros((0, 1)))
     said
+
+
+def test_notes():
+    plain = toy_evidence()
+    assert evidence_notes(plain) == () and evidence_notes(toy_evidence(replicates={})) == ()
+    effect = effect_size(plain.value["loss"], plain.draws["loss"])[2]
+    wide = {"loss": 1.5 * effect + 0.1 * np.random.default_rng(0).standard_normal((100, 6))}
+    assert evidence_notes(toy_evidence(replicates=wide))[0].startswith("Effects in loss are about 33% too small: noise")
+    assert evidence_notes(toy_evidence(replicates={"loss": wide["loss"][:9]})) == ()  # too few to tell
+    unknown = plain.draws["loss"].copy()
+    assert evidence_notes(toy_evidence(matched={"loss": unknown})) == ()
+    unknown[:, [0, 4]] = np.nan
+    unequal = toy_evidence(matched={"loss": unknown})
+    assert (unequal.p_values("loss", matched=True)[[0, 4]] == 1).all()
+    told = evidence_notes(unequal)
+    assert len(told) == 1 and told[0].startswith("p_matched of 2 sub-clusters (fc1/0, fc2/1) is 1 because nothing")
+    told

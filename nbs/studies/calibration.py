@@ -10,6 +10,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,10 @@ from specialize_nb import (
 )
 from specialize_nb.base.data import torchvision_images
 from specialize_nb.controls.controls import Controls, draw_controls
-from specialize_nb.controls.matching import strata, unit_properties
+from specialize_nb.controls.matching import evened, strata, strengths, unit_properties
 from specialize_nb.dev.testing import planted_mlp
 from specialize_nb.lesions.damage import DamageRun, damage_run
+from specialize_nb.lesions.importance import floors
 from specialize_nb.lesions.outcomes import find_outcomes, residual, resolved
 from specialize_nb.stats.many import benjamini_hochberg, max_t
 from specialize_nb.stats.published import PaperTest
@@ -48,13 +50,13 @@ ALPHA, N_CONTROLS, N_PAPER = 0.05, 39, 19
 OUTCOMES = "cross_entropy", "margin", "kl", "accuracy", "micro_accuracy", "selectivity", "selectivity_residual"
 PUBLISHED = "accuracy", "class_range"  # what the paper ranks
 N_NETWORKS = 4  # of each kind and state
-N_PARTITIONS = {("digits mlp", "trained"): 1_000}  # null partitions, over the networks; 400 of the other kinds
+N_PARTITIONS = {("digits mlp", "trained"): 1_000}  # null partitions, over the networks; 200 of the other kinds
 HERE = Path(__file__)
 
 
 def shares(kind: str, state: str) -> Iterator[tuple[int, range]]:
     """Seed of each network of a kind, and seeds of the null partitions dealt to it."""
-    each = N_PARTITIONS.get((kind, state), 400) // N_NETWORKS
+    each = N_PARTITIONS.get((kind, state), 200) // N_NETWORKS
     return ((seed, range(10_000 * seed, 10_000 * seed + each)) for seed in range(N_NETWORKS))
 
 
@@ -118,12 +120,25 @@ class Dealt(NamedTuple):
 
     partition: Partition
     chosen: dict[str, int]  # Layer -> cluster
+    properties: pd.DataFrame  # Of the units, from `unit_properties`
     strata: dict[str, np.ndarray]
     seed: int
 
-    def groups(self, layer: str, n: int, matched: bool) -> np.ndarray:  # (1 + n, n_units) bool
+    def controls(self, layer: str, n: int, matched: bool) -> Controls:
         options = dict(strata=self.strata if matched else None, layers=[layer], seed=self.seed)
-        return draw_controls(self.partition, n_controls=n, **options).labels[layer] == self.chosen[layer]
+        return draw_controls(self.partition, n_controls=n, **options)
+
+    def groups(self, layer: str, n: int, matched: bool) -> np.ndarray:  # (1 + n, n_units) bool
+        return self.controls(layer, n, matched).labels[layer] == self.chosen[layer]
+
+    def strength(self, layer: str, n: int) -> np.ndarray | None:  # (1 + n, 1, k)
+        """How strong the group and its matched controls are; None where too few groups match it for a test."""
+        controls = self.controls(layer, n, True)
+        tested = [sub.cluster for sub in controls.subclusters]
+        if self.chosen[layer] not in tested:
+            return None
+        i = tested.index(self.chosen[layer])
+        return strengths(replace(controls, subclusters=controls.subclusters[i : i + 1]), self.properties)
 
 
 def deal(network: Network, properties: pd.DataFrame, seed: int) -> Dealt:
@@ -134,7 +149,7 @@ def deal(network: Network, properties: pd.DataFrame, seed: int) -> Dealt:
         labels[name] = rng.choice(k, size=n, p=rng.dirichlet(np.full(k, 2.0)))
     partition = Partition.from_labels({name: np.unique(one, return_inverse=True)[1] for name, one in labels.items()})
     chosen = {name: int(rng.integers(partition.labels[name].max() + 1)) for name in network.hidden}
-    return Dealt(partition, chosen, strata(properties, partition), seed)
+    return Dealt(partition, chosen, properties, strata(properties, partition), seed)
 
 
 def measured(run: DamageRun, layer: str, tables: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -143,12 +158,27 @@ def measured(run: DamageRun, layer: str, tables: Sequence[np.ndarray]) -> dict[s
     return {name: values[:, 0].reshape(len(tables), -1).T for name, values in found.items()}
 
 
+def alike(rows: np.ndarray, strength: Sequence[np.ndarray | None]) -> np.ndarray:  # (1 + n, partitions)
+    """Matched controls as if they were as strong as their group; NaN for partitions without a test."""
+    none = np.full((len(rows), 1), np.nan)
+    columns = [none if s is None else evened(rows[:, [i]], s) for i, s in enumerate(strength)]
+    return resolved(np.hstack(columns))
+
+
+def at_least(p: np.ndarray, value: np.ndarray, floor: float) -> np.ndarray:
+    """p-values, 1 where a value is not above what counts as damage at all."""
+    return np.where((value <= floor) & ~np.isnan(p), 1.0, p)
+
+
 def ranked(run: DamageRun, dealt: Sequence[Dealt], layer: str, outcomes: Sequence[str]) -> Iterator[tuple]:
     """Design, outcome and p-values (partitions,) with a fixed number of controls, and as published."""
+    least, strength = floors(run), [one.strength(layer, N_CONTROLS) for one in dealt]
     for design, matched in (("random", False), ("matched", True)):
         rows = judged(measured(run, layer, [one.groups(layer, N_CONTROLS, matched) for one in dealt]), outcomes)
         for name, found in rows.items():
-            yield design, name, p_values(found[0], found[1:])
+            fair = alike(found, strength) if matched else found
+            p = np.where(np.isnan(fair[1:]).all(0), np.nan, p_values(fair[0], fair[1:]))
+            yield design, name, at_least(p, fair[0], least.get(name, -np.inf))
             if not matched:
                 test = PaperTest(value=found[0], draws=found[1 : 1 + N_PAPER])
                 yield "published", name, test.p_value
@@ -172,14 +202,16 @@ def stopping(
         drawn[going], start = n, n + 1
         main = resolved(damage["cross_entropy"][: n + 1])
         for i in np.flatnonzero(going.any(1)):
-            going[i] = undecided(Standing.of(main[0, i], main[1:, i], drawn[i], design.looks), design)
+            going[i] = undecided(Standing.of(main[0, i], main[1:, i], drawn[i], design.looks, floor=0.0), design)
         if not going.any():
             break
+    least = floors(run)
     found: dict = {"drawn": drawn}
     for j, layer in enumerate(layers):
         rows = judged({name: values[:start, :, j] for name, values in damage.items()}, outcomes)
         for name, values in rows.items():
-            found[layer, name] = look_p_values(values[0], values[1:], drawn[:, j], design.looks)
+            p = look_p_values(values[0], values[1:], drawn[:, j], design.looks)
+            found[layer, name] = at_least(p, values[0], least.get(name, -np.inf))
     return found
 
 
@@ -249,11 +281,15 @@ def family_of(kind: str, state: str, root: Path | None) -> list[tuple]:
     for seed, deals in shares(kind, state):
         sample = specimen(kind, state, seed, root, 150)
         properties, run = unit_properties(sample.model, sample.data, sample.network), sample.run(outcomes)
+        least = floors(run)
         for i in deals:
             one = deal(sample.network, properties, 5_000 + i)
             rows = whole(run, draw_controls(one.partition, n_controls=n, seed=one.seed), outcomes)
             for name, values in rows.items():
-                alarm = [bool(np.any(f(values[0], values[1:]) <= ALPHA + 1e-9)) for f in (max_t, p_values)]
+                found = [
+                    at_least(f(values[0], values[1:]), values[0], least.get(name, -np.inf)) for f in (max_t, p_values)
+                ]
+                alarm = [bool(np.any(p <= ALPHA + 1e-9)) for p in found]
                 counts.update({(name, 0): 1, (name, 1): values.shape[1], (name, 2): alarm[0], (name, 3): alarm[1]})
     return [(name, *(counts[name, i] for i in range(4))) for name in outcomes]
 
@@ -293,7 +329,7 @@ def mixture_of(seed: int) -> list[tuple]:
         values = whole(run, draw_controls(partition, n_controls=199, seed=seed), MIXED)
         special = np.array([sub.layer in planted for sub in partition.subclusters()])
         for name, one in values.items():
-            q = benjamini_hochberg(p_values(one[0], one[1:]))
+            q = benjamini_hochberg(at_least(p_values(one[0], one[1:]), one[0], floors(run).get(name, -np.inf)))
             m, hits, false = tallied(one[0], q, special)
             rows.append((n_planted, "fixed", name, m, int(special.sum()), hits, false, 199))
         replayed = replay(run, partition, Sequential(most=999), seed, "cross_entropy")
@@ -346,10 +382,10 @@ class Pool:
         for n in design.looks:
             rows = self.need(n, going)
             drawn[going] = n
-            going = undecided(Standing.of(rows[0], rows[1:], drawn, design.looks), design)
+            going = undecided(Standing.of(rows[0], rows[1:], drawn, design.looks, floor=0.0), design)
             if not going.any():
                 break
-        p = look_p_values(rows[0], rows[1:], drawn, design.looks)
+        p = at_least(look_p_values(rows[0], rows[1:], drawn, design.looks), rows[0], 0.0)
         return Replay(rows[0], drawn, p, benjamini_hochberg(p))
 
 
@@ -376,7 +412,7 @@ def cost_of(kind: str, seed: int, root: Path | None) -> list[tuple]:
     pool = Pool(sample.run(("cross_entropy",)), partition, seed, "cross_entropy")
     m = len(pool.subclusters)
     rows = pool.need(999, np.ones(m, dtype=bool)).copy()
-    q = benjamini_hochberg(p_values(rows[0], rows[1:]))
+    q = benjamini_hochberg(at_least(p_values(rows[0], rows[1:]), rows[0], 0.0))
     listed, found = q <= ALPHA, [("fixed 999", m, 1000 * m, int((q <= ALPHA).sum()), int((q <= ALPHA).sum()), 0, 0, "")]
     for name, design in DESIGNS.items():
         one = pool.by(design)

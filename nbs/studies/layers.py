@@ -1,9 +1,11 @@
 """Does Gromov-Wasserstein add anything to groups of layers? Writes layers_*.csv beside this file.
 
     python nbs/studies/layers.py [TASK ...] --data ROOT --work FOLDER
+    python nbs/studies/layers.py --regroup
 
 Tasks are those named, all by default. What a network gave is kept in FOLDER, and passed over when the script is run
-again. MNIST is read from ROOT, which holds `MNIST/raw` with the four unzipped files.
+again. MNIST is read from ROOT, which holds `MNIST/raw` with the four unzipped files. --regroup trains nothing: it finds
+the groups anew in the distances of the table.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import itertools
 import os
 import platform
 import pydoc_data.topics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -248,11 +251,15 @@ def compare(found: Found, key: dict, model: Stream, task: Task, measures: Sequen
                 best = result.starts[int(np.nanargmin(losses))] if len(losses) and np.isfinite(losses).any() else ""
                 pair = dict(sample=sample, i=i, j=j, distance=short(result.draws[sample, i, j]), best_start=best)
                 found.distances.append(key | dict(measure=measure) | pair)
-        groups = layer_groups(result.draws[0], alpha=1.0, n_null=499)
-        told = dict(n_groups=groups.n_groups, boundaries=" ".join(map(str, groups.boundaries)))
-        told |= {name: short(getattr(groups, name)) for name in ("p_order", "p_drift", "abruptness")}
-        told |= dict(agreement=short(result.agreement), seconds=short(seconds), doubts=len(result.doubts))
-        found.groups.append(key | dict(measure=measure) | told)
+        spent = dict(agreement=short(result.agreement), seconds=short(seconds), doubts=len(result.doubts))
+        found.groups.append(key | dict(measure=measure) | grouped(result.draws[0]) | spent)
+
+
+def grouped(distances: np.ndarray) -> dict:
+    """Groups of layers (n, n), and how they stand against both nulls."""
+    groups = layer_groups(distances, n_null=499)
+    told = dict(n_groups=groups.n_groups, boundaries=" ".join(map(str, groups.boundaries)))
+    return told | {name: short(getattr(groups, name)) for name in ("p_order", "p_drift", "abruptness")}
 
 
 @torch.no_grad()
@@ -339,12 +346,32 @@ def gather(work: Path) -> None:
         write_atomic(HERE.with_name(f"layers_{name}.csv"), whole.to_csv(index=False).encode())
 
 
+def regroup() -> None:
+    """Find the groups anew in the distances of the table, first samples."""
+    read = dict(keep_default_na=False, na_values=["nan", ""])
+    pairs, groups = (pd.read_csv(HERE.with_name(f"layers_{name}.csv"), **read) for name in ("distances", "groups"))
+    key = ["task", "seed", "state", "measure"]
+    first = dict(iter(pairs[pairs["sample"] == 0].groupby(key)))
+    for place, names in zip(groups.index, groups[key].itertuples(index=False, name=None), strict=True):
+        one = first[names]
+        distances = np.zeros((int(one["j"].max()) + 1,) * 2)
+        distances[one["i"], one["j"]] = distances[one["j"], one["i"]] = one["distance"]
+        for name, value in grouped(distances).items():
+            groups.loc[place, name] = value
+    write_atomic(HERE.with_name("layers_groups.csv"), groups.to_csv(index=False, na_rep="nan").encode())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="task", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds MNIST/raw")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is finished, outside the repository")
+    parser.add_argument("--data", type=Path, help="folder that holds MNIST/raw")
+    parser.add_argument("--work", type=Path, help="folder for what is finished, outside the repository")
+    parser.add_argument("--regroup", action="store_true", help="only find groups anew in the stored distances")
     given = parser.parse_args()
+    if given.regroup:
+        sys.exit(regroup())
+    if given.data is None or given.work is None:
+        parser.error("give --data and --work, or --regroup")
     if unknown := [part for part in given.parts if part not in PARTS]:
         parser.error(f"no task {unknown[0]!r}: choose of {', '.join(PARTS)}")
     torch.set_num_threads(1)

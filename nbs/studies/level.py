@@ -7,6 +7,7 @@ Parts are those named, all by default; each writes its table anew.
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ DAMAGES: dict[str, Callable] = {  # What a unit costs: a function of its contrib
     "contribution x noise": lambda c, e: c * np.exp(0.5 * e),
     "contribution squared + noise": lambda c, e: c**2 + 0.3 * e,
 }
-LAYERS = (128, 0.5), (64, 0.5), (128, 0.1)  # Units, and noise of the selection on strength
+LAYERS = (128, 0.5), (64, 0.5), (128, 0.1), (128, 10.0)  # Units, and noise of the selection on strength
 
 
 def layer(rng: np.random.Generator, n: int, selects: float) -> tuple[pd.DataFrame, np.ndarray]:
@@ -55,10 +56,12 @@ def strongest(rng: np.random.Generator, n: int, selects: float, seed: int) -> di
         clusters = [sub.cluster for sub in controls.subclusters]
         if 3 not in clusters:
             continue
-        strength = strengths(controls, properties)[:, [clusters.index(3)]] if size == 4 else None
+        place = clusters.index(3)
+        alone = replace(controls, subclusters=controls.subclusters[place : place + 1])
+        strength = strengths(alone, properties) if size == 4 else None
         for name, damage in DAMAGES.items():
             units = damage(properties["contribution"].to_numpy(), noise)
-            rows = (controls.groups(clusters.index(3)) @ units)[:, None]
+            rows = (controls.groups(place) @ units)[:, None]
             found[name, f"strata of {size}", 199] = ranked(rows)
             for n_controls in (199, 19) if size == 4 else ():
                 fair = evened(rows[: 1 + n_controls], strength[: 1 + n_controls])
@@ -82,7 +85,7 @@ def matching() -> Iterator[dict]:
 
 # Groups of layers -------------------------------------------------------------------------------------------------
 
-N_PATHS = 100
+N_PATHS = 200
 
 
 def walk(rng: np.random.Generator, n: int, d: int, keeps: float = 0.0, slows: float = 1.0) -> np.ndarray:
@@ -135,7 +138,7 @@ def layers() -> Iterator[dict]:
 
 # Interactions -----------------------------------------------------------------------------------------------------
 
-N_NETWORKS, N_PARTITIONS = 4, 30
+N_NETWORKS, N_PARTITIONS = 8, 60
 
 
 def dealt() -> Iterator[dict]:
@@ -150,7 +153,8 @@ def dealt() -> Iterator[dict]:
             rng = np.random.default_rng([seed, i])
             partition = Partition.from_labels({name: rng.permutation(32) % 4 for name in (a, b)})
             pairs = [((a, 0), (a, 1)), ((a, 2), (b, 2)), ((b, 0), (b, 1))]
-            found = interactions(model, data, partition, pairs=pairs, n_controls=39, network=network, seed=i)
+            options = dict(n_controls=39, network=network, seed=1_000 * seed + i)
+            found = interactions(model, data, partition, pairs=pairs, **options)
             for row in found.to_frame().itertuples():
                 sure = row.interaction_low > 0 or row.interaction_high < 0
                 told = dict(network=seed, partition=i, same_layer=row.layer == row.given_layer)

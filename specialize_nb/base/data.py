@@ -14,6 +14,7 @@ __all__ = ['Labelled', 'digits', 'torchvision_images', 'image_folder', 'halves',
 # %% ../../nbs/rooms/base_data.ipynb #13f9748b
 import operator
 import os
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -309,6 +310,8 @@ class Batches:
         What was decided about the data, a sentence each
     sums : dict[int, int]
         Place of a batch -> checksum of its inputs as met
+    places : np.ndarray | None, default None
+        (n,) where the examples stand in the data that they are a part of; None: all do
     """
 
     source: Iterable  # What they are read from
@@ -323,6 +326,7 @@ class Batches:
     others: tuple[Task, ...] = ()  # Tasks that the targets may belong to as well; `settled` decides, by the model
     notes: tuple[str, ...] = ()  # What was decided about the data, a sentence each
     sums: dict[int, int] = field(default_factory=dict, repr=False)  # Place of a batch -> checksum of its inputs as met
+    places: np.ndarray | None = None  # (n,) where the examples stand in the data that they are a part of; None: all do
 
     def __post_init__(self) -> None:
         self.labels.setflags(write=False)
@@ -418,11 +422,16 @@ def _read(source: Iterable) -> Iterator[_Item]:
             told = f"inputs of shape {_told(_shapes(found.x))}, those before it {_told(shape)}"
             raise UnevenBatches(f"batch {i} has {told}")
         if width is not None and found.raw.shape[1:] != width:
-            told = f"targets of shape {found.raw.shape}, those before it {('n', *width)}"
-            raise ValueError(f"batch {i} has {told}".replace("'", ""))
+            told = f"{_told_targets_of(found.raw.shape[1:])}, those before it {_told_targets_of(width)}"
+            raise ValueError(f"batch {i} has {told}")
         shape, width = _shapes(found.x), found.raw.shape[1:]
         if len(found.raw):
             yield found
+
+
+def _told_targets_of(shape: tuple[int, ...]) -> str:
+    """The targets of an example of that shape, in words."""
+    return "no targets" if shape == (0,) else f"targets of shape {('n', *shape)}".replace("'", "")
 
 
 def _without_raw_errors(iterator: Iterator) -> Iterator:
@@ -432,12 +441,20 @@ def _without_raw_errors(iterator: Iterator) -> Iterator:
             item = next(iterator)
         except StopIteration:
             return
-        except TypeError as error:
-            if "default_collate" not in str(error):
+        except (TypeError, RuntimeError) as error:
+            if not _is_of_collating(error):
                 raise
-            advice = "give a transform that makes tensors of them, or a DataLoader with a collate_fn"
-            raise TypeError(f"the examples cannot be put together into a batch ({error}): {advice}") from error
+            told = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            advice = "give a transform that makes tensors of one size of them, or a DataLoader with a collate_fn"
+            raise TypeError(f"the examples cannot be put together into a batch ({told}): {advice}") from error
         yield item
+
+
+def _is_of_collating(error: Exception) -> bool:
+    """Does it come from PyTorch's own way of making a batch? Of another process, its message has the frames."""
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    file = os.path.join("utils", "data", "_utils", "collate.py")
+    return "default_collate" in str(error) or file in str(error) or any(one.endswith(file) for one in frames)
 
 # %% ../../nbs/rooms/base_data.ipynb #08a10925
 _TARGETS = ("labels", "label")  # entries of a mapping that are targets, not inputs
@@ -471,10 +488,22 @@ def _checked(item: Any, where: str) -> _Item:
         raise TypeError(
             f"{where} holds no inputs: inputs are one tensor, or several in a tuple or mapping; labels are one"
         )
-    raw = raw_targets(targets, len(leaves[0]) if leaves[0].ndim else 0, where)
+    n = len(leaves[0]) if leaves[0].ndim else 0
+    _check_one_task(targets, n, where)
+    raw = raw_targets(targets, n, where)
     for one in leaves:
         _check_input(one, len(raw), where, _SHARED if len(leaves) > 1 else "")
     return _Item(x, raw, key)
+
+
+def _check_one_task(targets: Any, n: int, where: str) -> None:
+    """Are targets those of one task, and not of several, each with its own?"""
+    named = isinstance(targets, Mapping)
+    several = isinstance(targets, tuple | list) and len(targets) != n
+    if named or (several and targets and all(_is_table(one) and np.ndim(one) and len(one) == n for one in targets)):
+        keys = f", {', '.join(map(repr, list(targets)[:3]))}" if named else ""
+        told = f"{where} has targets in a {type(targets).__name__} of {len(targets)}{keys}"
+        raise TypeError(f"{told}: give those of one task, or of several numbers to predict one table of {n} rows")
 
 
 def _stacked(x: Any, targets: Any, where: str) -> Any:
@@ -525,7 +554,8 @@ def _inputs(x: Any, where: str) -> Any:
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     wanted = "inputs are one tensor, or several in a tuple or mapping; labels are one"
     dense = "; give a sparse table dense, as x.toarray()" if hasattr(x, "toarray") else ""
-    raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}{dense}")
+    hint = _SHARED if isinstance(x, bool | int | float) else dense
+    raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}{hint}")
 
 # %% ../../nbs/rooms/base_data.ipynb #7e9f0e90
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -539,6 +569,7 @@ def _plain(x: Tensor, where: str) -> Tensor:
         raise TypeError(f"{where} holds a tensor of layout {x.layout}: give it dense, as x.to_dense()")
     if x.is_quantized:
         raise TypeError(f"{where} holds a quantized tensor: give x.dequantize()")
+    x = x.detach()  # inputs are read, not trained
     if x.is_meta:
         raise TypeError(f"{where} holds a tensor on the meta device, which has no numbers: give one that has")
     try:

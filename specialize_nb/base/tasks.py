@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from specialize_nb.base.data import Batches, retasked
-from specialize_nb.base.targets import Task, words_told
+from specialize_nb.base.targets import IGNORED, Task, words_told
 from specialize_nb.base.words import counted
 
 __all__ = ["check_labels", "check_task", "ordered_as", "settled"]
@@ -37,11 +37,15 @@ def check_labels(
         where = f"position {at[0] if len(at) == 1 else tuple(at)}"
         found = data.labels[(first, *at)]
         message = f"example {first} has the class {found} at {where}, but the model scores {n_scores}"
-        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the targets, or use a model with more outputs")
+        one = data.labels[data.labels >= n_scores]
+        hint = f"; if {found} marks positions that do not count, give {IGNORED} there" if (one == found).all() else ""
+        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the targets, or use a model with more outputs{hint}")
     if data.task == "classes" and data.labels.max() >= n_scores:
         first = int(np.argmax(data.labels >= n_scores))
         message = f"example {first} has the label {data.labels[first]}, but the model scores {n_scores} classes"
-        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the labels, or use a model with more outputs")
+        from_one = data.labels.min() == 1 and data.labels.max() == n_scores
+        hint = "; if they are counted from 1, give y - 1" if from_one else ""
+        raise ValueError(f"{message} (0 to {n_scores - 1}): fix the labels, or use a model with more outputs{hint}")
     if data.task == "classes" and data.names and len(data.names) != n_scores:
         told = f"the targets hold {counted(len(data.names), 'word')}, and the model scores {n_scores} classes"
         advice = "give integer classes, or data with examples of every class"

@@ -11,7 +11,7 @@ __all__ = ['modularity', 'ModularPartition', 'modularity_partition', 'Modularity
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #e0f275c8
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from joblib import Parallel, delayed
 
 from ..base.results import Result, read_only
 from ..base.words import check_choice, counted
+from .barber import block_clusters
 from .nulls import null_notes
 from .partition import Partition, edge_operator, label_array, ncut
 from ..graphs.graph import UnitGraph
@@ -108,6 +109,8 @@ class ModularPartition(Partition):
         Did the eigenvalue solver converge?
     names : tuple[str, ...], default ()
         Name of each cluster, if they were given by names
+    depth_removed : bool, default False
+        Was every pair of layers set beside its own null, so that modules run through layers?
     runs : np.ndarray
         (1 or n_layers, n_seeds) Q from each seed, a row a clustering; NaN without edges; read-only
     resolution : float, default 1.0
@@ -144,7 +147,10 @@ class ModularPartition(Partition):
         """Q and the number of clusters, clustering by clustering."""
         said = [f"{row.layer}: Q {row.q:.4g} in {row.n_clusters}" for row in self.summary.head(4).itertuples()]
         more = ", ..." if len(self.runs) > 4 else ""
-        return f"{self.graph}, {self.scope}: {', '.join(said)}{more}; best of {counted(self.runs.shape[1], 'seed')}"
+        depth = "" if np.isnan(self.depth) else f", depth {self.depth:.2f}"
+        return (
+            f"{self.graph}, {self.scope}: {', '.join(said)}{more}; best of {counted(self.runs.shape[1], 'seed')}{depth}"
+        )
 
     def shown(self) -> pd.DataFrame:
         """One row a clustering."""
@@ -190,6 +196,7 @@ def _leiden(matrix: sp.csr_array, resolution: float, seeds: list[int]) -> _Found
 def modularity_partition(
     graph: UnitGraph,  # Of any kind: edges between layers, or within them
     *,
+    depth: Literal["keep", "remove"] = "keep",  # 'remove': the modularity of each pair of layers by itself, added up
     resolution: float = 1.0,  # Weight of what the degrees explain; more gives more clusters
     n_seeds: int = 10,  # Runs, the best kept, at least 1
     scope: Literal["global", "local"] | None = None,  # All layers at once, or each; None: local if no edge leaves one
@@ -201,6 +208,8 @@ def modularity_partition(
     ----------
     graph : UnitGraph
         Of any kind: edges between layers, or within them
+    depth : {'keep', 'remove'}, default 'keep'
+        'remove': the modularity of each pair of layers by itself, added up
     resolution : float, default 1.0
         Weight of what the degrees explain; more gives more clusters
     n_seeds : int, default 10
@@ -214,12 +223,16 @@ def modularity_partition(
     -------
     ModularPartition
 
-    Raises: `ValueError` for another scope, no runs, or a resolution below 0.
-    Source: Traag, Waltman and van Eck (2019), "From Louvain to Leiden"; Lange, Rolnick and Kording (2022), "Clustering
+    Raises: `ValueError` for another scope or depth, no runs, a resolution below 0, or depth removed layer by layer.
+    Source: Barber (2007), "Modularity and community detection in bipartite networks", with depth removed;
+    Traag, Waltman and van Eck (2019), "From Louvain to Leiden"; Lange, Rolnick and Kording (2022), "Clustering
     units in neural networks: upstream vs downstream information"
     """
     _check_resolution(resolution)
+    check_choice("depth", depth, ("keep", "remove"))
     scope, seeds = _scope(graph, scope), _run_seeds(seed, n_seeds)
+    if depth == "remove":
+        return _through_layers(graph, resolution, seeds, seed, scope)
     if scope == "local":
         found = {layer: _one_layer(graph, layer, resolution, seeds) for layer in graph.layers}
         labels, cut = {layer: one.labels for layer, one in found.items()}, float("nan")
@@ -237,6 +250,29 @@ def modularity_partition(
         n_components=max(one.n_components for one in found.values()),
         runs=np.array([one.runs for one in found.values()]),
         resolution=resolution,
+    )
+
+# %% ../../nbs/rooms/clusters_modularity.ipynb #e0f593fa
+def _through_layers(
+    graph: UnitGraph, resolution: float, seeds: Sequence[int], seed: int, scope: str
+) -> ModularPartition:
+    if scope == "local":
+        raise ValueError(
+            "depth='remove' is for clusters that run through layers: no edge leaves a layer, or scope='local'"
+        )
+    found = block_clusters(graph, resolution, seeds)
+    told = "Q is the mean over pairs of layers, each compared with what the strengths of its own units explain."
+    return ModularPartition(
+        labels=dict(zip(graph.layers, np.split(found.labels, graph.offsets[1:-1]), strict=True)),
+        k=int(found.labels.max()) + 1,
+        scope="global",
+        graph=graph.kind,
+        seed=seed,
+        ncut=ncut(graph, found.labels),
+        runs=found.runs[None],
+        resolution=resolution,
+        depth_removed=True,
+        notes=(told,),
     )
 
 # %% ../../nbs/rooms/clusters_modularity.ipynb #15114b50

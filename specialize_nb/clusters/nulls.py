@@ -79,11 +79,17 @@ _ROUNDS = 100  # Times that each unit meets another of its layer
 
 
 class _Window(NamedTuple):
-    low: np.ndarray  # (4, n) least number of edges, sum of roots, of weights, and of squares
-    high: np.ndarray  # (4, n) largest
+    low: np.ndarray  # (4, ..., n) least number of edges, sum of roots, of weights, and of squares
+    high: np.ndarray  # (4, ..., n) largest
 
-    def holds(self, sums: np.ndarray, units: np.ndarray) -> np.ndarray:  # (4, m), (m,) -> (m,) bool
-        return ((sums >= self.low[:, units]) & (sums <= self.high[:, units])).all(0)
+    def of(self, units: np.ndarray) -> "_Window":  # (B, m)
+        """Of some units of each of B walks."""
+        walks = np.arange(len(units))[:, None]
+        low, high = (one[:, units] if one.ndim == 2 else one[:, walks, units] for one in self)
+        return _Window(low, high)
+
+    def holds(self, sums: np.ndarray) -> np.ndarray:  # (4, B, m) -> (B, m) bool
+        return ((sums >= self.low) & (sums <= self.high)).all(0)
 
 
 def _powers(weights: np.ndarray) -> np.ndarray:  # (...) -> (4, ...)
@@ -97,57 +103,69 @@ def _window(sums: np.ndarray, rng: np.random.Generator) -> _Window:
     return _Window(low, high)
 
 # %% ../../nbs/rooms/clusters_nulls.ipynb #4ee40fa3
-def _swap(block: np.ndarray, sums: np.ndarray, window: _Window, rng: np.random.Generator) -> None:
-    """Let rows, in pairs, exchange entries of random columns, in place, where the sums (4, rows) of both allow it."""
-    half, width = len(block) // 2, block.shape[1]
-    first, second = rng.permutation(len(block))[: 2 * half].reshape(2, half)
-    share = 0.5 ** (1 + rng.random(half) * np.log2(max(width, 2) / 2))
-    keys = rng.random((half, width))
-    chosen = keys < share[:, None]
+_Rngs = Sequence[np.random.Generator]  # One of each walk, so that no walk depends on which go beside it
+
+
+def _swap(block: np.ndarray, sums: np.ndarray, window: _Window, rngs: _Rngs) -> None:
+    """Let rows of each of B blocks, in pairs, exchange entries of random columns where the sums of both allow it.
+
+    In place: `block` (B, rows, columns), `sums` (4, B, rows).
+    """
+    (n, rows, width), walks = block.shape, np.arange(len(block))[:, None]
+    half = rows // 2
+    drawn = [(rng.permutation(rows)[: 2 * half], rng.random(half), rng.random((half, width))) for rng in rngs]
+    order, share, keys = map(np.stack, zip(*drawn, strict=True))
+    first, second = order[:, :half], order[:, half:]
+    chosen = keys < (0.5 ** (1 + share * np.log2(max(width, 2) / 2)))[..., None]
     if not block.all():
-        chosen = _balanced(keys, chosen, block[first] > 0, block[second] > 0)
-    pair, place = np.nonzero(chosen)
-    a, b = block[first[pair], place], block[second[pair], place]
-    change = np.stack([np.bincount(pair, one, half) for one in _powers(b) - _powers(a)])
-    new_a, new_b = sums[:, first] + change, sums[:, second] - change
-    done = window.holds(new_a, first) & window.holds(new_b, second)
-    sums[:, first[done]], sums[:, second[done]] = new_a[:, done], new_b[:, done]
-    go = done[pair]
-    block[first[pair[go]], place[go]], block[second[pair[go]], place[go]] = b[go], a[go]
+        chosen = _balanced(keys, chosen, block[walks, first] > 0, block[walks, second] > 0)
+    walk, pair, place = np.nonzero(chosen)
+    ours, theirs = (walk, first[walk, pair], place), (walk, second[walk, pair], place)
+    a, b = block[ours], block[theirs]
+    change = np.stack([np.bincount(walk * half + pair, one, n * half) for one in _powers(b) - _powers(a)])
+    change = change.reshape(4, n, half)
+    old_a, old_b = sums[:, walks, first], sums[:, walks, second]
+    done = window.of(first).holds(old_a + change) & window.of(second).holds(old_b - change)
+    sums[:, walks, first] = np.where(done, old_a + change, old_a)
+    sums[:, walks, second] = np.where(done, old_b - change, old_b)
+    go = done[walk, pair]
+    block[ours], block[theirs] = np.where(go, b, a), np.where(go, a, b)
 
 
 def _balanced(keys: np.ndarray, chosen: np.ndarray, has_a: np.ndarray, has_b: np.ndarray) -> np.ndarray:
     """The chosen places, but of those where only one has an edge as many of either kind, the ones of least keys."""
     only_a, only_b = has_a & ~has_b, has_b & ~has_a
-    fewest = np.minimum((chosen & only_a).sum(1), (chosen & only_b).sum(1))[:, None]
+    fewest = np.minimum((chosen & only_a).sum(-1), (chosen & only_b).sum(-1))[..., None]
     for only in (only_a, only_b):
-        rank = np.argsort(np.argsort(np.where(only, keys, 2), 1), 1)
+        rank = np.argsort(np.argsort(np.where(only, keys, 2), -1), -1)
         chosen = np.where(only, rank < fewest, chosen)
     return chosen
 
 
-def _swap_within(block: np.ndarray, sums: np.ndarray, window: _Window, rng: np.random.Generator) -> None:
-    """The same for a symmetric block: half of the units exchange their edges to the other half."""
-    units = rng.permutation(len(block))
-    some, others = units[: len(units) // 2], units[len(units) // 2 :]
-    part, part_sums = block[np.ix_(some, others)], sums[:, some]
-    _swap(part, part_sums, _Window(window.low[:, some], window.high[:, some]), rng)
-    block[np.ix_(some, others)], block[np.ix_(others, some)] = part, part.T
-    sums[:, some] = part_sums
+def _swap_within(block: np.ndarray, sums: np.ndarray, window: _Window, rngs: _Rngs) -> None:
+    """The same for symmetric blocks: half of the units exchange their edges to the other half."""
+    walks, n = np.arange(len(block)), block.shape[1]
+    units = np.stack([rng.permutation(n) for rng in rngs])
+    some, others = units[:, : n // 2], units[:, n // 2 :]
+    at = walks[:, None, None], some[:, :, None], others[:, None]
+    part, part_sums = block[at], sums[:, walks[:, None], some]
+    _swap(part, part_sums, window.of(some), rngs)
+    block[at], block[at[0], at[2].swapaxes(1, 2), at[1].swapaxes(1, 2)] = part, part.swapaxes(1, 2)
+    sums[:, walks[:, None], some] = part_sums
 
 # %% ../../nbs/rooms/clusters_nulls.ipynb #551ba4b9
-def _walk(block: np.ndarray, windows: Sequence[_Window], rng: np.random.Generator, within: bool) -> np.ndarray:
-    """Another matrix whose sums lie in the windows of the rows, and of the columns."""
-    block = block.copy()
-    rows, columns = (_powers(block).sum(axis) for axis in (2, 1))
+def _walks(block: np.ndarray, windows: Sequence[_Window], rngs: _Rngs, within: bool) -> np.ndarray:
+    """(B, rows, columns) other matrices whose sums lie in the windows of the rows, and of the columns."""
+    blocks = np.repeat(block[None], len(rngs), axis=0)
+    rows, columns = (np.repeat(_powers(block).sum(axis)[:, None], len(rngs), axis=1) for axis in (2, 1))
     for _ in range(_ROUNDS):
         if within:
-            _swap_within(block, rows, windows[0], rng)
-            _swap_within(block, rows, windows[0], rng)
+            _swap_within(blocks, rows, windows[0], rngs)
+            _swap_within(blocks, rows, windows[0], rngs)
         else:
-            _swap(block, rows, windows[0], rng)
-            _swap(block.T, columns, windows[1], rng)
-    return block
+            _swap(blocks, rows, windows[0], rngs)
+            _swap(blocks.swapaxes(1, 2), columns, windows[1], rngs)
+    return blocks
 
 
 class _Hub(NamedTuple):
@@ -162,7 +180,7 @@ def _hub(pair: tuple[str, str], block: Tensor, seed: int) -> _Hub:
     rng, start = np.random.default_rng([seed, stream]), block.detach().cpu().double().numpy()
     start = np.ldexp(start, -int(np.frexp(start.max(initial=0))[1]))
     windows = _window(_powers(start).sum(2), rng), _window(_powers(start).sum(1), rng)
-    return _Hub(start, _walk(start, windows, rng, pair[0] == pair[1]), windows, stream)
+    return _Hub(start, _walks(start, windows, [rng], pair[0] == pair[1])[0], windows, stream)
 
 # %% ../../nbs/rooms/clusters_nulls.ipynb #329ce9ff
 def degree_nulls(
@@ -200,10 +218,24 @@ def degree_nulls(
 # %% ../../nbs/rooms/clusters_nulls.ipynb #f6a47897
 def _degree_nulls(graph: UnitGraph, seeds: Sequence[int], seed: int) -> Iterator[UnitGraph]:
     hubs = {pair: _hub(pair, block, seed) for pair, block in graph.blocks.items()}
-    for one in seeds:
+    size = max(1, _TOGETHER // max((hub.block.size for hub in hubs.values()), default=1))
+    for start in range(0, len(seeds), size):
+        yield from _few_nulls(graph, hubs, seeds[start : start + size])
+
+
+_TOGETHER = 2**16  # Entries of the blocks that walk side by side, which is faster than one after the other
+
+
+def _few_nulls(graph: UnitGraph, hubs: Mapping[tuple[str, str], _Hub], seeds: Sequence[int]) -> Iterator[UnitGraph]:
+    """The nulls of some seeds, their walks side by side."""
+    walks = {
+        (a, b): _walks(hub.block, hub.windows, [np.random.default_rng([one, hub.stream]) for one in seeds], a == b)
+        for (a, b), hub in hubs.items()
+    }
+    for i, one in enumerate(seeds):
         blocks, told = {}, {"misfit": 0.0, "in_place": 0.0}
         for (a, b), hub in hubs.items():
-            new = _walk(hub.block, hub.windows, np.random.default_rng([one, hub.stream]), a == b)
+            new = walks[a, b][i]
             told = {name: max(told[name], share) for name, share in _told(hub.start, new).items()}
             exponent = int(np.frexp(graph.blocks[a, b].detach().cpu().double().numpy().max(initial=0))[1])
             blocks[a, b] = torch.from_numpy(np.ldexp(new, exponent)).to(graph.blocks[a, b])
@@ -398,11 +430,13 @@ def activation_nulls(
     Iterator[UnitGraph]
         Made one at a time, when asked for; their `settings` tell the kind as 'null'
 
-    Raises: `ValueError` for another kind, n below 1, or activations that are not finite.
+    Raises: `ValueError` for another kind, n below 1, activations not finite, or 'rotated' after a nonlinearity.
     """
     check_choice("kind", kind, _DRAWS)
     _check_number(n)
     known = {layer: checked_responses(layer, values) for layer, values in activations.items()}
+    for layer, one in known.items() if kind == "rotated" else ():
+        _check_turnable(layer, *one)
     rngs = (np.random.default_rng(one) for one in np.random.SeedSequence(seed).spawn(n))
     graphs = (make({layer: _DRAWS[kind](*one, rng) for layer, one in known.items()}) for rng in rngs)
     return (replace(one, settings=one.settings | {"null": kind}) for one in graphs)
@@ -447,6 +481,32 @@ def null_notes(
         "which any few shared factors do, and not that they form modules; `activation_nulls(..., 'rotated')` asks that"
     )
     return tuple(f"The null {name!r} {said} {more}." for name, kind in kinds.items() if kind in ("permuted", "noise"))
+
+# %% ../../nbs/rooms/clusters_nulls.ipynb #d3beb4db
+_SKEWED, _AT_AN_END = 0.3, 0.2  # More skewness than turned units have; share of responses at one end of their unit's
+_TURNS, _MOST_UNITS = 5, 256  # Turns to compare with, and units that are looked at
+
+
+def _skewness(values: np.ndarray) -> float:
+    """The mean over units of how skewed each is to either side."""
+    scores = (values - values.mean(0)) / values.std(0)
+    return float(np.abs((scores**3).mean(0)).mean())
+
+
+def _check_turnable(layer: str, values: np.ndarray, constant: np.ndarray) -> None:
+    """Are the units what random directions could be, or were they through a nonlinearity?"""
+    live = values[:, ~constant][:, :_MOST_UNITS]
+    if not live.shape[1]:
+        return
+    rng, still = np.random.default_rng(0), np.zeros(live.shape[1], dtype=bool)
+    turned = max(_skewness(_turned(live, still, rng)) for _ in range(_TURNS))
+    at_end = max(float((live == end).mean()) for end in (live.min(0), live.max(0))) - 1 / len(live)
+    if (skewed := _skewness(live)) > turned + _SKEWED or at_end > _AT_AN_END:
+        found = f"units of {layer!r} have a mean skewness of {skewed:.2f}, and of {turned:.2f} at most when turned"
+        more = f"{at_end:.0%} of their responses are the least or largest of their unit, as after a nonlinearity"
+        allowed = f"allowed are {_SKEWED} more and {_AT_AN_END:.0%}, since the null would reject without modules"
+        advice = "give responses from before it, as `record(..., at='pre')`, and apply it in `make`"
+        raise ValueError(f"{found}; {more}: {allowed}; {advice}; or compare with `untrained_nulls`")
 
 # %% ../../nbs/rooms/clusters_nulls.ipynb #00a391b9
 def likeness_graph(

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from ..base.results import Result, read_only
 from ..base.words import counted, suggest
@@ -42,6 +42,9 @@ class SubCluster(NamedTuple):
     units: np.ndarray  # (n,) indices of the units, ascending
 
 # %% ../../nbs/rooms/clusters_partition.ipynb #160eb474
+_MOSTLY_LAYERS = 0.5  # Agreement of clusters with layers above which a repr says so
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Partition(Result):
     """The cluster of every unit, layer by layer, and how it was found.
@@ -70,6 +73,8 @@ class Partition(Result):
         Did the eigenvalue solver converge?
     names : tuple[str, ...], default ()
         Name of each cluster, if they were given by names
+    depth_removed : bool, default False
+        Was every pair of layers set beside its own null, so that modules run through layers?
     """
 
     labels: dict[str, np.ndarray]  # Layer -> (n_units,) int64 cluster of each unit, read-only; -1: in no cluster
@@ -84,6 +89,7 @@ class Partition(Result):
     n_components: int = 1  # Connected components of the live graph; of a local partition, the most in any layer
     converged: bool = True  # Did the eigenvalue solver converge?
     names: tuple[str, ...] = ()  # Name of each cluster, if they were given by names
+    depth_removed: bool = False  # Was every pair of layers set beside its own null, so that modules run through layers?
 
     def __post_init__(self) -> None:
         labels = {layer: checked_labels(layer, found) for layer, found in self.labels.items()}
@@ -136,6 +142,20 @@ class Partition(Result):
         )
 
     @property
+    def depth(self) -> float:  # From 0 to 1; NaN for a local partition, or units of fewer than two layers
+        """How much the cluster of a unit says about its layer, and its layer about its cluster (NMI).
+
+        0: each cluster runs through all layers alike. 1: clusters are layers.
+        """
+        found = [np.unique(one[one >= 0]).size for one in self.labels.values()]
+        if self.scope == "local" or sum(n > 0 for n in found) < 2:
+            return float("nan")
+        labels = np.concatenate(list(self.labels.values()))
+        layer = np.repeat(np.arange(len(self.labels)), [len(one) for one in self.labels.values()])
+        score = normalized_mutual_info_score(layer[labels >= 0], labels[labels >= 0])
+        return float(np.clip(score, 0.0, 1.0))
+
+    @property
     def eigengap(self) -> pd.Series:  # (k,) indexed by the number of clusters, from 1 to k; empty if there are none
         """How far each eigenvalue is from the next: a large gap after as many as there are modules."""
         gaps = np.diff(self.eigenvalues)
@@ -174,7 +194,9 @@ class Partition(Result):
         parts = f", {self.n_components} components" if self.n_components > 1 else ""
         where = f"{counted(len(labels), 'unit')} of {counted(len(self.labels), 'layer')}"
         none = f", {counted((labels < 0).sum(), 'unit')} in none" if (labels < 0).any() else ""
-        return f"{source}: {where}, {counted(n_clusters, 'cluster')}{ncut}{none}{parts}"
+        mostly = ": clusters are mostly layers" if self.depth > _MOSTLY_LAYERS else ""
+        depth = "" if np.isnan(self.depth) else f", depth {self.depth:.2f}{mostly}"
+        return f"{source}: {where}, {counted(n_clusters, 'cluster')}{ncut}{none}{parts}{depth}"
 
     def shown(self) -> pd.DataFrame:
         """Units of each cluster in each layer, a row a layer."""

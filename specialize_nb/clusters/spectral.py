@@ -8,6 +8,7 @@ Spectral clustering of the units of a network: all layers together, or each on i
 __all__ = ['spectral_partition', 'local_partition']
 
 # %% ../../nbs/04_partition.ipynb #ea617856
+import functools
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from ..base.words import check_choice, suggest
+from .blocks import find_modules, patterns
 from .partition import Partition, ncut
 from .spectrum import Walk, embed_units, find_components, walk_of
 from ..graphs.graph import UnitGraph
@@ -94,6 +96,9 @@ def _cuts(walk: Walk, degree: np.ndarray, runs: list[np.ndarray], k: int) -> lis
     return cuts
 
 # %% ../../nbs/04_partition.ipynb #90bfbe23
+_threads = functools.cache(ThreadpoolController)  # to look for thread pools takes longer than a small clustering
+
+
 def _kmeans(
     points: np.ndarray, k: int, seed: int, n_init: int, score: Callable[[list[np.ndarray]], list[float]] | None
 ) -> np.ndarray:
@@ -105,7 +110,7 @@ def _kmeans(
         values = [run.inertia_ for run in runs] if score is None else score([_placed(run, order) for run in runs])
         return [runs[i] for i in np.argsort(np.round(values, 12), kind="stable")[:n]]
 
-    with threadpool_limits(1), warnings.catch_warnings():  # threads would add up in another order each time
+    with _threads().limit(limits=1), warnings.catch_warnings():  # threads would add up in another order each time
         warnings.simplefilter("ignore", ConvergenceWarning)  # of points that coincide
         starts = [KMeans(k, n_init=1, max_iter=10, random_state=state).fit(points) for state in states.tolist()]
         ends = [KMeans(k, init=one.cluster_centers_, n_init=1).fit(points) for one in best(starts, 10)]
@@ -122,6 +127,7 @@ def spectral_partition(
     graph: UnitGraph,  # Of any kind: edges between layers, or within them
     k: int,  # Clusters, from 2 to the number of live units
     *,
+    depth: Literal["keep", "remove"] = "keep",  # 'remove': each pair of layers beside what its units' strengths explain
     seed: int = 0,  # Seeds k-means; global generators are left alone
     n_init: int = 25,  # Starts of k-means, the best kept
     choose: Literal["ncut", "inertia"] | None = None,  # Which start is kept; None: by n-cut above 2,000 units
@@ -135,6 +141,8 @@ def spectral_partition(
         Of any kind: edges between layers, or within them
     k : int
         Clusters, from 2 to the number of live units
+    depth : {'keep', 'remove'}, default 'keep'
+        'remove': each pair of layers beside what its units' strengths explain
     seed : int, default 0
         Seeds k-means; global generators are left alone
     n_init : int, default 25
@@ -150,9 +158,14 @@ def spectral_partition(
 
     Raises: `ValueError` if k is not from 2 to the number of live units, or for other options.
     Warns: `RuntimeWarning` if the graph falls apart or the solver does not converge.
-    Source: Hod et al. (2021); Shi and Malik (2000), "Normalized cuts and image segmentation"
+    Source: Hod et al. (2021); Shi and Malik (2000), "Normalized cuts and image segmentation"; with depth removed,
+    Karrer and Newman (2011), "Stochastic blockmodels and community structure in networks", and Barber (2007)
     """
-    found = _cluster(graph, operator.index(k), _options(seed, n_init, choose, max_iter), "the graph")
+    check_choice("depth", depth, ("keep", "remove"))
+    options = _options(seed, n_init, choose, max_iter)
+    if depth == "remove":
+        return _through_layers(graph, operator.index(k), options)
+    found = _cluster(graph, operator.index(k), options, "the graph")
     for doubt in found.doubts:
         warnings.warn(doubt, RuntimeWarning, stacklevel=2)
     labels = dict(zip(graph.layers, np.split(found.labels, graph.offsets[1:-1]), strict=True))
@@ -166,6 +179,29 @@ def spectral_partition(
         eigenvalues=found.eigenvalues,
         n_components=found.n_components,
         converged=found.converged,
+    )
+
+# %% ../../nbs/04_partition.ipynb #660c6154
+def _through_layers(graph: UnitGraph, k: int, options: _Options) -> Partition:
+    if options.choose is not None:
+        raise ValueError(f"choose={options.choose!r} is for depth='keep': with depth removed the likelihood chooses")
+    alive = graph.alive()
+    if not 2 <= k <= alive.sum():
+        counts = f"{alive.sum()} live and {(~alive).sum()} dead units"
+        raise ValueError(f"k={k}, but the graph has {counts}: choose k from 2 to {alive.sum()}")
+    n_init = max(1, options.n_init // 5)  # of each of several windows
+    found = find_modules(
+        graph.sizes, patterns(graph), alive, k, seed=options.seed, n_init=n_init, max_iter=options.max_iter
+    )
+    return Partition(
+        labels=dict(zip(graph.layers, np.split(found.labels, graph.offsets[1:-1]), strict=True)),
+        k=k,
+        scope="global",
+        graph=graph.kind,
+        seed=options.seed,
+        ncut=ncut(graph, found.labels),
+        depth_removed=True,
+        notes=found.notes,
     )
 
 # %% ../../nbs/04_partition.ipynb #5f3e83e4

@@ -191,7 +191,7 @@ class Ritz(NamedTuple):
     residual: float  # Largest norm of what is left of an equation, of the k that were asked for
 
 
-def _largest(
+def leading_pairs(
     times: Callable[[torch.Tensor], torch.Tensor],
     start: torch.Tensor,  # (n_units, m) vectors that say in what space to look, m at least `k`
     known: torch.Tensor,  # (n_units, 1) eigenvector to leave out, of norm 1
@@ -202,12 +202,28 @@ def _largest(
     """The largest eigenpairs of a symmetric product, `k` of them to `tol`, as many as `start` has in all.
 
     Block Lanczos, restarted from the best when memory is full.
+
+    Parameters
+    ----------
+    times : Callable[[torch.Tensor], torch.Tensor]
+    start : torch.Tensor
+        (n_units, m) vectors that say in what space to look, m at least `k`
+    known : torch.Tensor
+        (n_units, 1) eigenvector to leave out, of norm 1
+    k : int
+    tol : Callable[[float], float]
+        Residual that is small enough, given the least of the `k` eigenvalues
+    max_iter : int
+
+    Returns
+    -------
+    Ritz
     """
     width, used = start.shape[1], 0
     room = 10 * width
     basis, small = start.new_zeros(len(start), room), torch.zeros(room, room, dtype=torch.float64)
     block = _split_off(start, basis[:, :0], known)[0]
-    for _ in range(max_iter):
+    for step in range(1, max_iter + 1):
         new = slice(used, used := used + block.shape[1])
         basis[:, new] = block
         block, rest, inside = _split_off(times(block), basis[:, :used], known)
@@ -215,7 +231,7 @@ def _largest(
         values, vectors = torch.linalg.eigh(small[:used, :used])
         values, vectors = values.flip(0), vectors.flip(1)
         residual = float((rest @ vectors[new, :k]).norm(dim=0).max())
-        if not block.shape[1] or residual <= tol(float(values[:k][-1])):
+        if not block.shape[1] or residual <= tol(float(values[:k][-1])) or step == max_iter:
             break
         if used + block.shape[1] > room:  # keep the best, and a few from the far end, which would only come back
             kept = torch.cat([torch.arange(3 * width), torch.arange(used - width, used)])
@@ -300,14 +316,14 @@ def largest_pairs(
     """
     start, trivial = start.to(walk.scale), trivial.to(walk.scale)
     if fed is None:
-        return _largest(walk, start, trivial, k, lambda least: tol, max_iter)
+        return leading_pairs(walk, start, trivial, k, lambda least: tol, max_iter)
     other, here = [not one for one in fed], side_units(walk, fed).to(start)
     known = trivial * here / (trivial * here).norm()
 
     def enough(least: float) -> float:  # the residual of sigma squared that stands for one of `tol` of sigma
         return tol * max(least, 1e-6) ** 0.5
 
-    return _largest(lambda x: walk(walk(x, fed), other), start * here, known, k, enough, max_iter)
+    return leading_pairs(lambda x: walk(walk(x, fed), other), start * here, known, k, enough, max_iter)
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #28b0550c
 def side_units(

@@ -64,6 +64,66 @@ def _cut(matrix: np.ndarray, k: int) -> tuple[int, ...]:
         found.append(end)
     return tuple(found[::-1])
 
+# %% ../../nbs/rooms/layers_segments.ipynb #d7f69582
+def _steps(matrix: np.ndarray) -> np.ndarray:  # (L - 1,)
+    """Distances from each layer to the next, none so small that its logarithm tells nothing but that."""
+    steps = np.diagonal(matrix, 1)
+    least = np.median(steps[steps > 0]) / 1000 if (steps > 0).any() else 1.0
+    return np.maximum(steps, least)
+
+
+def _level(logs: np.ndarray) -> np.ndarray:  # (B, n) -> (B, n)
+    """Logs of steps less their trend: the median slope between two of them, which a few jumps do not move."""
+    i, j = np.triu_indices(logs.shape[1], 1)
+    size = max(1, _CHUNK // max(len(i), 1))
+    parts = (logs[start : start + size] for start in range(0, len(logs), size))
+    slope = np.concatenate([np.median((part[:, j] - part[:, i]) / (j - i), axis=1) for part in parts])
+    return logs - slope[:, None] * np.arange(logs.shape[1])
+
+
+def _heights(steps: np.ndarray) -> np.ndarray:  # (B, L - 1) -> (B, L - 5), of the third step to the third last
+    """Log of how many times each step is the two before it, the two after, or the ordinary one: the least of these."""
+    logs = np.log(steps)
+    before, after = (logs[:, :-4] + logs[:, 1:-3]) / 2, (logs[:, 3:-1] + logs[:, 4:]) / 2
+    level = _level(logs)
+    above = level - np.median(level, axis=1, keepdims=True)
+    return np.minimum(above[:, 2:-2], logs[:, 2:-2] - np.maximum(before, after))
+
+# %% ../../nbs/rooms/layers_segments.ipynb #ea4cee7d
+def _highest(heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (B, m) -> (B, J), (B, J)
+    """The highest steps, no two of them neighbours, and where they are; 0 where none is left that is above 0."""
+    left, rows = heights.clip(min=0), np.arange(len(heights))
+    tops, places = (np.zeros((len(heights), (heights.shape[1] + 1) // 2), kind) for kind in (float, int))
+    for j in range(tops.shape[1]):
+        place = left.argmax(1)
+        tops[:, j], places[:, j] = left[rows, place], place
+        for near in (place - 1, place, place + 1):
+            left[rows, near.clip(0, heights.shape[1] - 1)] = 0
+    return tops, places
+
+
+def _jumps(steps: np.ndarray) -> np.ndarray:  # (B, L - 1) -> (B, J)
+    """The mean height of the highest step, of the two highest, ...; no columns where there are too few steps."""
+    tops = _highest(_heights(steps))[0] if steps.shape[1] >= 5 else np.zeros((len(steps), 0))
+    return tops.cumsum(1) / np.arange(1, tops.shape[1] + 1)
+
+
+def _freedom(matrix: np.ndarray) -> float:
+    """In how many dimensions would a random walk have steps that vary as little as these? From 1 to 500."""
+    steps, square = _steps(matrix), matrix**2
+    inner = (square[:-1, 1:] + square[1:, :-1] - square[:-1, :-1] - square[1:, 1:]) / 2  # products of two steps
+    cosines = (inner / np.outer(steps, steps))[np.triu_indices(len(steps), 1)].clip(-1, 1) ** 2
+    by_angle = 1 / (cosines.mean() + 1.5 * cosines.std() / math.sqrt(len(cosines)))
+    ordinary = np.sort(_level(np.log(steps)[None])[0])[: math.ceil(2 * len(steps) / 3)]
+    # the lower two thirds of normal numbers have 0.62 of their standard deviation
+    spread = ordinary.std(ddof=1) / 0.62 * (1 + 2 / math.sqrt(len(steps)))
+    return float(np.clip(max(by_angle, 0.5 / max(spread, 1e-3) ** 2), 1, 500))
+
+
+def _drift_jumps(matrix: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:  # (n, J)
+    """The same as `_jumps` of random walks whose steps vary as those of the network."""
+    return _jumps(np.sqrt(rng.chisquare(_freedom(matrix), (n, len(matrix) - 1))))
+
 # %% ../../nbs/rooms/layers_segments.ipynb #76cb49f0
 _CHUNK = 2**23  # Numbers of null matrices held at a time
 
@@ -99,62 +159,38 @@ def _path(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     spread = float(np.mean(varied[: max(1, len(matrix) // 3)])) if varied else 0.0
     return means, int(np.clip(round(2 / max(spread, 1e-9)), 1, 500))
 
-# %% ../../nbs/rooms/layers_segments.ipynb #ab53233d
-def _jumps(steps: np.ndarray) -> np.ndarray:  # (..., L - 1) -> (..., L - 5), of the third step to the third last
-    """Log of how many times each step is the two before it or the two after it, whichever are longer."""
-    logs = np.log(steps)
-    before, after = (logs[..., :-4] + logs[..., 1:-3]) / 2, (logs[..., 3:-1] + logs[..., 4:]) / 2
-    return logs[..., 2:-2] - np.maximum(before, after)
-
-
-def _steps(matrix: np.ndarray) -> np.ndarray:  # (L - 1,)
-    """Distances from each layer to the next, none so small that its logarithm tells nothing but that."""
-    steps = np.diagonal(matrix, 1)
-    least = np.median(steps[steps > 0]) / 1000 if (steps > 0).any() else 1.0
-    return np.maximum(steps, least)
-
-
-def _freedom(matrix: np.ndarray) -> float:
-    """In how many dimensions would a random walk have steps that vary as little as these? From 1 to 500."""
-    steps, square = _steps(matrix), matrix**2
-    inner = (square[:-1, 1:] + square[1:, :-1] - square[:-1, :-1] - square[1:, 1:]) / 2  # products of two steps
-    pairs = np.triu_indices(len(steps), 1)
-    cosines = (inner / np.outer(steps, steps))[pairs].clip(-1, 1) ** 2
-    by_angle = 1 / (cosines.mean() + cosines.std() / math.sqrt(len(cosines)))
-    rises = (np.log(steps)[pairs[1]] - np.log(steps)[pairs[0]]) / (pairs[1] - pairs[0])
-    ordinary = np.sort(np.log(steps) - np.median(rises) * np.arange(len(steps)))[: math.ceil(2 * len(steps) / 3)]
-    # the lower two thirds of normal numbers have 0.62 of their standard deviation
-    spread = ordinary.std(ddof=1) / 0.62 * (1 + 2 / math.sqrt(len(steps)))
-    return float(np.clip(max(by_angle, 0.5 / max(spread, 1e-3) ** 2), 1, 500))
-
-
-def _drift_jumps(matrix: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:  # (n,)
-    """The largest jump of random walks whose steps vary as those of the network; -inf if none can be told."""
-    return _jumps(np.sqrt(rng.chisquare(_freedom(matrix), (n, len(matrix) - 1)))).max(1, initial=-np.inf)
-
-
-def _jump_p(jumps: np.ndarray, drift: np.ndarray) -> np.ndarray:  # (...), (n,) -> (...)
-    """How often is the largest jump of a drift as large?"""
-    return (1 + (drift >= tie_threshold(np.asarray(jumps)[..., None], 1.0)).sum(-1)) / (1 + len(drift))
-
-
-def _abrupt(matrix: np.ndarray, drift: np.ndarray, alpha: float) -> tuple[int, ...]:
-    """Numbers of the layers to which a jump leads that is beyond drift."""
-    return tuple((3 + np.flatnonzero(_jump_p(_jumps(_steps(matrix)), drift) <= alpha)).tolist())
-
 # %% ../../nbs/rooms/layers_segments.ipynb #8bda16a3
 def _standing(costs: np.ndarray, nulls: np.ndarray) -> np.ndarray:  # (K,), (n, K) -> (1 + n, K - 1)
     """How far below the null each cut into 2, 3, ... groups is, in standard deviations; the real one first."""
     rows = np.concatenate([costs[None], nulls])
-    share = np.log(rows[:, 1:] / np.maximum(rows[:, :1], 1e-300) + 1e-12)
-    spread = share.std(0)
-    return (share.mean(0) - share) / np.where(spread > 1e-12, spread, np.inf)
+    return _in_deviations(-np.log(rows[:, 1:] / np.maximum(rows[:, :1], 1e-300) + 1e-12))
+
+
+def _in_deviations(rows: np.ndarray) -> np.ndarray:  # (1 + n, K) -> (1 + n, K)
+    """How far above the mean of its column each number is, in standard deviations."""
+    spread = rows.std(0)
+    return (rows - rows.mean(0)) / np.where(spread > 1e-12, spread, np.inf)
 
 
 def _p_value(standing: np.ndarray) -> float:
     """Of the largest over k, ties against the network."""
     best = standing.max(1)
     return float((best >= tie_threshold(best[0], 1.0)).mean())
+
+
+def _jump_p(matrix: np.ndarray, drift: np.ndarray) -> float:
+    """How often do the highest steps of a drift stand out as much? 1 with too few layers to tell."""
+    if not drift.shape[1]:
+        return 1.0
+    return _p_value(_in_deviations(np.concatenate([_jumps(_steps(matrix)[None]), drift])))
+
+
+def _abrupt(matrix: np.ndarray, drift: np.ndarray, alpha: float) -> tuple[int, ...]:
+    """Numbers of the layers to which a jump leads, if any is beyond drift: steps a third as high as the highest."""
+    if _jump_p(matrix, drift) > alpha:
+        return ()
+    tops, places = (one[0] for one in _highest(_heights(_steps(matrix)[None])))
+    return tuple(sorted((3 + places[(tops > 0) & (tops >= tops[0] / 3)]).tolist()))
 
 # %% ../../nbs/rooms/layers_segments.ipynb #7a02e234
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -180,7 +216,7 @@ class LayerGroups(Result):
     drift_costs : np.ndarray
         (n_null, K) of smooth paths, read-only
     drift_jumps : np.ndarray
-        (n_null,) log of the largest jump of random walks, read-only; -inf: too few layers
+        (n_null, J) mean height of the 1, 2, ... highest steps of drifts, logs, read-only
     tree : np.ndarray
         (L - 1, 4) merges of average linkage, as SciPy has them, read-only
     settings : dict[str, Any]
@@ -194,7 +230,7 @@ class LayerGroups(Result):
     costs: np.ndarray  # (K,) of the best cuts into 1, 2, ... K groups, read-only
     order_costs: np.ndarray  # (n_null, K) of the layers in random orders, read-only
     drift_costs: np.ndarray  # (n_null, K) of smooth paths, read-only
-    drift_jumps: np.ndarray  # (n_null,) log of the largest jump of random walks, read-only; -inf: too few layers
+    drift_jumps: np.ndarray  # (n_null, J) mean height of the 1, 2, ... highest steps of drifts, logs, read-only
     tree: np.ndarray  # (L - 1, 4) merges of average linkage, as SciPy has them, read-only
     settings: dict[str, Any]  # alpha, seed and what was asked for
 
@@ -228,21 +264,23 @@ class LayerGroups(Result):
 
     @property
     def p_drift(self) -> float:  # In (0, 1]
-        """How often is the largest jump of a smooth drift as large as that of the network? 1 below six layers."""
-        return float(_jump_p(_jumps(_steps(self.matrix)).max(initial=-np.inf), self.drift_jumps))
+        """How often do the highest steps of a smooth drift stand out as those of the network? 1 below six layers."""
+        return _jump_p(self.matrix, self.drift_jumps)
 
     @property
     def abruptness(self) -> float:  # Above 0; NaN without boundaries, or without other steps
-        """How many times as large as a step within groups is one between them? Geometric means of both."""
+        """How many times as large as a step within groups is one between them? Mean squares, a trend taken out."""
         return _ratio(self.matrix, self.boundaries)[0]
 
     @property
     def abruptness_interval(self) -> tuple[float, float]:  # Above 0; from 0 to infinity if it can't be told
-        """Between which ends does the abruptness lie, at 1 - alpha, if steps within groups vary as they do?"""
-        ratio, error = _ratio(self.matrix, self.boundaries)
-        free = len(self.layers) - 2 - len(self.boundaries)
-        wide = stats.t.ppf(1 - self.settings["alpha"] / 2, free) * error if free > 0 and error < np.inf else np.inf
-        return (ratio * math.exp(-wide), ratio * math.exp(min(wide, 700))) if np.isfinite(ratio) else (0.0, np.inf)
+        """Between which ends does the abruptness lie, at 1 - alpha, if steps vary as those of a random walk?"""
+        ratio, between, within = _ratio(self.matrix, self.boundaries)
+        if not np.isfinite(ratio):
+            return 0.0, np.inf
+        free, half = _freedom(self.matrix), self.settings["alpha"] / 2
+        high, low = stats.f.ppf([1 - half, half], free * between, free * within)
+        return float(ratio / math.sqrt(high)), float(ratio / math.sqrt(low))
 
     @property
     def headline(self) -> str:
@@ -308,15 +346,13 @@ class LayerGroups(Result):
         return ax
 
 # %% ../../nbs/rooms/layers_segments.ipynb #c7f56076
-def _ratio(matrix: np.ndarray, boundaries: Sequence[int]) -> tuple[float, float]:
-    """How many times as large steps between groups are, and the standard error of its log; NaN if either is missing."""
-    logs = np.log(_steps(matrix))
+def _ratio(matrix: np.ndarray, boundaries: Sequence[int]) -> tuple[float, int, int]:
+    """How many times as large steps between groups are, NaN without either; how many there are of each."""
+    square = np.exp(2 * _level(np.log(_steps(matrix))[None])[0])
     across = np.isin(np.arange(1, len(matrix)), boundaries)
-    between, within = logs[across], logs[~across]
-    if not (len(between) and len(within)):
-        return np.nan, np.inf
-    spread = within.std(ddof=1) if len(within) > 1 else np.inf
-    return float(np.exp(between.mean() - within.mean())), float(spread * np.sqrt(1 / len(between) + 1 / len(within)))
+    counts = int(across.sum()), int((~across).sum())
+    ratio = math.sqrt(square[across].mean() / square[~across].mean()) if all(counts) else math.nan
+    return ratio, *counts
 
 
 def _axes(ax: Any, width: float = 4.0) -> Any:

@@ -11,7 +11,7 @@ __all__ = ['Request', 'Tally', 'floors', 'Importance', 'LesionOptions', 'importa
 
 # %% ../../nbs/11_importance.ipynb #8af6a65b
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
 from ..stats.effects import effect_replicates, effect_size
-from ..stats.evidence import Evidence
+from ..stats.evidence import Evidence, evidence_notes
 from ..stats.sequential import Sequential, Standing, undecided
 
 # %% ../../nbs/11_importance.ipynb #d1727331
@@ -709,7 +709,7 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
     for tally in others:
         fields |= _second(trial, plain, tally) if len(tally.n_drawn) else {}
         settings |= {"unmatched": tally.untested.to_numpy().tolist()}
-    return Importance(
+    found = Importance(
         keys=pd.DataFrame(keys, columns=["layer", "cluster", "n_units"]),
         outcomes=trial.names,
         value={name: one[0] for name, one in rows.items()},
@@ -723,6 +723,7 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
         notes=_notes(trial, [plain, *others]),
         **fields,
     )
+    return replace(found, notes=(*found.notes, *evidence_notes(found)))
 
 # %% ../../nbs/11_importance.ipynb #442ce960
 def _settings(trial: Trial) -> dict[str, Any]:
@@ -761,4 +762,7 @@ def _notes(trial: Trial, tallies: Sequence[Tally]) -> tuple[str, ...]:
         drawn = np.arange(len(tally.damage[amounts[0]]))[:, None] <= tally.n_drawn
         broken = np.any([np.isnan(tally.damage[name]) for name in amounts], axis=0) & drawn
         n_broken, n_lesions = n_broken + broken.sum(), n_lesions + drawn.sum()
-    return notes_of(trial.subject, trial.run, n_broken, n_lesions)
+    residuals = [one.name for one in trial.run.work.outcomes if one.residual_on and trial.options.n_boot > 1]
+    told = "its curve is not fitted anew to images drawn again"
+    rough = (f"The interval of {name} is approximate: {told}." for name in residuals)
+    return (*notes_of(trial.subject, trial.run, n_broken, n_lesions), *rough)

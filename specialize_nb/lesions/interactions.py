@@ -134,7 +134,8 @@ def _judged(work: _Pairs, found: Sequence[np.ndarray]) -> dict[str, Any]:
         for this, given, some in zip(own, own[::-1], controls, strict=True):
             single = next(replaced)[:, 0] if len(some) else np.zeros(0)
             rows.append(_row(this, given, both[0], some, single, work.n_controls))
-    return _stacked(rows)
+    unit = work.run.work.outcomes[0].unit
+    return _stacked(rows, unit) | {"unit": unit}
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #b5189229
 def _row(
@@ -145,16 +146,16 @@ def _row(
     draws[: len(controls)] = controls - given
     together[: len(single)] = controls[:, 0] - given[0] - single
     mean = draws.mean(0)
-    whole = dict(damage=damage[0], given=given[0], joint=joint[0], draws=resolved(draws[:, 0]))
-    whole |= dict(interaction_draws=resolved(together))
+    whole = dict(damage=damage[0], given=given[0], joint=joint[0], draws=draws[:, 0], interaction_draws=together)
     again = dict(damage=damage[1:], damage_given=(joint - given)[1:], control_mean=mean[1:])
     return whole | {"replicates": again}
 
 
-def _stacked(rows: Sequence[dict]) -> dict[str, Any]:
-    """Rows as the last axis of arrays."""
+def _stacked(rows: Sequence[dict], unit: float) -> dict[str, Any]:
+    """Rows as the last axis of arrays, rounding taken out of those that are compared."""
     names = ("damage", "given", "joint", "draws", "interaction_draws")
     together = {name: np.stack([row[name] for row in rows], axis=-1) for name in names}
+    together |= {name: resolved(together[name], unit) for name in names[3:]}
     again = [row["replicates"] for row in rows]
     return together | {"replicates": {name: np.stack([one[name] for one in again], axis=-1) for name in again[0]}}
 
@@ -208,6 +209,8 @@ class Interactions(Result):
         How it was computed, as JSON has it
     level : float, default 0.95
         Confidence of the intervals
+    unit : float, default 1.0
+        Usual size of the outcome on intact examples, by which rounding is judged
     """
 
     keys: pd.DataFrame  # Columns layer, cluster, given_layer, given_cluster; r rows, two a pair
@@ -221,6 +224,7 @@ class Interactions(Result):
     replicates: Mapping[str, np.ndarray]  # 'damage', 'damage_given', 'control_mean' -> (B, r) on draws of the images
     settings: Mapping[str, Any] = field(default_factory=dict)  # How it was computed, as JSON has it
     level: float = 0.95  # Confidence of the intervals
+    unit: float = 1.0  # Usual size of the outcome on intact examples, by which rounding is judged
 
     def __post_init__(self):
         object.__setattr__(self, "keys", _labelled(self.keys, _PAIR))
@@ -230,12 +234,12 @@ class Interactions(Result):
     @property
     def damage_given(self) -> np.ndarray:  # (r,)
         """What each sub-cluster costs once the other is gone."""
-        return resolved(self.joint - self.given)
+        return resolved(self.joint - self.given, self.unit)
 
     @property
     def interaction(self) -> np.ndarray:  # (r,)
         """What both cost more together than the sum of each alone."""
-        return resolved(self.joint - self.given - self.damage)
+        return resolved(self.joint - self.given - self.damage, self.unit)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one row for each direction of each pair; the columns are explained in the notebook."""
@@ -247,7 +251,8 @@ class Interactions(Result):
             ends = percentile_interval(excess / np.where(sd > 0, sd, np.nan), self.level)
         low, high = (np.where(sd > 0, end, np.where(effect == 0, 0.0, np.nan)) for end in ends)
         p = np.where(tested, p_values(self.damage_given, self.draws), np.nan)
-        columns = dict(damage=resolved(self.damage), damage_given=self.damage_given, interaction=self.interaction)
+        columns = dict(damage=resolved(self.damage, self.unit), damage_given=self.damage_given)
+        columns |= dict(interaction=self.interaction)
         below, above = percentile_interval(again, self.level)
         columns |= dict(interaction_low=below, interaction_high=above)
         columns |= _interaction_columns(self.interaction, self.interaction_draws)

@@ -669,7 +669,8 @@ class LesionTable(Result):
         """How many lesions, of what, on how many examples, and what the worst of them cost."""
         told = f"{self.layer!r}: {len(self.groups)} lesions, {len(self.labels)} examples, {self.ablation}"
         added = self.to_frame()["loss_added"]
-        return told + (f"; the loss grows by {added.max():.3g} nats at the most" if len(added) else "")
+        known = added.notna().any()
+        return told + (f"; the loss grows by {added.max():.3g} nats at the most" if known else "")
 
 # %% ../../nbs/06_lesion.ipynb #4a3e28e0
 def lesion_table(
@@ -737,7 +738,8 @@ def lesion_table(
     everything = {name: np.concatenate([np.zeros_like(table[:1]), table]) for name, table in checked.items()}
     measures = [reading(one, subject.scores, "classes") for one in TABLE_MEASURES.values()]
     (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_jobs or 1)
-    found, notes = dict(zip(TABLE_MEASURES, values, strict=True)), (*subject.notes, *engine.notes)
+    found = dict(zip(TABLE_MEASURES, values, strict=True))
+    notes = (*subject.notes, *engine.notes, *_told_broken(found["loss"][1:]))
     told = dict(labels=data.labels.copy(), n_classes=n_classes, ablation=ablation, notes=notes)
     return LesionTable(
         layer="+".join(checked),
@@ -746,3 +748,13 @@ def lesion_table(
         intact={name: values[0].copy() for name, values in found.items()},
         **told,
     )
+
+# %% ../../nbs/06_lesion.ipynb #71cafa8c
+def _told_broken(
+    losses: np.ndarray,  # (n_groups, n_examples)
+) -> list[str]:
+    """What is said of lesions that no loss is known of, a sentence."""
+    n = int(np.isnan(losses).any(1).sum())
+    told = f"{n:,} of {len(losses):,} lesions made outputs that are not numbers: their loss is NaN."
+    return [f"{told} Another `ablation`, such as 'mean', may keep them numbers."] if n else []
+

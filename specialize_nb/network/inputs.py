@@ -20,16 +20,29 @@ from torch.utils import _pytree as pytree
 
 from specialize_nb.base.data import Batches
 from specialize_nb.base.devices import floating_type, to_model
+from specialize_nb.base.numbers import same_numbers
 from specialize_nb.network.program import without_fast_paths
+from specialize_nb.network.state import as_found
 from specialize_nb.network.units import Network
 
-__all__ = ["Padding", "evened", "named_inputs", "naming_batch", "padding_of", "places_that_count", "suited", "which"]
+__all__ = [
+    "Padding",
+    "evened",
+    "named_inputs",
+    "naming_batch",
+    "padding_of",
+    "places_that_count",
+    "suited",
+    "told_of_state",
+    "which",
+]
 
 _MOST = 5  # examples named in a message
 
 
 def which(
     found: np.ndarray,  # (n,) bool, True for the examples that are meant
+    places: np.ndarray | None = None,  # (n,) where they stand in the data as given; None: as they come
 ) -> str:
     """How many examples, and which: the first few by their place in the data.
 
@@ -37,14 +50,16 @@ def which(
     ----------
     found : np.ndarray
         (n,) bool, True for the examples that are meant
+    places : np.ndarray | None, default None
+        (n,) where they stand in the data as given; None: as they come
 
     Returns
     -------
     str
     """
-    places = np.flatnonzero(found)
-    named = ", ".join(map(str, places[:_MOST])) + (", ..." if len(places) > _MOST else "")
-    return f"{len(places):,} of {len(found):,} examples ({'number' if len(places) == 1 else 'numbers'} {named})"
+    meant = np.flatnonzero(found) if places is None else places[np.flatnonzero(found)]
+    named = ", ".join(map(str, meant[:_MOST])) + (", ..." if len(meant) > _MOST else "")
+    return f"{len(meant):,} of {len(found):,} examples ({'number' if len(meant) == 1 else 'numbers'} {named})"
 
 
 @contextmanager
@@ -225,6 +240,37 @@ def _call(model: nn.Module, x: Any) -> Any:
     x = pytree.tree_map_only(Tensor, Tensor.clone, to_model(x, model))  # a model may change them in place
     with without_fast_paths(model), torch.random.fork_rng(devices=[]):
         return model(**x) if isinstance(x, Mapping) else model(*(x if isinstance(x, tuple | list) else (x,)))
+
+
+def told_of_state(
+    model: nn.Module,  # In eval mode; returned as it was found
+    x: Any,  # Inputs that it takes
+) -> str:
+    """A sentence on a model that answers otherwise when it is called again with the same inputs; '' if it does not.
+
+    Models that draw at random do so too, and are told otherwise.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; returned as it was found
+    x : Any
+        Inputs that it takes
+
+    Returns
+    -------
+    str
+    """
+    try:
+        with as_found(model), torch.no_grad():
+            first = [one.clone() for one in _floats(_call(model, x))]
+            second = _floats(_call(model, x))
+    except Exception:  # one that takes whole batches alone, or fails, which tracing tells
+        return ""
+    if len(first) == len(second) and all(same_numbers(*pair) for pair in zip(first, second, strict=True)):
+        return ""
+    told = f"{type(model).__name__} keeps something from one call to the next that changes what it says"
+    return f"{told}: every batch, with and without lesions, is read from the state in which the model was given."
 
 
 @dataclass(frozen=True)
@@ -650,7 +696,7 @@ def _from_token(model: nn.Module, data: Batches, name: str, token: int) -> list[
 def _check_some_count(rule: Rule, model: nn.Module, data: Batches) -> None:
     none = [~rule.counts(named_inputs(model, x)).any(1).cpu().numpy() for x, _ in data]
     if (found := np.concatenate(none)).any():
-        told = f"by {rule.name!r} no position counts in {which(found)}"
+        told = f"by {rule.name!r} no position counts in {which(found, data.places)}"
         raise ValueError(f"{told}: leave these examples out, or mend {rule.name!r}")
 
 

@@ -531,6 +531,7 @@ def check_outputs(
     found: Outputs,  # Of all data
     model: str,  # Its name
     task: Task,  # What is to be predicted
+    places: np.ndarray | None = None,  # (n,) where the examples stand in the data as given; None: as they come
 ) -> None:
     """Can the outputs be measured?
 
@@ -544,15 +545,21 @@ def check_outputs(
         Its name
     task : Task
         What is to be predicted
+    places : np.ndarray | None, default None
+        (n,) where the examples stand in the data as given; None: as they come
 
     Raises: `ValueError` that names the examples for which they cannot.
     """
     advice = "leave these examples out, or mend the model, such as a logarithm or a division by zero"
     if found.broken.any():
-        raise ValueError(f"{model} puts out NaN or +inf for {which(found.broken)}, with nothing lesioned: {advice}")
+        raise ValueError(
+            f"{model} puts out NaN or +inf for {which(found.broken, places)}, with nothing lesioned: {advice}"
+        )
     if found.wrong.any():
         told = "all scores or that of the right answer" if task in ("classes", "dense", "labels") else "numbers"
-        raise ValueError(f"{model} puts out -inf as {told} for {which(found.wrong)}, with nothing lesioned: {advice}")
+        raise ValueError(
+            f"{model} puts out -inf as {told} for {which(found.wrong, places)}, with nothing lesioned: {advice}"
+        )
 
 
 def scale_of(

@@ -195,6 +195,8 @@ _ADVICE = {  # What an error says -> what to do
     _FLOW: "write `torch.where` for a Python `if` on values",
     "says something else": "let it need neither the batch's size, nor earlier calls, nor numbers drawn outside torch",
     ".numpy()": "write with operations of torch what it does in NumPy",
+    "not a known type": "let its `forward` take and return tensors alone, or tuples, lists and dicts of them",
+    "fake tensor in the exported": "write without `.data` and without tensors that it makes and keeps as it runs",
 }
 
 

@@ -193,9 +193,11 @@ def over_finite(
         try:
             return tuple(layers), run(tuple(layers))
         except NotFinite as error:
-            layers = [layer for layer in layers if layer.name not in error.bad]
-            if len(layers) < least or set(named or ()) & set(error.bad):
-                raise
-            for name, first in error.bad.items():
+            places = subject.data.places
+            bad = {name: first if places is None else int(places[first]) for name, first in error.bad.items()}
+            layers = [layer for layer in layers if layer.name not in bad]
+            if len(layers) < least or set(named or ()) & set(bad):
+                raise NotFinite(bad) from error
+            for name, first in bad.items():
                 told = f"it puts out NaN or infinite numbers, first for example {first}"
                 subject.note(f"Layer {name!r} is left out of activations: {told}.")

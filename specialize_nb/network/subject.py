@@ -8,7 +8,6 @@ analyses ask for it.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from specialize_nb.base.devices import to_model
 from specialize_nb.base.targets import Task
 from specialize_nb.base.tasks import ordered_as, settled
 from specialize_nb.network.hooked import HookedProgram
-from specialize_nb.network.inputs import Padding, evened, padding_of, suited
+from specialize_nb.network.inputs import Padding, evened, padding_of, suited, told_of_state
 from specialize_nb.network.outputs import (
     Outputs,
     Scale,
@@ -153,7 +152,8 @@ class Subject:
         else:
             found_in, confirm = find_and_confirm(confirm) if split else (confirm, confirm)
         found = cls(model=model, network=network, data=confirm, find=found_in, asked=asked)
-        return found.with_note(evening).with_note(told).with_note(_of_one_kind(confirm))
+        state = "" if network.program.random else told_of_state(model, confirm.example)
+        return found.with_note(evening).with_note(told).with_note(state).with_note(_of_one_kind(confirm))
 
     def finding(self) -> Subject:
         """The same model on the data to find with."""
@@ -251,7 +251,7 @@ class Subject:
         def make() -> Outputs:
             chosen = self.scores_node
             found = read_outputs(self.model, self.network, self.data, chosen.node, chosen.dense)
-            check_outputs(found, self.network.model, self.task)
+            check_outputs(found, self.network.model, self.task, self.data.places)
             return found
 
         return self.once("outputs", make)
@@ -466,38 +466,37 @@ def find_and_confirm(
 
 
 def _half(data: Batches, start: int, *, single: bool = False) -> Batches:
-    source: Any = _EveryOtherBatch(data, start) if single else _EveryOther(data, start)
-    if isinstance(data.source, list):  # in memory already
-        source = list(source)
-    labels, example = [], None
-    for x, y in source:
+    half, in_memory = _Half(data, start, single), isinstance(data.source, list)
+    kept, labels, places, example = [], [], [], None
+    for x, y, own in half.placed():
         example = pytree.tree_map(lambda one: one[:2].clone(), x) if example is None else example
         labels.append(y.cpu().numpy())
-    fields = dict(source=source, example=example, n_batches=len(labels), sums={})
+        places.append(own if data.places is None else data.places[own])
+        kept += [(x, y)] if in_memory else []
+    fields = dict(source=kept or half, example=example, n_batches=len(labels), sums={}, places=np.concatenate(places))
     return replace(data, labels=np.concatenate(labels), **fields)
 
 
 @dataclass(frozen=True)
-class _EveryOther:
-    """Half of the examples of every batch."""
+class _Half:
+    """Half of the examples of every batch, or half of the batches, where each holds one example."""
 
     source: Batches
     start: int  # 0 or 1
+    single: bool  # Half of the batches?
+
+    def placed(self) -> Iterator[tuple[Any, Tensor, np.ndarray]]:
+        """Inputs, targets, and where they stand in the source."""
+        first = 0
+        for i, (x, y) in enumerate(self.source):
+            rows = slice(0 if i % 2 == self.start else len(y), None) if self.single else slice(self.start, None, 2)
+            own = np.arange(first, first + len(y))[rows]
+            first += len(y)
+            if len(own):
+                yield pytree.tree_map(operator.itemgetter(rows), x), y[rows], own
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        half = operator.itemgetter(slice(self.start, None, 2))
-        return ((pytree.tree_map(half, x), half(y)) for x, y in self.source if len(y) > self.start)
-
-
-@dataclass(frozen=True)
-class _EveryOtherBatch:
-    """Half of the batches, where each holds one example."""
-
-    source: Batches
-    start: int  # 0 or 1
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        return itertools.islice(self.source, self.start, None, 2)
+        return ((x, y) for x, y, _ in self.placed())
 
 
 def _taken(subject: Subject, data: Any, network: Network | None, task: Task | None, asked: Asked) -> Subject:

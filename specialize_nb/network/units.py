@@ -393,6 +393,8 @@ def _hooked(model: nn.Module, args: tuple, kwargs: dict[str, Any], error: Except
         advice = how_to_lift(model, error)
         if "fails on the example" in str(failure):
             advice = "if it takes whole batches alone, give one as `example`, and data as a list of them, [(x, y)]"
+            if "unexpected keyword argument" in str(failure):
+                advice = "a mapping gives inputs by name; one that `forward` takes whole is given as `(mapping,)`"
             if "dtype" in str(failure):
                 advice = "write `dtype=x.dtype` where its code makes numbers, or trace it in its own precision"
         known = "" if "fails on inputs" in refused else f" ({refused})"

@@ -33,7 +33,7 @@ from ..network.subject import Subject
 from ..network.units import Network
 from .pictures import Parameterization, Visualization, group_weights, visualize
 from ..stats.effects import bootstrap_weights, effect_replicates
-from ..stats.evidence import Evidence
+from ..stats.evidence import Evidence, evidence_notes
 from ..stats.sequential import Sequential, Standing, undecided
 
 # %% ../../nbs/13_coherence.ipynb #42cd595a
@@ -784,7 +784,7 @@ def judge_coherence(
     parts = [layer for _, layer in found] or [dict.fromkeys(outcomes, none)]
     values = {name: _side_by_side([layer[name][0] for layer in parts]) for name in outcomes}
     rows = [(sub.layer, sub.cluster, len(sub.units)) for sub in work.subclusters]
-    return Coherence(
+    judged = Coherence(
         keys=pd.DataFrame(rows, columns=["layer", "cluster", "n_units"]),
         outcomes=outcomes,
         value={name: v[0] for name, v in values.items()},
@@ -797,6 +797,7 @@ def judge_coherence(
         notes=tuple(dict.fromkeys([*work.subject.notes, *work.notes])),
         **_stops(work, found),
     )
+    return replace(judged, notes=(*judged.notes, *evidence_notes(judged)))
 
 
 def _side_by_side(parts: Sequence[np.ndarray]) -> np.ndarray:

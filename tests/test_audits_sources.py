@@ -144,7 +144,7 @@ def test_data():
 def test_data_mistakes():
     cases = {
         "mnits": "no data 'mnits': did you mean 'mnist'",
-        "somewhere": "no data 'somewhere': give one of digits, mnist, fashion, cifar10, a folder",
+        "somewhere": "no data 'somewhere': give one of digits, mnist, fashion, cifar10, text, text:FILE, a folder",
         "mnist": "MNIST is not in 'data': say with --root DIR",
         "photos": "folder of images: say with --size",
         "my_model.py:make_spent": "cannot be used: got a list_iterator, which can be read only once",

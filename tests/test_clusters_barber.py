@@ -80,6 +80,12 @@ def test_no_unit_could_move_and_no_two_clusters_merge_with_gain():
             assert block_modularity(graph, np.where(labels == a, b, labels)) <= best + 1e-12
 
 
+def test_a_run_that_sets_out_from_eight_clusters_merges_them():
+    graph, truth = chain(5, k=2, factor=1.6)
+    found = modularity_partition(graph, depth="remove", n_seeds=1)
+    assert found.k == 2 and adjusted_rand_score(truth, found.to_frame()["cluster"]) > 0.8
+
+
 def test_resolution_makes_clusters_smaller():
     graph, _ = chain(5, factor=1.5)
     few, many = (modularity_partition(graph, depth="remove", n_seeds=3, resolution=r).k for r in (0.7, 1.4))

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from specialize_nb import spectral_partition, trace, weight_graph
-from specialize_nb.clusters.blocks import find_modules, pattern_score, patterns
+from specialize_nb.clusters.blocks import find_modules, pattern_nulls, pattern_score, patterns
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.graphs.graph import UnitGraph
 
@@ -200,6 +200,31 @@ def test_what_is_expected_within_a_layer_adds_up_without_loops():
     block = torch.tensor(matrix + matrix.T)
     (found,) = patterns(UnitGraph(layers=("a",), sizes=(20,), blocks={("a", "a"): block}))
     assert_allclose(found.total, float(found.weights.sum()), rtol=1e-3)
+
+
+def test_nulls_keep_strengths_and_scatter_and_lose_modules():
+    graph, truth = planted(4, factor=3.0, strengths="heavy")
+    graph.blocks["l1", "l2"][3] = 0
+    first, second = pattern_nulls(graph, 2, seed=1)
+    assert not torch.equal(first.blocks["l0", "l1"], second.blocks["l0", "l1"])
+    for null in (first, second):
+        assert (null.blocks["l1", "l2"][3] == 0).all()
+        for pair, block in graph.blocks.items():
+            for axis in (0, 1):
+                ours, theirs = block.sum(axis).log1p().numpy(), null.blocks[pair].sum(axis).log1p().numpy()
+                assert np.corrcoef(ours, theirs)[0, 1] > 0.9
+        kept, made = ([one.noise for one in patterns(each)] for each in (graph, null))
+        assert_allclose(made, kept, rtol=0.15)
+        score = [pattern_score(patterns(each), np.split(truth, 4)) for each in (graph, null)]
+        assert abs(score[1]) < 0.05 < score[0]
+
+
+def test_nulls_within_a_layer_are_symmetric():
+    rng = np.random.default_rng(0)
+    matrix = np.triu(rng.uniform(0, 1, (12, 12)), 1)
+    graph = UnitGraph(layers=("a",), sizes=(12,), blocks={("a", "a"): torch.tensor(matrix + matrix.T)})
+    (null,) = pattern_nulls(graph, 1)
+    assert torch.equal(null.blocks["a", "a"], null.blocks["a", "a"].T)
 
 
 def test_dead_units_and_bad_options():

@@ -71,7 +71,7 @@ def planted(
     return UnitGraph(layers=names, sizes=(n,) * n_layers, blocks=blocks), np.concatenate(labels)
 
 
-def recovery() -> Iterator[dict]:
+def recovery() -> Iterator[tuple[dict, dict]]:
     """How well the published cut, and the one with depth removed, agree with what was planted."""
     for factor in (2.0, 1.5):
         for case, options in CASES.items():
@@ -136,13 +136,18 @@ def shared(row: dict, options: dict) -> dict:
 TABLES = {"recovery": (recovery, recovered), "null": (null, scanned), "networks": (networks, shared)}
 
 
+def _key(row: dict) -> tuple[str, ...]:
+    """As text, whether it was read or made."""
+    return tuple(value if isinstance(value, str) else f"{value:g}" for value in row.values())
+
+
 def write(name: str) -> None:
     """One row after another, those that are there already left out."""
     path, (cases, measure) = HERE / f"depth_{name}.csv", TABLES[name]
     done = pd.read_csv(path).to_dict("records") if path.exists() else []
-    keys = {tuple(str(one[key]) for key in next(iter(cases()))[0]) for one in done}
+    keys = {_key({name: one[name] for name in next(iter(cases()))[0]}) for one in done}
     for row, options in cases():
-        if tuple(str(value) for value in row.values()) not in keys:
+        if _key(row) not in keys:
             done.append(measure(row, options))
             pd.DataFrame(done).to_csv(path, index=False, float_format="%.4g")
 

@@ -495,7 +495,7 @@ def _checked(item: Any, where: str) -> _Item:
         _check_input(one, len(raw), where, _SHARED if len(leaves) > 1 else "")
     return _Item(x, raw, key)
 
-
+# %% ../../nbs/rooms/base_data.ipynb #f3af8874
 def _check_one_task(targets: Any, n: int, where: str) -> None:
     """Are targets those of one task, and not of several, each with its own?"""
     named = isinstance(targets, Mapping)

@@ -12,7 +12,7 @@ climbed from several such guesses, and the best is kept.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from specialize_nb.clusters.spectrum import leading_pairs
 from specialize_nb.graphs.graph import UnitGraph
 
-__all__ = ["Modules", "Pattern", "find_modules", "pattern_score", "patterns"]
+__all__ = ["Modules", "Pattern", "find_modules", "pattern_nulls", "pattern_score", "patterns"]
 
 _POWERS = (0.25, 0.5, 1.0, 2.0)  # Of the weights; the one is taken that tells most of a factor
 _SAMPLE = 2**18  # Entries of a block that are looked at to choose a power
@@ -171,7 +171,7 @@ def _is_rate(weights: Tensor, rows: Tensor, columns: Tensor) -> bool:
     x, y = size[known].log(), scatter[known].log()
     x = x - x.mean()
     spread = float(x.square().mean())
-    return spread > 0.01 and float((x * y).mean()) < -0.5 * spread
+    return spread > 0.05 and float((x * y).mean()) < -0.5 * spread  # less is the noise of the sums themselves
 
 
 def _telling_power(weights: Tensor) -> float:
@@ -191,6 +191,56 @@ def _raise(weights: Tensor, power: float) -> None:
     else:
         for _ in range(round(-np.log2(power))):
             weights.sqrt_()
+
+
+def pattern_nulls(
+    graph: UnitGraph,  # Of any kind
+    n: int,  # Graphs, at least 1
+    *,
+    seed: int = 0,  # Seeds the draws; more graphs continue fewer; global generators are left alone
+) -> Iterator[UnitGraph]:  # Made one at a time
+    """What would the graph be if the pattern of each block were dealt out at random, and every unit as strong as it is?
+
+    Of each block, what strengths leave unexplained changes places, among pairs of live units, and is multiplied by the
+    strengths again. That is fair if weights scatter in proportion to what strengths explain.
+
+    Parameters
+    ----------
+    graph : UnitGraph
+        Of any kind
+    n : int
+        Graphs, at least 1
+    seed : int, default 0
+        Seeds the draws; more graphs continue fewer; global generators are left alone
+
+    Returns
+    -------
+    Iterator[UnitGraph]
+        Made one at a time
+    """
+    for i in range(n):
+        rng, blocks = np.random.default_rng([seed, i]), {}
+        for (a, b), block in graph.blocks.items():
+            blocks[a, b] = _dealt(block.detach(), rng, within=a == b)
+        yield UnitGraph(layers=graph.layers, sizes=graph.sizes, blocks=blocks, kind=graph.kind)
+
+
+def _dealt(block: Tensor, rng: np.random.Generator, within: bool) -> Tensor:
+    weights = block.cpu().double()
+    if not weights.any():
+        return block
+    rows, columns = _balance(weights)
+    if within:
+        rows = columns = (rows * columns).sqrt()  # as of a symmetric matrix they should be
+    live = torch.outer(rows > 0, columns > 0)
+    live = live.triu(1) if within else live
+    expected = torch.outer(rows, columns)[live]
+    order = torch.from_numpy(rng.permutation(len(expected)))
+    found = torch.zeros_like(weights)
+    fitted = np.prod([1 - 1 / max(2, int((side > 0).sum())) for side in (rows, columns)])
+    left = (weights[live] / expected) ** (fitted**-0.5)  # strengths that were fitted took some of the scatter
+    found[live] = left[order] * expected
+    return (found + found.T if within else found).to(block)
 
 
 # First guesses

@@ -19,8 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 from tqdm.auto import tqdm
 
 from ..base.results import Result, read_only
-from .blocks import find_modules, pattern_score, patterns
-from .nulls import degree_nulls
+from .blocks import find_modules, pattern_nulls, pattern_score, patterns
 from ..graphs.graph import UnitGraph
 from ..stats.many import max_t
 from ..stats.tests import p_values
@@ -102,13 +101,17 @@ class ModuleScan(Result):
 
 # %% ../../nbs/rooms/clusters_depth.ipynb #fd0dfcda
 _STABLE = 0.8  # Agreement of seeds below which labels are called unstable
+_NULLS = (
+    "Nulls keep the strength of every unit, and deal out what strengths leave unexplained of a block. In graphs of how "
+    "alike units are, those that are like a third are like each other, so that such nulls are easy to beat."
+)
 
 
 def module_scan(
-    graph: UnitGraph,  # Of any kind; of weights, unless nulls are given
+    graph: UnitGraph,  # Of any kind
     ks: Sequence[int] = range(2, 9),  # Numbers of modules to try, each at least 2
     *,
-    nulls: Iterable[UnitGraph] | None = None,  # Graphs of the same layers without modules; None: `degree_nulls`
+    nulls: Iterable[UnitGraph] | None = None,  # Graphs of the same layers without modules; None: patterns dealt out
     n_null: int = 39,  # Nulls, at least 2, unless they are given; p-values are at least 1 / (1 + n_null)
     n_seeds: int = 3,  # Searches of the graph itself, to see whether labels are stable
     seed: int = 0,  # Seeds nulls and searches; global generators are left alone
@@ -119,11 +122,11 @@ def module_scan(
     Parameters
     ----------
     graph : UnitGraph
-        Of any kind; of weights, unless nulls are given
+        Of any kind
     ks : Sequence[int], default range(2, 9)
         Numbers of modules to try, each at least 2
     nulls : Iterable[UnitGraph] | None, default None
-        Graphs of the same layers without modules; None: `degree_nulls`
+        Graphs of the same layers without modules; None: patterns dealt out
     n_null : int, default 39
         Nulls, at least 2, unless they are given; p-values are at least 1 / (1 + n_null)
     n_seeds : int, default 3
@@ -144,14 +147,14 @@ def module_scan(
     if n_seeds < 1 or (nulls is None and n_null < 2):
         raise ValueError(f"got n_seeds={n_seeds} and n_null={n_null}: at least 1 search, and 2 nulls")
     found = [_search(graph, ks, seed + i) for i in range(n_seeds)]
-    graphs = degree_nulls(graph, n_null, seed=seed) if nulls is None else nulls
+    graphs = pattern_nulls(graph, n_null, seed=seed) if nulls is None else nulls
     tasks = (delayed(_search)(one, ks, seed) for one in tqdm(graphs, "nulls", disable=not progress))
     drawn = np.array([[score for score, _ in one] for one in Parallel()(tasks)])
     if len(drawn) < 2:
         raise ValueError(f"got {len(drawn)} nulls: give at least 2, and 39 or more for small p-values")
     scores = np.array([[score for score, _ in one] for one in found]).T
     same = np.array([_same([one[i][1] for one in found]) for i in range(len(ks))])
-    told = "Nulls keep the strength of every unit and the weights of every block." if nulls is None else ""
+    told = _NULLS if nulls is None else ""
     notes = (told,) if told else ()
     return ModuleScan(ks=ks, scores=scores, nulls=drawn, same=same, seed=seed, notes=notes)
 

@@ -131,7 +131,7 @@ def _swap(block: np.ndarray, sums: np.ndarray, window: _Window, rngs: _Rngs) -> 
     go = done[walk, pair]
     block[ours], block[theirs] = np.where(go, b, a), np.where(go, a, b)
 
-
+# %% ../../nbs/rooms/clusters_nulls.ipynb #b85202ba
 def _balanced(keys: np.ndarray, chosen: np.ndarray, has_a: np.ndarray, has_b: np.ndarray) -> np.ndarray:
     """The chosen places, but of those where only one has an edge as many of either kind, the ones of least keys."""
     only_a, only_b = has_a & ~has_b, has_b & ~has_a

@@ -728,9 +728,8 @@ def lesion_table(
     """
     subject = Subject.of(model, data, network=network, output=output, scores=scores)
     check_task(subject.data, ("classes",), "`lesion_table`")
-    names, (_, n_classes) = [layer] if isinstance(layer, str) else list(layer), scores_of(subject)
-    data, network = subject.data, subject.network
-    checked = _check_groups(network, groups if isinstance(groups, Mapping) else dict.fromkeys(names, groups))
+    data, (_, n_classes), names = subject.data, scores_of(subject), [layer] if isinstance(layer, str) else list(layer)
+    checked = _check_groups(subject.network, groups if isinstance(groups, Mapping) else dict.fromkeys(names, groups))
     check_labels(data, n_classes)
     options = dict(ablation=ablation, reader=reader, precision=precision, seed=seed)
     engine = lesion_engine(subject, None, None, [tuple(checked)], **options)
@@ -739,22 +738,21 @@ def lesion_table(
     measures = [reading(one, subject.scores, "classes") for one in TABLE_MEASURES.values()]
     (values,) = measure_lesions(engine, shown, [everything], measures, n_threads=n_jobs or 1)
     found = dict(zip(TABLE_MEASURES, values, strict=True))
-    notes = (*subject.notes, *engine.notes, *_told_broken(found["loss"][1:]))
-    told = dict(labels=data.labels.copy(), n_classes=n_classes, ablation=ablation, notes=notes)
+    told = dict(labels=data.labels.copy(), n_classes=n_classes, ablation=ablation)
     return LesionTable(
         layer="+".join(checked),
         groups=np.concatenate(list(checked.values()), axis=1),
         measures={name: values[1:] for name, values in found.items()},
         intact={name: values[0].copy() for name, values in found.items()},
+        notes=(*subject.notes, *engine.notes, *_told_broken(found["loss"][1:])),
         **told,
     )
 
 # %% ../../nbs/06_lesion.ipynb #71cafa8c
 def _told_broken(
     losses: np.ndarray,  # (n_groups, n_examples)
-) -> list[str]:
+) -> tuple[str, ...]:
     """What is said of lesions that no loss is known of, a sentence."""
     n = int(np.isnan(losses).any(1).sum())
     told = f"{n:,} of {len(losses):,} lesions made outputs that are not numbers: their loss is NaN."
-    return [f"{told} Another `ablation`, such as 'mean', may keep them numbers."] if n else []
-
+    return (f"{told} Another `ablation`, such as 'mean', may keep them numbers.",) if n else ()

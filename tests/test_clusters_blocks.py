@@ -203,7 +203,7 @@ def test_what_is_expected_within_a_layer_adds_up_without_loops():
 
 
 def test_nulls_keep_strengths_and_scatter_and_lose_modules():
-    graph, truth = planted(4, factor=3.0, strengths="heavy")
+    graph, truth = planted(4, factor=2.0, strengths="heavy")
     graph.blocks["l1", "l2"][3] = 0
     first, second = pattern_nulls(graph, 2, seed=1)
     assert not torch.equal(first.blocks["l0", "l1"], second.blocks["l0", "l1"])

@@ -1,4 +1,4 @@
-# make          set up, then audit two small networks and say what was found
+# make          set up, then audit three small networks and say what was found
 # make test     set up, then run every test and every notebook
 # make docs     set up, then build the site into _docs/ (warnings are errors)
 # make lab      set up, then open the notebooks in JupyterLab
@@ -21,7 +21,8 @@ run: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest -n 2
-	$(NOTEBOOKS) --timing
+	$(BIN)/python tools/stories.py _stories # without their tests, which pytest has run
+	$(NOTEBOOKS) --timing _stories
 
 docs: .venv/ready
 	rm -rf _docs
@@ -56,7 +57,7 @@ check: .venv/ready
 	$(BIN)/python tools/check_notebooks.py
 
 clean:
-	rm -rf _docs _proc jupyter_execute report build *.egg-info .pytest_cache .ruff_cache
+	rm -rf _docs _proc _stories jupyter_execute report build *.egg-info .pytest_cache .ruff_cache
 
 # Set-up: done once, and again when a file that names requirements changes.
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt

@@ -29,7 +29,11 @@ def planted_layers(n_layers, n_units, n_modules, factor, seed=0):
 
 def test_planted_number():
     graph, truth = planted_layers(6, 36, 3, 2.5)
-    scan = module_scan(graph, (2, 3, 4, 5), n_null=19, n_seeds=2)
+    again = UnitGraph(
+        layers=graph.layers, sizes=graph.sizes, blocks={key: one**1.1 for key, one in graph.blocks.items()}
+    )
+    scan = module_scan(graph, (2, 3, 4, 5), n_null=19, n_seeds=2, others=[again])
+    assert scan.to_frame()["same_data"][1] > 0.9 and "graphs of other data agree by" in scan.headline
     assert scan.k == 3 and scan.to_frame()["same"][1] > 0.9 and "3 modules" in scan.headline
     assert_allclose(scan.to_frame()["p_fwer"].min(), 1 / 20, rtol=1e-12)
     scan
@@ -59,3 +63,5 @@ def test_refusals():
         module_scan(graph, (2,), n_null=1)
     with pytest.raises(ValueError, match="got 0 nulls"):
         module_scan(graph, (2,), nulls=[])
+    with pytest.raises(ValueError, match="give the same units"):
+        module_scan(graph, (2,), others=[planted_layers(2, 12, 2, 3.0)[0]])

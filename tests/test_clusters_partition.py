@@ -179,9 +179,10 @@ def test_depth():
     assert_allclose(halves.depth, 2 * np.log(2) / (np.log(2) + np.log(4)), rtol=1e-12)
     some = Partition.from_labels({"a": [0, 0, 1, -1], "b": [0, 1, 1, -1], "c": [-1, -1]})
     assert_allclose(some.depth, normalized_mutual_info_score([0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 1]), rtol=1e-12)
+    assert halves.mostly_layers and not through.mostly_layers
     assert "depth 0.67: clusters are mostly layers" in repr(halves) and "mostly" not in repr(through)
     local = Partition(labels={layer: np.arange(4) % 2 for layer in "ab"}, k=2, scope="local")
-    assert np.isnan(local.depth) and np.isnan(Partition.from_labels({"a": [0, 1]}).depth)
+    assert np.isnan(local.depth) and not local.mostly_layers and np.isnan(Partition.from_labels({"a": [0, 1]}).depth)
     [through, layers, halves]
 
 

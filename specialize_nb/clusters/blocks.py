@@ -181,7 +181,11 @@ def _telling_power(weights: Tensor) -> float:
     sample = weights[order[::step]].flatten()
     if not len(sample) or float((sample == 0).double().mean()) > 0.05:
         return 1.0
-    told = [power * float(one.mean() / one.std().clamp(min=1e-12)) for power in _POWERS for one in [sample**power]]
+    told = []
+    for power in _POWERS:
+        raised = sample**power
+        scatter = raised.std(correction=min(1, len(raised) - 1))
+        told.append(power * float(raised.mean() / scatter.clamp(min=1e-12)))
     return _POWERS[int(np.argmax(np.round(told, 6)))]
 
 
@@ -583,7 +587,7 @@ def pattern_score(
 
 
 def _notes(blocks: Sequence[Pattern], labels: np.ndarray, k: int, settled: bool, unsure: np.ndarray) -> tuple[str, ...]:
-    notes = ["Each pair of layers was compared with what the strengths of its units explain, so depth plays no part."]
+    notes = []
     if flat := sum(one.noise == 0 for one in blocks):
         notes.append(f"In {flat} of {len(blocks)} pairs of layers, strengths explain all edges, so these tell nothing.")
     n_found = len(np.unique(labels[labels >= 0]))

@@ -41,6 +41,8 @@ class ModuleScan(Result):
         (n_null, n_ks) the same of each null, by the first seed; read-only
     same : np.ndarray
         (n_ks,) mean adjusted Rand index of two seeds; NaN for one seed; read-only
+    same_data : np.ndarray
+        (n_ks,) the same of the graph and each of other data; NaN without any; read-only
     seed : int
         Seed of the nulls, and the first of the search
     """
@@ -49,10 +51,11 @@ class ModuleScan(Result):
     scores: np.ndarray  # (n_ks, n_seeds) share of weight inside modules beyond the expected, by each seed; read-only
     nulls: np.ndarray  # (n_null, n_ks) the same of each null, by the first seed; read-only
     same: np.ndarray  # (n_ks,) mean adjusted Rand index of two seeds; NaN for one seed; read-only
+    same_data: np.ndarray  # (n_ks,) the same of the graph and each of other data; NaN without any; read-only
     seed: int  # Seed of the nulls, and the first of the search
 
     def __post_init__(self) -> None:
-        for name in ("scores", "nulls", "same"):
+        for name in ("scores", "nulls", "same", "same_data"):
             object.__setattr__(self, name, read_only(getattr(self, name)))
         super().__post_init__()
 
@@ -70,8 +73,7 @@ class ModuleScan(Result):
         frame["gap"] = frame["score"] - frame["null_mean"]
         frame["p_value"] = p_values(self.scores[:, 0], self.nulls)
         frame["p_fwer"] = max_t(self.scores[:, 0], self.nulls)
-        frame["same"] = self.same
-        return frame
+        return frame.assign(same=self.same, same_data=self.same_data)
 
     @property
     def headline(self) -> str:
@@ -81,8 +83,9 @@ class ModuleScan(Result):
             tried = f"{self.ks[0]} to {self.ks[-1]} tried"
             return f"no modules stand out, with {tried}; least p = {frame['p_fwer'].min():.3g}"
         row = frame.set_index("k").loc[self.k]
-        stable = "" if np.isnan(row["same"]) else f"; seeds agree by {row['same']:.2f}"
-        doubt = ", so the labels are not stable" if row["same"] < _STABLE else ""
+        agreed = {"seeds agree": row["same"], "graphs of other data agree": row["same_data"]}
+        stable = "".join(f"; {who} by {one:.2f}" for who, one in agreed.items() if not np.isnan(one))
+        doubt = ", so the labels are not stable" if min(agreed.values(), key=_unless_nan) < _STABLE else ""
         score = f"score {row['score']:.3g}, null {row['null_mean']:.3g}, p = {row['p_fwer']:.3g}"
         return f"{self.k} modules: {score}{stable}{doubt}"
 
@@ -112,6 +115,7 @@ def module_scan(
     ks: Sequence[int] = range(2, 9),  # Numbers of modules to try, each at least 2
     *,
     nulls: Iterable[UnitGraph] | None = None,  # Graphs of the same layers without modules; None: patterns dealt out
+    others: Sequence[UnitGraph] = (),  # Graphs of the same units, from other data or seeds: are their labels alike?
     n_null: int = 39,  # Nulls, at least 2, unless they are given; p-values are at least 1 / (1 + n_null)
     n_seeds: int = 3,  # Searches of the graph itself, to see whether labels are stable
     seed: int = 0,  # Seeds nulls and searches; global generators are left alone
@@ -127,6 +131,8 @@ def module_scan(
         Numbers of modules to try, each at least 2
     nulls : Iterable[UnitGraph] | None, default None
         Graphs of the same layers without modules; None: patterns dealt out
+    others : Sequence[UnitGraph], default ()
+        Graphs of the same units, from other data or seeds: are their labels alike?
     n_null : int, default 39
         Nulls, at least 2, unless they are given; p-values are at least 1 / (1 + n_null)
     n_seeds : int, default 3
@@ -146,7 +152,11 @@ def module_scan(
     ks = _checked_ks(graph, ks)
     if n_seeds < 1 or (nulls is None and n_null < 2):
         raise ValueError(f"got n_seeds={n_seeds} and n_null={n_null}: at least 1 search, and 2 nulls")
+    if unlike := [one for one in others if (one.layers, one.sizes) != (graph.layers, graph.sizes)]:
+        told = f"has layers {unlike[0].layers} of {unlike[0].sizes} units"
+        raise ValueError(f"one of `others` {told}, and the graph {graph.layers} of {graph.sizes}: give the same units")
     found = [_search(graph, ks, seed + i) for i in range(n_seeds)]
+    beside = [_search(one, ks, seed) for one in others]
     graphs = pattern_nulls(graph, n_null, seed=seed) if nulls is None else nulls
     tasks = (delayed(_search)(one, ks, seed) for one in tqdm(graphs, "nulls", disable=not progress))
     drawn = np.array([[score for score, _ in one] for one in Parallel()(tasks)])
@@ -154,9 +164,11 @@ def module_scan(
         raise ValueError(f"got {len(drawn)} nulls: give at least 2, and 39 or more for small p-values")
     scores = np.array([[score for score, _ in one] for one in found]).T
     same = np.array([_same([one[i][1] for one in found]) for i in range(len(ks))])
+    pairs = [[_same([found[0][i][1], one[i][1]]) for one in beside] for i in range(len(ks))]
+    same_data = np.array([np.mean(one) if one else np.nan for one in pairs])
     told = _NULLS if nulls is None else ""
     notes = (told,) if told else ()
-    return ModuleScan(ks=ks, scores=scores, nulls=drawn, same=same, seed=seed, notes=notes)
+    return ModuleScan(ks=ks, scores=scores, nulls=drawn, same=same, same_data=same_data, seed=seed, notes=notes)
 
 # %% ../../nbs/rooms/clusters_depth.ipynb #33b3dd6a
 def _checked_ks(graph: UnitGraph, ks: Sequence[int]) -> tuple[int, ...]:
@@ -171,6 +183,10 @@ def _search(graph: UnitGraph, ks: tuple[int, ...], seed: int) -> list[tuple[floa
     blocks, alive, ends = patterns(graph), graph.alive(), graph.offsets[1:-1]
     labels = [find_modules(graph.sizes, blocks, alive, k, seed=seed, n_init=1).labels for k in ks]
     return [(pattern_score(blocks, np.split(one, ends)), one) for one in labels]
+
+
+def _unless_nan(number: float) -> float:
+    return np.inf if np.isnan(number) else number
 
 
 def _same(labels: list[np.ndarray]) -> float:

@@ -156,6 +156,11 @@ class Partition(Result):
         return float(np.clip(score, 0.0, 1.0))
 
     @property
+    def mostly_layers(self) -> bool:
+        """Does the cluster of a unit tell more than half of which layer it is in, as `depth` has it?"""
+        return self.depth > _MOSTLY_LAYERS
+
+    @property
     def eigengap(self) -> pd.Series:  # (k,) indexed by the number of clusters, from 1 to k; empty if there are none
         """How far each eigenvalue is from the next: a large gap after as many as there are modules."""
         gaps = np.diff(self.eigenvalues)
@@ -194,8 +199,9 @@ class Partition(Result):
         parts = f", {self.n_components} components" if self.n_components > 1 else ""
         where = f"{counted(len(labels), 'unit')} of {counted(len(self.labels), 'layer')}"
         none = f", {counted((labels < 0).sum(), 'unit')} in none" if (labels < 0).any() else ""
-        mostly = ": clusters are mostly layers" if self.depth > _MOSTLY_LAYERS else ""
-        depth = "" if np.isnan(self.depth) else f", depth {self.depth:.2f}{mostly}"
+        mostly = ": clusters are mostly layers" if self.mostly_layers else ""
+        left = " once removed" if self.depth_removed else ""
+        depth = "" if np.isnan(self.depth) else f", depth {self.depth:.2f}{left}{mostly}"
         return f"{source}: {where}, {counted(n_clusters, 'cluster')}{ncut}{none}{parts}{depth}"
 
     def shown(self) -> pd.DataFrame:

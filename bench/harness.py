@@ -7,7 +7,8 @@ A measure lives in a file bench/measure_*.py, as a function that sets the scene 
         ...
         return Race(ours=..., peer=..., same=lambda mine, theirs: "a few words on how far the two answers agree")
 
-The two take turns in one process, so that both meet the same machine. Medians go to bench/results.md.
+The two take turns in one process, so that both meet the same machine. Medians go to bench/results.md, that of the
+ratios of each round too.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Measure:
             sides.reverse()
 
     def row(self) -> str:
-        ratio = median(self.peer_s) / median(self.ours_s)
+        ratio = median(peer / ours for peer, ours in zip(self.peer_s, self.ours_s, strict=True))
         times = f"{spread(self.ours_s)} | {spread(self.peer_s)}"
         return f"| {self.name} | {times} | {ratio:.3g} | {self.peer} | {self.agreement} | {self.rounds} |"
 

@@ -68,7 +68,7 @@ def examined(name: str, whole: bool, quick: bool) -> None:
     import torchvision
 
     from specialize_nb.audits.audit import audit
-    from specialize_nb.audits.kinds import KINDS
+    from specialize_nb.audits.kinds import KINDS, Cutting
     from specialize_nb.lesions.importance import LesionOptions, prepare_importance
     from specialize_nb.lesions.plan import price
     from specialize_nb.network.subject import Subject
@@ -95,7 +95,7 @@ def examined(name: str, whole: bool, quick: bool) -> None:
             if why := kind.missing(subject):
                 row["notes"] = f"{row['notes']} No graph of {kind.label}: {why}.".strip()
                 continue
-            cut = kind.cut(kind.build(subject), subject, 8, ("global", "local"), 0)
+            cut = kind.cut(kind.build(subject), subject, Cutting(k=8, scopes=("global", "local")))
             partitions |= {(kind.name, scope): partition for scope, partition in cut.items()}
     with stage(row, "prepare_s"):
         trial = prepare_importance(subject, list(partitions.values()), LesionOptions())

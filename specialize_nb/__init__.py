@@ -7,6 +7,7 @@ Modules:
 - `specialize_nb.audits.hub`: Models and texts in the layout of Hugging Face, from folders and files that are there.
 - `specialize_nb.audits.kinds`: The kinds of graph an audit can cluster, one row each: how it is built and cut, and what is asked of its clusters.
 - `specialize_nb.audits.lockstep`: Lesions and coherence of several partitions, drawn look by look as the lists of one audit.
+- `specialize_nb.audits.pooling`: Several tasks as one data set: what an audit judges together, and which task each example belongs to.
 - `specialize_nb.audits.report`: One page that tells people who were not there what was found.
 - `specialize_nb.audits.sources`: Where the shell gets a network, its weights and its data from: files, packages, named data sets, folders of images.
 - `specialize_nb.audits.twins`: What does an audit find in a network that has learnt nothing?
@@ -45,10 +46,12 @@ Modules:
 - `specialize_nb.lesions.proof`: Does a stack of lesions say what each lesion says alone? Tried on the user's own batch, before anything is measured.
 - `specialize_nb.network.answers`: One number for each unit and example, recorded or streamed
 - `specialize_nb.network.apart`: Does a model answer to every example by itself? Found out on the first batch of the data.
+- `specialize_nb.network.beside`: Labels beside the target: what an example, or each of its positions, belongs to besides what is to be predicted.
 - `specialize_nb.network.bounds`: Between which numbers an output lies by the operations that make it, whatever the inputs are.
 - `specialize_nb.network.gradients`: Are the derivatives of a traced program those of its model, example by example?
 - `specialize_nb.network.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.network.inputs`: What a network is given: which types of numbers it takes, and which positions of a sequence are padding.
+- `specialize_nb.network.lookups`: What a table of embeddings is asked for and does not hold: tokens of another vocabulary, or too many positions.
 - `specialize_nb.network.operations`: What is known of the operations of a traced program: which move numbers, keep them, mix them, or carry weights.
 - `specialize_nb.network.outputs`: What a network says: which of its outputs holds the scores, what they are for all data, and of what kind they are.
 - `specialize_nb.network.perturbation`: Change single units, and see whether the wiring told the truth
@@ -57,11 +60,16 @@ Modules:
 - `specialize_nb.network.rows`: Do the rows of what a layer puts out belong to the examples of the batch, one each, and are they finite?
 - `specialize_nb.network.state`: A model is left as it was found, whatever its code keeps from one call to the next.
 - `specialize_nb.network.strands`: One layer's units as they lie in one value of a traced program, and what operations do to them.
+- `specialize_nb.network.stream`: What a direction of the residual stream adds to the scores, with nothing else changed: the direct path.
 - `specialize_nb.network.subject`: A model, its traced network and its data, joined once: what every analysis passes on instead of the three.
+- `specialize_nb.network.tokens`: What layers put out at each position of a sequence or a map, and which token stands there.
 - `specialize_nb.network.units`: The units of a network, and which of them feed which
 - `specialize_nb.network.wiring`: Follows units through a traced program, operation by operation: which weights join which units.
+- `specialize_nb.responses.attainability`: How much of each unit's own best does one picture reach for all at once?
 - `specialize_nb.responses.coherence`: Do the units of a group answer to the same thing?
+- `specialize_nb.responses.concepts`: Which of the concepts that you have names for does a group answer to?
 - `specialize_nb.responses.contexts`: Where in a text does a group of units answer most?
+- `specialize_nb.responses.patches`: Which parts of real images excite a group, and do its units agree on where?
 - `specialize_nb.responses.pictures`: What a group of units asks to see
 - `specialize_nb.stats.discoveries`: How many findings are real, in any set picked after looking?
 - `specialize_nb.stats.effects`: Standard deviations of random groups, with an interval over images and controls

@@ -17,11 +17,11 @@ from lesson import lesson
 from specialize_nb import __version__
 from specialize_nb.audits import cli, sources
 from specialize_nb.audits.audit import Audit, audit
-from specialize_nb.audits.cli import _Call, _parser, _short_warnings, main
+from specialize_nb.audits.cli import _asked_for, _Call, _parser, _short_warnings, _understood, main
 from specialize_nb.base.data import digits
 from specialize_nb.base.signatures import Parameter
 from specialize_nb.layers.measures import MEASURES
-from specialize_nb.training.models import mlp
+from specialize_nb.training.models import mlp, transformer
 
 AUDIT = "audit my_model.py:make_model --data digits"
 
@@ -78,7 +78,7 @@ def options_of(command):
 def test_options_are_the_parameters_of_the_functions():
     "None is missing, none is there that nobody takes."
     of_data = {name for one in sources.SOURCES for name in one.names()}
-    own = {"help", "model", "data", "name", "out", "traceback", "seed"} | of_data
+    own = {"help", "model", "data", "tasks", "name", "out", "traceback", "seed"} | of_data
     for command, names in COMMANDS.items():
         taken = set()
         for call in (getattr(cli, name) for name in names):
@@ -105,6 +105,16 @@ def test_help_is_the_comment():
     told = helped("layers")
     assert f"(of {', '.join(MEASURES)}; default: gw)" in told
     assert "--repeats N Samples of inputs, at least 1 (default: 3)" in told
+
+
+def test_tasks_by_name_or_after_their_files():
+    def asked(words):
+        return _asked_for(_understood(f"audit hf:x {words}".split()))
+
+    assert asked("--data digits") == {"": "digits"}
+    assert asked("--data text:a/b.txt --data text:c.md") == {"b": "text:a/b.txt", "c": "text:c.md"}
+    assert asked("--tasks one=m.py:f two=text:x=y.txt") == {"one": "m.py:f", "two": "text:x=y.txt"}
+    assert _asked_for(_understood("layers hf:x --data text".split())) == {"": "text"}
 
 
 def test_names_that_python_knows_and_a_shell_does_not(monkeypatch):
@@ -180,7 +190,16 @@ def test_mistakes():
     cases = {
         "": "arguments are required: COMMAND; see `specialize-nb --help`",
         "demos": "invalid choice: 'demos'",
-        "audit": "arguments are required: MODEL, --data; see `specialize-nb audit --help`",
+        "audit": "arguments are required: MODEL; see `specialize-nb audit --help`",
+        "audit m.py:f": "one of the arguments --data --tasks is required",
+        "layers m.py:f": "arguments are required: --data; see `specialize-nb layers --help`",
+        "layers m.py:f --data digits --tasks a=text": "unrecognized arguments: --tasks a=text",
+        "plan m.py:f --data digits --tasks a=text b=text": "argument --tasks: not allowed with argument --data",
+        "audit m.py:f --tasks a=text prose": "argument --tasks: 'prose' is no NAME=DATA, such as code=text:code.txt",
+        f"{AUDIT} --data digits": "--data: two tasks are called 'digits'; name them with --tasks NAME=DATA NAME=DATA",
+        "audit my_model.py:make_model --tasks a=digits": "--tasks names 1 task, 'a': name two or more, or say digits with",
+        "audit my_model.py:make_model --tasks a=digits b=dgits": "no data 'dgits': did you mean 'digits'",
+        "audit my_model.py:make_model --tasks a=digits b=text --size 8": "--size does not go with --data digits",
         "audit m.py:f --data digits --k 1": "argument --k: 1 is too few; give 2 or more",
         "audit m.py:f --data digits --k x": "argument --k: 'x' is no whole number",
         "audit m.py:f --data digits --alpha x": "argument --alpha: 'x' is no number",
@@ -322,18 +341,36 @@ def test_demo(monkeypatch):
 
     def small(self, model, *args, **chosen):
         seen.append(chosen)
-        less = dict(k=8, graphs=("weights",), scopes=("local",), n_controls=19, n_visual=2, n_exhibits=0)
+        less = dict(k=8, graphs=("weights",), scopes=("local",), n_controls=19, n_visual=1, n_exhibits=0)
+        less |= dict(depth="keep")  # which is quick
+        if isinstance(args[0], dict):  # of several tasks
+            less |= dict(n_boot=2, matched=False)
         return whole(self, model, *args, **chosen | less)
 
     monkeypatch.setattr(_Call, "__call__", small)
     monkeypatch.setattr("specialize_nb.training.fit.fit", lambda model, *_, **__: model.eval())
+    tiny = dict(width=8, depth=1, heads=2)
+    monkeypatch.setattr("specialize_nb.training.models.transformer", lambda **sizes: transformer(**sizes | tiny))
+    few = sources.load_data
+    monkeypatch.setattr(sources, "load_data", lambda given, **options: few(given, **options | {"examples": 8}))
     with lesson() as folder:
         status, out, err = run("demo", "--n-jobs", "1", "--seed", "2")
         assert status == 0, err
-        kept = {name: Audit.load(folder / "report" / name / "audit.npz") for name in ("mlp", "cnn")}
+        kept = {name: Audit.load(folder / "report" / name / "audit.npz") for name in ("mlp", "cnn", "transformer")}
+        page = (folder / "report" / "index.html").read_text("utf-8")
         assert out.splitlines()[-1] == f"report: {folder.resolve() / 'report' / 'index.html'}"
-    assert [(one["seed"], one["find"].y.shape) for one in seen] == [(2, (1347,))] * 2
-    assert {one.data for one in kept.values()} == {"digits, test split"}
+    *digital, textual = seen
+    assert [(one["seed"], one["find"].y.shape) for one in digital] == [(2, (1347,))] * 2
+    assert textual["seed"] == 2 and list(textual["find"]) == ["code", "prose"] and textual["scopes"] == ("global",)
+    assert [kept[name].data for name in ("mlp", "cnn")] == ["digits, test split"] * 2
+    language = kept["transformer"]
+    assert language.data == "code and prose of Python, test split" and set(language.settings["tasks"]) == {
+        "code",
+        "prose",
+    }
+    assert [one.tasks for one in language.dissociations.values()] == [("code", "prose")]
+    assert page.count("<h3>Tasks</h3>") == 1 and language.dissociations["weights, local"].in_words()[1] in page
+    assert "Transformer: trained, gets " in out and "right, letter by letter; auditing" in out
     assert kept["cnn"].settings["activation clusters found in"] == "digits, train split"
 
 

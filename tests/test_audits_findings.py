@@ -47,13 +47,13 @@ def test_verdicts():
     assert_allclose(rows["importance_effect"], np.array([8.0, 8, 0, 0]), rtol=1e-6, atol=1e-9, strict=True)
     assert_allclose(rows["importance_q"][:2], np.full(2, 2 / 200), rtol=1e-6, strict=True)
     assert_allclose(rows["coherence_q"][[0, 2]], np.full(2, 2 / 200), rtol=1e-6, strict=True)
-    assert list(rows["verdict"]) == list(RANK) and set(rows["importance_outcome"]) == {"cross_entropy"}
+    assert list(rows["verdict"]) == list(RANK[:4]) and set(rows["importance_outcome"]) == {"cross_entropy"}
     assert_allclose(rows["specialized_q"][0], 0.02, rtol=1e-6)  # two are on each list, one pair on both: 2 * 2 / 200
-    assert list(verdicts([finding], alpha=0.02 + 1e-9)["verdict"]) == list(RANK)
+    assert list(verdicts([finding], alpha=0.02 + 1e-9)["verdict"]) == list(RANK[:4])
     assert list(verdicts([finding], alpha=0.02 - 1e-6)["verdict"]) == ["important", "important", "coherent", "neither"]
     assert list(verdicts([finding], alpha=0.01 - 1e-6)["verdict"]) == ["neither"] * 4
     both = verdicts([finding, replace(finding, graph="activations")])
-    assert list(both["verdict"]) == [*RANK, *RANK] and set(both["graph"]) == {"weights", "activations"}
+    assert list(both["verdict"]) == [*RANK[:4], *RANK[:4]] and set(both["graph"]) == {"weights", "activations"}
     alone, none = by_hand((8, 0, 0, 0), (8, 0, 0, 0)), by_hand((0,) * 4, (0,) * 4)
     rare = verdicts([alone, replace(none, graph="activations"), replace(none, graph="upstream")])
     assert_allclose(rare["importance_q"].min(), 12 / 200, rtol=1e-6, strict=True)
@@ -112,6 +112,15 @@ def test_tested_in_one_way():
     assert dict(rows["verdict"]) == {0: "important", 1: "specialized", 2: "neither", 3: "coherent"}
     assert np.isnan(rows.loc[0, "coherence_q"])
     rows["verdict"].to_frame()
+
+
+def test_undefined():
+    broken = by_hand()
+    value = {"cross_entropy": np.array([8.0, np.nan, np.nan, 0.0])}
+    replicates = {"cross_entropy": np.stack([value["cross_entropy"] - 1, value["cross_entropy"] + 1])}
+    rows = verdicts([replace(broken, importance=replace(broken.importance, value=value, replicates=replicates))])
+    assert list(rows["verdict"]) == ["specialized", "undefined", "coherent", "neither"]
+    rows[["cluster", "damage", "verdict"]]
 
 
 def test_frames():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from specialize_nb.audits.audit import Audit
 from specialize_nb.audits.cli import main
 from specialize_nb.audits.hub import load_folder, text_file
 from specialize_nb.audits.sources import UserError, load_data, load_model
@@ -66,6 +67,24 @@ def test_the_shell_audits_a_folder(folder, story, tmp_path, capsys):
     said, told = capsys.readouterr()
     assert status == 0 and "in GPT2LMHeadModel" in said, told
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_several_files_are_several_tasks(folder, story, tmp_path, capsys):
+    """Named, or called after their files; the tasks are told apart, and one option goes to all of them."""
+    other = tmp_path / "dogs.txt"
+    other.write_text("the dog sat on the mat . the log and the cat sat . " * 30, encoding="utf-8")
+    small = f"--length 12 --k 2 --graphs weights --scopes local --n-boot 2 --n-controls 19 --n-jobs 1 --examples 8 --out {tmp_path}/out"
+    status = main(["audit", f"hf:{folder}", "--tasks", f"cats=text:{story}", f"dogs=text:{other}", *small.split()])
+    said, told = capsys.readouterr()
+    assert status == 0, told
+    kept = Audit.load(tmp_path / "out" / "gpt2lmheadmodel" / "audit.npz")
+    (found,) = kept.dissociations.values()
+    assert found.tasks == ("cats", "dogs") and kept.settings["tasks"] == {"cats": 8, "dogs": 8}
+    assert kept.data == f"cats: text:{story}; dogs: text:{other}" and found.in_words("weights, local")[0] in " ".join(
+        said.split()
+    )
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert "<h3>Tasks</h3>" in page and all(f">{name}</th>" in page for name in found.tasks)
 
 
 def test_what_lacks_is_told(folder, story, tmp_path):

@@ -18,6 +18,8 @@ FUNCTIONS = (
 
 APART = {  # Option -> functions for which it is another thing than for the rest; each group agrees in itself
     "model": ["audit plan_audit"],  # they split the data, so they take no `Subject`
+    "data": ["audit plan_audit"],  # of several tasks as well
+    "by": ["LesionOptions CoherenceOptions", "audit plan_audit"],  # as checked; the task of each example
     "n_controls": ["interactions"],  # no `Sequential` design
     "outcomes": ["coherence CoherenceOptions"],  # measures of coherence, not of damage
     "n_boot": ["coherence CoherenceOptions"],  # of images, and of the controls of pictures

@@ -24,6 +24,7 @@ from specialize_nb.audits.findings import RANK, Exhibit, Finding
 from specialize_nb.audits.kinds import KINDS
 from specialize_nb.audits.report import label_of, write_report
 from specialize_nb.clusters.partition import Partition
+from specialize_nb.lesions.dissociation import Dissociation
 from specialize_nb.lesions.importance import Importance
 from specialize_nb.lesions.outcomes import OUTCOMES
 from specialize_nb.responses.coherence import Coherence
@@ -99,6 +100,23 @@ def toy_audit(model="TinyNet", layers=("features.0", "classifier.1"), setting="f
         versions={"specialize_nb": "0.1.0", "python": "3.11"},
         seconds={"importance": 1.25, "coherence": 20.5},
     )
+
+
+def toy_tasks(layers=("fc", "out"), tasks=("code", "prose"), strict=True, seed=0, **changes):
+    "Three groups on each layer: the first serves the first task, the second the second, the third none."
+    rng, m = np.random.default_rng(seed), 3 * len(layers)
+    keys = pd.DataFrame(
+        [[layer, i, 4 + i] for layer in layers for i in range(3)], columns=["layer", "cluster", "n_units"]
+    )
+    drawn = {name: rng.normal(size=(999, m)) * 0.1 + 0.2 for name in tasks}
+    value = {name: 0.2 + (np.arange(m) % 3 == i) * 0.9 for i, name in enumerate(tasks)}
+    content = dict(keys=keys, tasks=tasks, outcomes=dict.fromkeys(tasks, "cross_entropy"), value=value, draws=drawn)
+    content |= dict(matched={name: one + 0.05 for name, one in drawn.items()} if strict else {})
+    content |= dict(replicates={name: rng.normal(size=(50, m)) for name in tasks})
+    untested = [["fc", 7, 1, "too_small", "one unit"]]
+    content |= dict(untested=pd.DataFrame(untested, columns=["layer", "cluster", "n_units", "code", "reason"]))
+    content |= dict(settings={"n_controls": 999, "lesion": "subcluster"}, notes=("Something was left out.",))
+    return Dissociation(**content | changes)
 
 
 class Reader(HTMLParser):
@@ -363,6 +381,56 @@ def test_method():
     assert told.count('<td class="number">up to 999</td>') == 2
 
 
+def test_tasks():
+    "A matrix of groups and tasks, the numbers behind it, and the pairs in words; nothing of it where there is one task."
+    one, other = toy_tasks(), toy_tasks(tasks=("code", "prose", "verse"), strict=False)
+    toy = replace(toy_audit(), dissociations={"weights, global": one, "my own, local": other})
+    told = part("tasks", toy)
+    seen, text = Reader(told), " ".join(Reader(told).text.split())
+    assert "Groups by weights, global" in text and "Groups by my own, local" in text and not seen.open
+    assert all(sentence in text for sentence in (*one.in_words(), *one.notes))
+    matrix, *_ = re.findall('<table class="matrix">.*?</table>', told, re.DOTALL)
+    rows = re.findall("<tr>.*?</tr>", matrix, re.DOTALL)
+    frame = one.to_frame()
+    assert len(rows) == 7 and rows[0].count("<th") == 3 and matrix.count("★") == frame["serves"].sum() == 4
+    for i, row in enumerate(rows[1:]):
+        effects = frame["effect"].to_numpy()[[i, i + 6]]
+        assert [one.group(i) in row, *(report._effect(e) in row for e in effects)] == [True] * 3
+    colours = {
+        style: e for e in frame["effect"] for style in [report._Cell.of(SimpleNamespace(effect=e, serves=0), 9).colour]
+    }
+    assert min(colours, key=colours.get).count("247") < 3 and "rgb(178 24 43)" in max(colours, key=colours.get)
+    assert (
+        report._Cell.of(SimpleNamespace(effect=0.0, serves=0), 9).colour == "background:rgb(247 247 247);color:#14181c"
+    )
+    assert report._Cell.of(SimpleNamespace(effect=np.nan, serves=0), 9).colour == ""
+    table = re.findall("<table.*?</table>", told, re.DOTALL)[1]
+    lines = re.findall("<tr>.*?</tr>", table, re.DOTALL)[1:]
+    assert len(lines) == 12 and [">yes<" in line for line in lines] == [True, False, False, True, False, False] * 2
+    assert f">{report._number(one.matched['code'][:, 0].mean())}<" in lines[0]
+    pairs = report._pairs_told(one)
+    clear = one.pairs()["dissociates"].sum()
+    assert len(pairs) == clear == 4 and pairs[0].startswith("fc/0 for 'code' and fc/1 for 'prose' (p = ")
+    assert "beside units as strong, q = " in pairs[0] and "strong" not in report._pairs_told(other)[0]
+    assert "fc/7 was not tested: one unit." in text and told.count("<dt>n_controls</dt><dd>999</dd>") == 2
+    none = replace(one, value={name: np.full(6, 0.2) for name in one.tasks})
+    (closest,) = report._pairs_told(none)
+    assert closest.startswith("The closest is ") and "what holds it back most is " in closest
+    alone = replace(
+        one, **{name: {t: v[..., :1] for t, v in getattr(one, name).items()} for name in _BY_TASK}, keys=one.keys[:1]
+    )
+    assert report._pairs_told(alone) == [] and "No pair" not in part(
+        "tasks", replace(toy, dissociations={"weights, local": alone})
+    )
+    whole, without = written(toy), written(toy_audit())
+    assert 'href="#audit-0-tasks"' in whole and "<h3>Tasks</h3>" in whole and "tasks" not in without
+    many = toy_tasks(layers=tuple(f"layer {i}" for i in range(9)))
+    assert len(report._pairs_told(many)) == report._N_PAIRS + 1 and report._pairs_told(many)[-1].startswith("And ")
+
+
+_BY_TASK = ("value", "draws", "matched", "replicates")
+
+
 def test_page():
     page = written(toy_audit(), toy_audit(model="Other", channels=3))
     seen = Reader(page)
@@ -420,7 +488,10 @@ def test_hostile():
         versions={attack + "v": attack}, seconds={attack + "t": 1.0}, findings=tuple(map(hostile_finding, bad.findings))
     )
     hostile |= dict(exhibits=tuple(replace(one, graph=attack) for one in bad.exhibits), notes=(attack + "n",))
-    bad = replace(bad, **hostile)
+    names = tuple(f"{attack}{i}" for i in "ef")
+    apart = toy_tasks((attack + "g", attack + "h"), names, notes=(attack + "i",), settings={attack + "j": attack})
+    apart = replace(apart, untested=apart.untested.assign(reason=attack + "o"))
+    bad = replace(bad, **hostile, dissociations={attack + "p, " + attack + "q": apart})
     seen = Reader(written(bad, bad))
     allowed = set(
         "html head meta title style body main header section article nav footer div span h1 h2 h3 h4 h5 p strong small "
@@ -429,7 +500,7 @@ def test_hostile():
     assert {tag for tag, _ in seen.elements} <= allowed and not seen.open
     assert not [name for _, attributes in seen.elements for name in attributes if name.startswith("on")]
     assert all(one["src"].startswith("data:image/png") for one in seen.all("img"))
-    assert all(seen.text.count(attack + mark) >= 2 for mark in "mabduvtk")
+    assert all(seen.text.count(attack + mark) >= 2 for mark in "mabduvtkefghijopq")
 
 
 def test_whatever_has_the_fields_of_an_audit_can_be_reported():

@@ -20,9 +20,14 @@ def test_next_token():
         and "4 positions" in repr(batches((x, y)))
         and "4 positions" in repr(next_token(x))
     )
-    for wrong in ([[1.0, 2.0]], [1, 2], [[1], [2]], torch.ones(2, 3, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"expected whole numbers \(n, positions\), two positions or more"):
+    for wrong in ([[1.0, 2.0]], [1, 2], [[1], [2]], torch.ones(2, 3, dtype=torch.bool), torch.ones(0, 3).long()):
+        with pytest.raises(ValueError, match=r"expected whole numbers .* 1 sequence and 2 positions at least"):
             next_token(wrong)
+    with pytest.raises(ValueError, match="several lengths: cut them to one, or fill them up and say `pad`"):
+        next_token([[1, 2, 3], [1, 2]])
+    for words in ("abc", ["abc", "abd"]):
+        with pytest.raises(ValueError, match="make words tokens first"):
+            next_token(words)
     with pytest.raises(ValueError, match="sequence 1 has no token that follows another"):
         next_token([[1, 2, 3], [4, 0, 0]], pad=0)
 

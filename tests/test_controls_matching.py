@@ -14,6 +14,8 @@ from specialize_nb.controls.matching import (
     PROPERTIES,
     balance,
     evened,
+    live_of,
+    live_units,
     properties_of,
     strata,
     strengths,
@@ -219,6 +221,27 @@ def test_strata_by_hand():
     assert found[0] == -1 and found[6] == found[7] == found.max() and sorted(np.bincount(found[1:])) == [2, 2, 3]
     assert strata(dead.assign(a=0.0, dead=True), by=["a"])["fc"].tolist() == [0] * 8
     found
+
+
+def test_live_units():
+    table = pd.DataFrame(dict(layer="fc", unit=range(7), out_norm=[1.0, 1, 1, 0, np.nan, 1, 1], dead=False))
+    table.loc[[0, 2], "dead"] = True
+    picked = Partition.from_labels({"fc": [0, 0, -1, -1, -1, -1, -1], "other": [0, -1]})
+    assert list(live_units(picked, table)) == ["fc"]
+    assert live_units(picked, table)["fc"].tolist() == [True, True, False, False, True, True, True]
+    assert live_units(picked, table.iloc[::-1])["fc"].tolist() == [True, True, False, False, True, True, True]
+    with pytest.raises(ValueError, match="labels 7 units of layer 'fc', `properties` has 6"):
+        live_units(picked, table.iloc[:6])
+    model = mlp((4, 5, 6, 3))
+    data = (torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3)
+    subject = Subject.of(model, data)
+    whole, first = subject.network.hidden, subject.network.hidden[:1]
+    everywhere = Partition.from_labels({name: np.zeros(subject.network.layer(name).n_units, int) for name in whole})
+    assert all(one.all() for one in live_of(subject, everywhere, whole).values())
+    assert not any(key[0] == "properties" for key in subject.kept) and not subject.notes  # nothing was measured
+    some = Partition.from_labels({**everywhere.labels, first[0]: [0, -1, -1, -1, -1]})
+    assert list(live_of(subject, some, whole)) == list(whole)
+    assert "units that are in no cluster" in subject.notes[-1]
 
 
 def test_balance_by_hand():

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specialize_nb.clusters.partition import Partition
 from specialize_nb.lesions import dense as module
 from specialize_nb.lesions.damage import damage_run, intact_at_positions, intact_loss
-from specialize_nb.lesions.dense import prepared, row_loss, rows_at_positions
+from specialize_nb.lesions.dense import each_position, prepared, row_loss, rows_at_positions
+from specialize_nb.lesions.importance import importance
 from specialize_nb.lesions.outcomes import find_outcomes
 from specialize_nb.network.outputs import Dense
 from specialize_nb.network.subject import Subject
@@ -224,3 +226,51 @@ def test_probabilities_at_positions():
     with pytest.warns(UserWarning, match="taken as probabilities"):
         found = intact_loss(Subject.of(Squashed(model).eval(), (x, x.roll(-1, 1))))
     assert found["cross_entropy"] == pytest.approx(plain["cross_entropy"], rel=1e-9)
+
+
+class Lookup(nn.Module):
+    """A token raises the score of the class after its own by twelve, through a unit of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.unit, self.out = nn.Embedding(7, 7), nn.Linear(7, 7, bias=False), nn.Linear(7, 7, bias=False)
+        for one in (self.token, self.unit, self.out):
+            nn.init.eye_(one.weight)
+        self.out.weight.data = 12 * self.out.weight.data.roll(1, 0)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.unit(self.token(ids))))
+
+
+def test_selectivity_by_labels_of_positions():
+    ids = (torch.arange(8)[:, None] + 3 * torch.arange(7)) % 7
+    targets = (ids + 1) % 7
+    targets[:, 0] = -100
+    halves = Partition.from_labels({"unit": [0, 0, 0, 1, 1, 1, 1]})
+    options = dict(n_controls=3, n_boot=4, matched=False)
+    subject = Subject.of(Lookup().eval().requires_grad_(False), (ids, targets), class_axis=-1)
+    by = np.where(ids.numpy() < 3, "low", "high")
+    found = importance(subject, None, halves, by=by, **options)
+    assert found.outcomes == ("cross_entropy", "accuracy", "selectivity_by")
+    np.testing.assert_allclose(found.value["selectivity_by"], [1.0, 1.0], rtol=1e-6)
+    each = importance(subject, None, halves, by=ids.numpy(), **options)
+    share = np.log(np.array([3, 4])) / np.log(7)  # the damage falls on so many labels of seven alike
+    np.testing.assert_allclose(each.value["selectivity_by"], 1 - share, rtol=1e-4)
+    assert each.settings["by"]["at"] == "positions" and each.settings["by"]["n_labels"] == 7
+    spoilt = by.copy()
+    spoilt[:, 0] = "other"  # where there is no target, there is no damage, and so no label
+    same = importance(subject, None, halves, by=spoilt, **options)
+    np.testing.assert_array_equal(same.value["selectivity_by"], found.value["selectivity_by"])
+
+
+def test_each_position_adds_up_to_the_example(monkeypatch):
+    scores, intact, y = drawn(3)
+    for layout in (LAST, FIRST):
+        for at_once in (1, 2**20):
+            monkeypatch.setitem(module._AT_ONCE, "cpu", at_once)
+            (outcome,) = find_outcomes("cross_entropy", n_scores=7, task="dense", dense=layout)
+            each = each_position(outcome.measure.measure, layout, of=outcome.measure.of)
+            found = each(flat(scores, layout), flat(intact, layout), y)
+            assert found.shape == (3, 4, 5) and each.places == 5 and (found[:, y == -100] == 0).all()
+            whole = outcome.measure(flat(scores, layout), flat(intact, layout), y)
+            torch.testing.assert_close(found.sum(2) / (y != -100).sum(1), whole, rtol=1e-12, atol=1e-12)

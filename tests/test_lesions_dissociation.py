@@ -12,13 +12,23 @@ from torch import nn
 
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
+from specialize_nb.controls.matching import live_units
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.weights import weight_graph
-from specialize_nb.lesions.dissociation import Dissociation, _live, _pair_p, _strength, dissociation
+from specialize_nb.lesions.dissociation import (
+    Dissociation,
+    _pair_p,
+    _resolution,
+    _strength,
+    dissociation,
+    lesions_of,
+    listed_together,
+)
 from specialize_nb.lesions.importance import importance
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import effect_size
+from specialize_nb.stats.many import benjamini_hochberg
 from specialize_nb.training.models import mlp
 
 
@@ -135,7 +145,7 @@ def test_planted():
     assert (
         len(named.keys) == 2 and named.pairs()["dissociates"].all() and named.keys["layer"].tolist() == ["2 layers"] * 2
     )
-    assert named.keys["n_units"].tolist() == [16, 16]
+    assert named.keys["n_units"].tolist() == [16, 16] and "cluster 1 in 2 layers for 'right'" in named.headline
     seen
 
 
@@ -190,11 +200,11 @@ def test_drawn_from():
     layers = ["0", "2"]
     subject = Subject.of(planted.model, (planted.x, planted.y))
     properties = _strength({"all": subject}, layers)
-    live = _live(Partition.from_labels(few), layers, properties)
+    live = live_units(Partition.from_labels(few), properties)
     assert all(one.all() for one in live.values())
     properties.loc[(properties["layer"] == "2") & (properties["unit"] == 9), "out_norm"] = 0.0
     properties.loc[(properties["layer"] == "0") & (properties["unit"] == 0), "dead"] = True  # it is in a cluster
-    live = _live(Partition.from_labels(few), layers, properties)
+    live = live_units(Partition.from_labels(few), properties)
     assert live["0"].all() and np.flatnonzero(~live["2"]).tolist() == [9]
 
 
@@ -236,6 +246,9 @@ def test_notes():
     assert "5 examples with no label in `by` took no part." in told
     assert "q-values reach 0.05 only if 3 or more pairs dissociate; a single one takes n_controls=239" in told
     assert found.settings["n_controls"] == 99
+    needed = lesions_of(modules, trace(planted.model, planted.x[:2]), 2, n_controls=99)
+    assert needed == 800 == 2 * sum(100 for _ in found.keys.index)
+    assert lesions_of(modules, trace(planted.model, planted.x[:2]), 2, lesion="cluster", matched=False) == 2 * 500
     assert (
         dissociation(planted.model, (planted.x, planted.y), modules, by=task, n_boot=10).settings["n_controls"] == 499
     )
@@ -271,6 +284,23 @@ def test_few_groups():
     small.pairs()["p_value"].min()
 
 
+def test_few_in_each_layer():
+    planted, modules, task = two_modules(n=60)
+    labels = {name: np.where(np.arange(len(one)) < 14, 1, 0) for name, one in modules.labels.items()}
+    labels["0"][0] = labels["2"][0] = 0
+    thin = dissociation(
+        planted.model,
+        (planted.x, planted.y),
+        Partition.from_labels(labels),
+        by=task,
+        lesion="cluster",
+        n_controls=39,
+        n_boot=5,
+    )
+    assert len(thin.keys) == 2 and np.isfinite(thin.value["left"]).all()
+    thin.keys
+
+
 def test_nothing():
     with torch.no_grad():
         planted, modules, task = two_modules(n=60)
@@ -278,6 +308,43 @@ def test_nothing():
     found = dissociation(planted.model, (planted.x, planted.y), modules, by=task, n_controls=39, n_boot=10)
     assert (found.pairs()["p_value"] == 1).all() and not found.to_frame()["serves"].any()
     found
+
+
+def test_listed_together():
+    rng = np.random.default_rng(3)
+    drawn = [{name: rng.standard_normal((400, m)) for name in "ab"} for m in (3, 5)]
+    for rows in drawn:
+        rows["a"][0, 0], rows["b"][0, 1], rows["b"][0, 2] = 9.0, 9.0, 2.5
+    settings = dict(n_controls=399)
+    alone = [
+        simulated(rows, settings=settings, notes=_resolution(399, m, 0.05))
+        for rows, m in zip(drawn, (3, 10), strict=True)
+    ]
+    joined = listed_together(alone)
+    pairs = [one.pairs() for one in joined]
+    p = np.concatenate([one["p_value"] for one in pairs])
+    assert_allclose(np.concatenate([one["q_value"] for one in pairs]), benjamini_hochberg(p), rtol=1e-12)
+    assert_allclose(np.concatenate([one.pairs()["p_value"] for one in alone]), p, rtol=1e-12)
+    for name in ("value", "selective"):
+        groups = [one.to_frame() for one in joined]
+        p = np.concatenate([one[f"p_{name}"] for one in groups])
+        assert_allclose(np.concatenate([one[f"q_{name}"] for one in groups]), benjamini_hochberg(p), rtol=1e-12)
+    assert [one.notes for one in joined] == [tuple(_resolution(399, 13, 0.05))] * 2 and alone[1].notes != joined[
+        1
+    ].notes
+    assert joined[0].serving()["a"] == ("0/0",) and joined[0].serving()["b"][0] == "0/1"
+    assert alone[0].beside == {} and listed_together(()) == ()
+    assert alone[0].in_words("hand") == (
+        "Of 3 groups by hand, 1 (0/0) serves 'a'; 1 (0/1) serves 'b'.",
+        "1 pair of them dissociates doubly.",
+    )
+    nothing = simulated({name: rng.standard_normal((200, 3)) for name in "abc"})
+    assert nothing.in_words()[0] == "Of 3 groups, none serves one of the tasks 'a', 'b' and 'c' over the others."
+    assert nothing.in_words()[1] == "No pair of them dissociates doubly."
+    with tempfile.TemporaryDirectory() as kept:
+        again = Dissociation.load(joined[0].save(Path(kept) / "one.npz"))
+    pd.testing.assert_frame_equal(again.pairs(), pairs[0])
+    joined[0].serving()
 
 
 def test_bad_input():

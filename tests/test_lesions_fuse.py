@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.dev.zoo import random_network
-from specialize_nb.lesions.fuse import fuse, peak
+from specialize_nb.lesions.fuse import aligned_linear, fuse, peak
 from specialize_nb.network.units import trace
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -253,3 +253,44 @@ def test_peak():
     program = fused(network)
     assert peak(program, program.inputs, program.outputs) == 7 * 64
     assert peak(program, ["conv2d_1"], program.outputs) == 3 * 64
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (2, 1, 3, 7)])
+def test_aligned_products_are_those_of_linear(shape, bias):
+    rng = torch.Generator().manual_seed(0)
+    x, weight, shift = (torch.randn(one, generator=rng) for one in (shape, (4099, 7), (4099,)))
+    found = aligned_linear(x, weight, shift if bias else None)
+    torch.testing.assert_close(found, F.linear(x, weight, shift if bias else None), rtol=1e-6, atol=1e-6)
+    assert found.stride(-2) % 16 == 0 and found.stride(-1) == 1
+
+
+def test_products_in_other_types_are_plain():
+    x, weight = torch.ones(2, 3, dtype=torch.float64), torch.ones(4099, 3, dtype=torch.float64)
+    assert aligned_linear(x, weight).is_contiguous()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert aligned_linear(x.float(), weight.float()).dtype == torch.bfloat16
+
+
+class Words(nn.Module):
+    """Tokens to scores of `n` words."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(n, 8), nn.Linear(8, n, bias=False)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids).relu())
+
+
+@pytest.mark.parametrize(("n", "aligned"), [(4096, False), (4099, True), (99, False)])
+def test_only_parts_that_put_out_an_odd_vocabulary_are_aligned(n, aligned):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Words(n).eval().requires_grad_(False)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    network = trace(model, ids)
+    program = fused(network)
+    part = program.extract(program.inputs, [program.outputs[0]])
+    assert any(node.target is aligned_linear for node in part.graph.nodes) == aligned
+    torch.testing.assert_close(part(ids)[0], model(ids), rtol=1e-6, atol=1e-6)

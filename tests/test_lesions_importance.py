@@ -73,14 +73,34 @@ def test_closed_form():
     partition = Partition.from_labels({"0": [0] * 3 + [1] * 4 + [2] * 4 + [-1]})
     with unchanged(model):
         found = importance(model, data, partition, n_controls=99)
-    controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(99)
+    live = {"0": np.ones(12, dtype=bool)}
+    controls = Null(partition=partition, layers=("0",), min_units=1, seed=0, live=live).controls(99)
     intact = loss_by_hand(model, data, np.zeros((1, 12), bool))
     for i in range(3):
         damage = loss_by_hand(model, data, controls.groups(i)) - intact
         assert_allclose(found.value["cross_entropy"][i], damage[0], rtol=1e-6, atol=1e-6, strict=True)
         assert_allclose(found.draws["cross_entropy"][:, i], damage[1:], rtol=1e-6, atol=1e-6, strict=True)
-    assert not any(controls.groups(i)[:, 11].any() for i in range(3))
+    assert all(controls.groups(i)[:, 11].any() for i in range(3))
     found.to_frame()
+
+
+def test_picked():
+    model, (x, _) = linear_model(n_units=200)
+    with torch.no_grad():
+        model[2].weight[:, :4] = 20 * torch.eye(3, 4)
+        model[2].weight[0, 3] = 20
+        model[2].weight[:, 11] = 0
+    data = (x, model(x).argmax(1))
+    partition = Partition.from_labels({"0": [0, 0, 1, 1, *[-1] * 196]})
+    found = importance(model, data, partition, n_controls=199, outcomes="cross_entropy", matched=False)
+    assert (found.to_frame()["p_value"] <= 0.05).all()
+    assert len(np.unique(found.draws["cross_entropy"].round(9))) > 250  # of the 2 * 199 drawn; 12 if from four units
+    assert any("units that are in no cluster" in note for note in found.notes)
+    null = prepare_importance(Subject.of(model, data), [partition], LesionOptions(n_controls=9)).tallies[0]
+    for tally in null:
+        assert np.flatnonzero(~tally.null.live["0"]).tolist() == [11]
+        assert not tally.null.controls(300).groups(0)[:, 11].any()
+    assert np.flatnonzero(null[1].null.strata["0"] < 0).tolist() == [11]
 
 
 def test_replicates():
@@ -92,7 +112,8 @@ def test_replicates():
     for n in (99, 600):
         found = importance(model, data, partition, n_controls=n, n_boot=30, matched=False)
         value, draws = found.value["cross_entropy"], found.draws["cross_entropy"]
-        controls = Null(partition=partition, layers=("0",), min_units=1, seed=0).controls(min(n, 199))
+        live = {"0": np.ones(12, dtype=bool)}
+        controls = Null(partition=partition, layers=("0",), min_units=1, seed=0, live=live).controls(min(n, 199))
         moved, spread, intact = np.zeros((30, 3)), np.zeros((30, 3)), np.zeros((1, 12), bool)
         for i in range(3):
             groups = controls.groups(i)
@@ -124,7 +145,7 @@ def test_said_of_effects():
 def test_harmless():
     model, data = linear_model()
     with torch.no_grad():
-        model[2].weight[:, :8] = 0
+        model[2].weight.zero_()
     harmless = importance(model, data, Partition.from_labels({"0": [0] * 4 + [1] * 4 + [-1] * 4}), n_controls=19)
     frame = harmless.to_frame().set_index("outcome")
     assert (frame.loc["cross_entropy", "p_value"] == 1).all() and (frame.loc["accuracy", "p_value"] == 1).all()
@@ -355,6 +376,48 @@ def test_tasks_refused():
             importance(mlp((5, 8, 3)), (x, targets), partition, n_controls=9, **options)
         said.append(str(caught.value))
     said
+
+
+def test_by():
+    copier = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False)).requires_grad_(False)
+    for one in copier[::2]:
+        one.weight.copy_(torch.eye(4))
+    copier.eval()
+    x, y = 3 * torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+    domain = ["code" if one < 2 else "prose" for one in y.tolist()]
+    domain[0] = None
+    pairs = Partition.from_labels({"0": [0, 0, 1, 1]})
+    options = dict(n_controls=5, matched=False, n_boot=9)
+    found = importance(copier, (x, y), pairs, by=domain, **options)
+    assert found.outcomes == ("cross_entropy", "accuracy", "selectivity", "selectivity_by")
+    assert_allclose(found.value["selectivity_by"], [1.0, 1.0], rtol=1e-6)
+    assert_allclose(found.value["selectivity"], [0.5, 0.5], rtol=1e-6)
+    crossed = Partition.from_labels({"0": [0, 1, 0, 1]})
+    even = importance(copier, (x, y), crossed, by=["code" if one < 2 else "prose" for one in y.tolist()], **options)
+    assert_allclose(even.value["selectivity_by"], [0.0, 0.0], atol=1e-9)
+    assert "1 example of 20 with no label in `by` took no part in it." in found.notes
+    assert found.settings["by"] == {"at": "examples", "labels": ["code", "prose"], "n_labels": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        one = importance(copier, (x, y), crossed, by=y.tolist(), store=folder, **options)
+        with pytest.warns(RuntimeWarning, match="the settings differs"):
+            two = importance(copier, (x, y), crossed, by=(y // 2).tolist(), store=folder, **options)
+    assert_allclose(one.value["selectivity_by"], one.value["selectivity"], rtol=1e-12)
+    assert_allclose(two.value["selectivity_by"], [0.0, 0.0], atol=1e-9)
+    for by, match in [
+        (np.zeros((20, 3), int), r"got `by` of shape \(20, 3\) for 20 examples: give one label an example, \(20,\)$"),
+        ([1.5] * 20, "`by` holds float"),
+        (["a"] * 20, "`by` has 1 label"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            importance(copier, (x, y), pairs, by=by, **options)
+    with pytest.raises(
+        ValueError, match="outcome 'selectivity_by' is about labels beside the target: give them with `by`"
+    ):
+        importance(copier, (x, y), pairs, outcomes="selectivity_by", **options)
+    for task, targets in (("numbers", x), ("labels", (x > 0).long()), ("none", None)):
+        other = importance(copier, (x, targets), pairs, by=domain, task=task, **options)
+        assert other.outcomes[-1] == "selectivity_by" and (other.value["selectivity_by"] > 0.99).all(), task
+    found
 
 
 def test_not_numbers():

@@ -85,13 +85,14 @@ def chains(n=6):
 def test_replacements():
     labels = np.array([0, 0, 1, 1, 2, 2, -1])
     X, Y = Partition.from_labels({"a": labels}).subclusters()[:2]
-    rows = _replacements(labels, X, Y, 600, seed=0)
+    live = labels >= 0
+    rows = _replacements(live, X, Y, 600, seed=0)
     drawn, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(drawn) == 6 and not drawn[:, [2, 3, 6]].any() and (drawn.sum(1) == 2).all()
     assert scipy_stats.chisquare(counts).pvalue > 0.01
-    assert _replacements(np.array([0, 0, 1, 1]), X, Y, 9, seed=0).shape == (0, 4)
+    assert _replacements(np.ones(4, dtype=bool), X, Y, 9, seed=0).shape == (0, 4)
     far = SubCluster("b", 0, np.array([2, 3]))
-    assert _replacements(labels, X, far, 600, seed=0)[:, 2].any()
+    assert _replacements(live, X, far, 600, seed=0)[:, 2].any()
     drawn.astype(int)
 
 
@@ -127,7 +128,8 @@ def test_controls_by_hand():
         1
     ].numpy().std()  # errors are divided by the targets' variance
     gone = parts[:, Y.units].sum(1)
-    rows = _replacements(BLOCKS.labels["0"], X, Y, 99, seed=0)
+    rows = _replacements(np.ones(12, dtype=bool), X, Y, 99, seed=0)  # unit 11 is in no cluster, and works
+    assert rows[:, 11].any()
     by_hand = np.stack([(parts[:, row].sum(1) + gone) ** 2 - gone**2 for row in rows])
     assert_allclose(found.draws[:, 0], by_hand.mean(1), rtol=1e-6, atol=2e-6, strict=True)
     alone = np.stack([parts[:, row].sum(1) ** 2 for row in rows])

@@ -30,9 +30,11 @@ from specialize_nb.lesions.outcomes import (
     _macro,
     _margin_lost,
     _mean,
+    _means_by,
     _one_class,
     _right_lost,
     _selectivity,
+    _selectivity_by,
     as_logits,
     find_outcomes,
     residual,
@@ -470,3 +472,25 @@ def test_constants_and_halves():
     assert as_logits(torch.zeros(1), "probabilities", "classes").item() == pytest.approx(
         np.log(torch.finfo(torch.float32).tiny)
     )
+
+
+def test_selectivity_by():
+    codes = np.array([[0, 0, 1], [1, -100, 1], [2, 0, -100]])
+    damage = np.array([[[3.0, 1, 4], [0, 9, 2], [1, 5, 9]], [[1.0, 1, 0], [0, 9, 0], [0, 1, 9]]])
+    weights = np.array([[1.0, 1, 1], [2, 0, 1], [0, 3, 0]])
+    means = np.array([[3, 2, 1], [1, 0, 0.0]])  # of labels 0, 1 and 2, each example once
+    found = _selectivity_by(damage, np.zeros(3, int), weights, codes=codes)
+    share = means[0] / means[0].sum()
+    assert_allclose(found[:, 0], [1 + (share * np.log(share)).sum() / np.log(3), 1.0], rtol=1e-9)
+    twice = list(_means_by(damage, codes, weights))
+    assert_allclose([one[0, 1] for one in twice], [(2 * 4 + 5) / 5, 4, 1], rtol=1e-9)
+    assert np.isnan(twice[0][0, 2]) and np.isnan(twice[2][0, 2]) and twice[1][0, 2] == 1
+    rng = np.random.default_rng(0)
+    labels, plain = rng.integers(4, size=40), rng.normal(size=(5, 40))
+    drawn = rng.multinomial(40, np.ones(40) / 40, size=6)
+    by_hand = _selectivity(plain, labels, drawn)
+    assert_allclose(_selectivity_by(plain, None, drawn, codes=labels), by_hand, rtol=1e-9)
+    assert_allclose(
+        _selectivity_by(plain[..., None], None, drawn, codes=labels[:, None]), by_hand, rtol=1e-9, strict=True
+    )
+    found

@@ -19,13 +19,16 @@ from specialize_nb.controls.controls import Null
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.network.units import trace
+from specialize_nb.responses.attainability import attainability
 from specialize_nb.responses.coherence import (
     Coherence,
     _class_information,
     _distinct,
+    _frequent,
     _image_effects,
     _mean_correlation,
     _picture_effects,
+    _position_correlation,
     _standardized,
     coherence,
 )
@@ -62,6 +65,42 @@ def untrained(n_images=60, seed=0):
     x = torch.randn(n_images, 6, generator=generator)
     y = torch.randint(3, (n_images,), generator=generator)
     return model.eval(), (x, y), trace(model.eval(), x)
+
+
+class Cycle(nn.Module):
+    "Two groups of six units; those of a group answer to each of twelve tokens with the same strengths, in two orders."
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.token, self.unit, self.act = nn.Embedding(13, 12), nn.Linear(12, 12, bias=False), nn.ReLU()
+        self.out = nn.Linear(12, 12)
+        rng, strengths = np.random.default_rng(seed), np.arange(1.0, 13)
+        self.group = np.arange(12) % 2
+        orders = [strengths[rng.permutation(12)] for _ in range(2)]
+        with torch.no_grad():
+            self.token.weight.copy_(torch.eye(12)[[*range(12), 0]])
+            self.unit.weight.copy_(torch.tensor(np.stack([orders[one] for one in self.group])))
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.out(self.act(self.unit(self.token(input_ids))))
+
+
+def cycles(n=96, length=10):
+    "Sequences that go round twelve tokens, each from another start: the tokens, the next ones, and a mask of ones."
+    ids = (torch.arange(n)[:, None] + torch.arange(length)) % 12
+    targets = torch.cat([ids[:, 1:], ids.new_full((n, 1), -100)], 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": targets}
+
+
+def padded(data, side, extra=5):
+    "The same with positions that do not count on one side; the pad token is 12."
+    fill = {"input_ids": 12, "attention_mask": 0, "labels": -100}
+    pad = (extra, 0) if side == "left" else (0, extra)
+    return {name: nn.functional.pad(one, pad, value=fill[name]) for name, one in data.items()}
+
+
+cycle = Cycle().eval().requires_grad_(False)
+cycle_groups = Partition.from_labels({"unit": cycle.group})
 
 
 def test_correlation():
@@ -261,6 +300,16 @@ def test_constant_layer():
     found
 
 
+def test_picked():
+    model, data, network = untrained()
+    few = Partition.from_labels({"0": [0, 0, 1, 1, *[-1] * 8]})
+    found = coherence(model, data, few, network=network, outcomes="class_information", n_controls=199, n_boot=2)
+    assert (
+        len(np.unique(found.draws["class_information"][:, 0].round(9))) > 30
+    )  # 6 pairs of the picked units, 66 of all
+    assert any("units that are in no cluster" in note for note in found.notes)
+
+
 def test_interval_coverage():
     model, _, network = untrained()
     mix, out = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), ("correlation", "class_information")
@@ -393,7 +442,11 @@ def test_tasks():
     assert "The information of coherence is about 32 of 100 targets, evenly spaced." in some.notes
     for match, targets, outcome in [
         ("'class_information' is for task='classes', and this is 'labels'; leave out", several, "class_information"),
-        ("'target_information' is for task='labels' or 'numbers', and this is 'classes'", y, "target_information"),
+        (
+            "'target_information' is for task='labels' or 'numbers' or 'dense', and this is 'classes'",
+            y,
+            "target_information",
+        ),
         ("'visual_entropy' is for task='classes', and this is 'none'", None, "visual_entropy"),
     ]:
         with pytest.raises(ValueError, match=match):
@@ -414,6 +467,20 @@ def test_one_outcome():
         one.to_frame().drop(columns="q_value"),
     )
     one
+
+
+def test_attained():
+    model, data, truth = pattern_net()
+    names = ("attainability", "transfer", "correlation")
+    found = coherence(model, data, truth, outcomes=names, n_controls=19, n_starts=2, n_boot=5)
+    alone = attainability(model, data, truth, outcomes=names[:2], n_controls=19, n_starts=2, n_boot=5)
+    for name in names[:2]:
+        assert_allclose(found.value[name], alone.value[name], atol=0.02)
+        assert_allclose(found.draws[name], alone.draws[name], atol=0.05)
+    frame = found.to_frame()
+    assert (frame["p_value"][:3] <= 1 / 20 + 1e-9).all() and (frame["effect"] > 0).all()
+    assert frame["n_controls"].eq(19).all() and all("visual" not in name for name in found.outcomes)
+    frame[["outcome", "cluster", "value", "effect", "p_value"]]
 
 
 def test_sequential():
@@ -444,3 +511,150 @@ def test_save_load():
         assert_allclose(again.replicates[name], found.replicates[name], rtol=0, strict=True)
     pd.testing.assert_frame_equal(again.to_frame(), found.to_frame(), check_exact=True)
     again
+
+
+def test_position_correlation_oracle():
+    rng = np.random.default_rng(0)
+    example = np.repeat(np.arange(8), [3, 9, 1, 7, 8, 2, 6, 4])
+    answers = rng.standard_normal((40, 6)) @ rng.standard_normal((6, 6)) + 3
+    answers[:, 4] = 1.0
+    group = np.array([[True, False, True, False, False, True], [True, False, True, False, True, True]])
+    weights = bootstrap_weights(8, 3, seed=1)
+    found = _position_correlation(group, _standardized(answers), example, weights)
+    for w, (plain, still) in zip(weights, found.T, strict=True):
+        pairs = np.abs(np.corrcoef(np.repeat(answers[:, [0, 2, 5]], w[example], axis=0).T))[[0, 0, 1], [1, 2, 2]]
+        assert_allclose([plain, still], [pairs.mean(), pairs.sum() / 6], rtol=1e-9)
+    once = np.ones((1, 8), dtype=np.int64)
+    whole = _mean_correlation(group, _standardized(answers), np.ones((1, 40)))
+    assert_allclose(_position_correlation(group, _standardized(answers), example, once), whole, rtol=1e-9, strict=True)
+    assert np.ptp(found[0]) > 0.01
+    found
+
+
+def test_rare_tokens():
+    rng, found = np.random.default_rng(0), {}
+    share = 1 / np.arange(1.0, 20_001) ** 1.1
+    response, once = rng.standard_normal((300, 1500)).astype(np.float32), np.ones((1, 1500), dtype=np.int64)
+    for name, tokens in {
+        "all rare": rng.permutation(20_000)[:1500],
+        "some frequent": rng.choice(20_000, 1500, p=share / share.sum()),
+    }.items():
+        labels, n_kept, n_all = _frequent(tokens, 5 * 8)
+        counts = pd.Series(tokens).value_counts()
+        assert n_kept == min(31, (counts >= 40).sum()) and n_all == len(counts) and labels.max() <= n_kept
+        ours = _class_information(response, labels, once, 8)[:, 0]
+        apart = _class_information(response[:20], tokens, once, 8)[:, 0]
+        bins = [np.searchsorted(np.quantile(one, np.arange(1, 8) / 8), one) for one in response[:20]]
+        plain = np.mean([mutual_info_score(one, tokens) for one in bins])
+        found[name] = dict(
+            kept=n_kept, ours=ours.mean(), error=ours.std() / np.sqrt(300), apart=apart.mean(), plain=plain
+        )
+        assert abs(ours.mean()) <= 4 * ours.std() / np.sqrt(300) + 1e-9 and plain > 0.5
+    assert found["all rare"]["kept"] == 0 and found["some frequent"]["kept"] > 2
+    assert abs(found["some frequent"]["apart"]) > 20 * found["some frequent"]["error"]
+    pd.DataFrame(found).T
+
+
+def test_tokens_by_hand():
+    options = dict(n_controls=49, n_bins=12, n_boot=20)
+    found = coherence(cycle, cycles(), cycle_groups, **options)
+    assert found.outcomes == ("position_correlation", "next_token_information", "token_information")
+    assert_allclose(found.value["position_correlation"], [1.0, 1.0], rtol=1e-6)
+    for name, n in (("token_information", 96 * 10), ("next_token_information", 96 * 9)):
+        correction = (12 - 12 - 12 + 1) / (2 * n)
+        atol = (
+            1e-9 if name == "token_information" else 0.02
+        )  # without the last position of each, bins are not quite equal
+        assert_allclose(found.value[name], np.full(2, np.log(12) - correction), atol=atol)
+    frame = found.to_frame().set_index("outcome")
+    assert (frame.loc["position_correlation", ["p_value", "p_fwer"]] <= 0.02).all(axis=None)
+    for side in ("left", "right"):
+        same = coherence(cycle, padded(cycles(), side), cycle_groups, **options)
+        for name in found.outcomes:
+            for one in ("value", "draws", "replicates"):
+                assert_allclose(getattr(same, one)[name], getattr(found, one)[name], rtol=1e-6)
+    shifted = coherence(cycle, cycles() | {"labels": cycles()["input_ids"]}, cycle_groups, **options)
+    assert any("shifted" in note for note in shifted.notes)
+    assert_allclose(shifted.value["next_token_information"], found.value["next_token_information"], rtol=1e-9)
+    found
+
+
+def test_by():
+    ids = cycles()["input_ids"].numpy()
+    options = dict(outcomes=("token_information", "information_by"), n_controls=9, n_bins=12, n_boot=5)
+    same = coherence(cycle, cycles(), cycle_groups, by=ids, **options)
+    assert_allclose(same.value["information_by"], same.value["token_information"], rtol=1e-12)
+    half = np.where(ids < 6, "low", "high").astype(object)
+    half[:, 0] = None
+    found = coherence(cycle, cycles(), cycle_groups, by=half, **options)
+    assert_allclose(found.value["information_by"], np.full(2, np.log(2)), atol=0.03)
+    assert "96 positions of 960 with no label in `by` took no part in it." in found.notes
+    assert found.settings["by"] == {"at": "positions", "labels": ["high", "low"], "n_labels": 2}
+    sequence = cycles()["input_ids"][:, :1].expand(-1, 10).clone()
+    constant = {"input_ids": sequence, "attention_mask": torch.ones_like(sequence), "labels": sequence}
+    whole = coherence(cycle, constant, cycle_groups, by=sequence[:, 0].tolist(), **options)
+    assert_allclose(whole.value["information_by"], np.log(12) + 11 / 192, rtol=1e-6)
+    for by, match in [
+        (
+            np.zeros((96, 11), int),
+            r"got `by` of shape \(96, 11\) for 96 examples: give one label an example, \(96,\), or",
+        ),
+        (np.zeros(96), r"`by` has 1 label, \['0'\]: a label that tells"),
+        (np.linspace(0, 1, 96), "`by` holds float: give words or whole numbers"),
+        ([["a"], ["b", "c"]] * 48, "`by` holds rows of different lengths"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            coherence(cycle, cycles(), cycle_groups, by=by, **options)
+    with pytest.raises(ValueError, match="'information_by' is about labels beside the target: give them with `by`"):
+        coherence(cycle, cycles(), cycle_groups, **options)
+    found
+
+
+def test_without_positions():
+    class Summed(Cycle):
+        def __init__(self):
+            super().__init__()
+            self.last, self.top = nn.Linear(12, 8), nn.Linear(8, 12)
+
+        def forward(self, input_ids):
+            answers = self.act(self.unit(self.token(input_ids)))
+            return self.out(answers) + self.top(self.last(answers.mean(1)).relu())[:, None]
+
+    summed = Summed().eval().requires_grad_(False)
+    both = Partition.from_labels({"unit": summed.group, "last": np.arange(8) % 2})
+    found = coherence(summed, (cycles()["input_ids"], cycles()["labels"]), both, n_controls=9, n_boot=5)
+    frame = found.to_frame().set_index(["layer", "outcome"])
+    assert frame.loc["last", "value"].isna().all() and frame.loc["unit", "value"].notna().all()
+    assert any("Layer 'last' has no answer at each position" in note for note in found.notes)
+    assert any("a picture is made by small steps, which needs floating inputs" in note for note in found.notes)
+    with pytest.raises(TypeError, match="a picture is made by small steps, which needs floating inputs; leave out"):
+        coherence(
+            summed, (cycles()["input_ids"], cycles()["labels"]), both, outcomes=("token_information", "visual_score")
+        )
+    model, data, truth = pattern_net(60)
+    with pytest.raises(ValueError, match="'token_information' needs tokens: one input"):
+        coherence(model, data, truth, outcomes="token_information")
+    with pytest.raises(ValueError, match="'position_correlation' needs positions"):
+        coherence(model, data, truth, outcomes="position_correlation")
+    frame["value"].groupby(level=[0, 1], sort=False).median()
+
+
+def test_pixels():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 1, 4, 6, generator=generator).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    fine = nn.Sequential(nn.Conv2d(1, 6, 1), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 1), nn.Sigmoid())
+    pixels = nn.Sequential(*fine, nn.Upsample(scale_factor=2), nn.Conv2d(6, 2, 1)).eval().requires_grad_(False)
+    for parameter in pixels.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    halves = Partition.from_labels({"0": np.arange(6) % 2, "3": np.arange(6) % 2})
+    found = coherence(pixels, (x, (x[:, 0] > 0).long()), halves, n_controls=9, n_visual=1, steps=1, n_boot=5)
+    assert found.outcomes[:2] == ("position_correlation", "target_information")
+    assert any("Maps of layers '3' have other sides than 8 x 12" in note for note in found.notes)
+    answers = pixels[:5](x).double().numpy().transpose(0, 2, 3, 1).reshape(-1, 6)
+    response = (np.abs(answers) / answers.std(0))[:, [1, 3, 5]].mean(1).astype(np.float32)
+    labels = (x[:, 0, ::2, ::2] > 0).numpy().ravel().astype(int)
+    by_hand = _class_information(response[None], labels, np.ones((1, len(labels)), int), 8)
+    at = found.keys.query("layer == '3' and cluster == 1").index[0]
+    assert len(labels) == 960 and by_hand[0, 0] > 0.1
+    assert_allclose(found.value["target_information"][at], by_hand[0, 0], rtol=1e-4)
+    found

@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from specialize_nb.responses.contexts import top_contexts
+from specialize_nb.responses.contexts import contexts_exhibit, top_contexts
 
 
 class Planted(nn.Module):
@@ -35,9 +35,14 @@ def test_planted():
     assert low["token"].iloc[3:5].tolist() == ["2 "] * 2 and sorted(low["index"].iloc[3:5]) == [3, 4]
     values = (ids == 3).double() * 2
     assert_allclose(high["answer"].iloc[0], (2 - values.mean()) / values.std(correction=0), rtol=1e-6)
-    assert_allclose(found.active[0], 3 / 48) and found.tokens[0, 2].tolist() == ["0 ", "3 ", ""]
+    assert_allclose(found.active[0], 3 / 48)
+    assert found.tokens[0, list(high["position"][:3]).index(5)].tolist() == ["0 ", "3 ", ""]
+    assert (found.promoted == "").all() and np.isnan(found.raised).all() and len(found.promoted_frame()) == 0
+    assert any("has no direct path: its blocks do not add to a residual stream" in note for note in found.notes)
     by_word = top_contexts(planted, ids, [("unit", [0])], n=1, window=3, words=lambda one: "<&>ab"[one]).to_html(0)
-    assert "&lt;" in by_word and "<&>" not in by_word and by_word.count("<tr>") == 2
+    assert "&lt;" in by_word and "<&>" not in by_word and by_word.count("<tr>") == 3
+    hidden = top_contexts(planted, ids, [("unit", [0])], n=1, window=3, words=["\n", "\u202e", "c", "d"]).to_html(0)
+    assert "⏎" in hidden and "\u202e" not in hidden and hidden.count("outline") == 2
     frame
 
 
@@ -63,6 +68,41 @@ def test_refused():
             top_contexts(model, data, [("0" if isinstance(model, nn.Sequential) else "unit", [0])], **options)
         said.append(str(caught.value))
     pooled = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(24, 3), nn.Linear(3, 2)).eval()
-    with pytest.raises(ValueError, match=r"layer '2' puts out .*: it has no answer at each position"):
+    with pytest.raises(ValueError, match=r"layer '2' puts out \(3,\) .* it has no answer at each of them"):
         top_contexts(pooled, ids, [("2", [0])])
     said
+
+
+def test_promoted():
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.up, self.down = (
+                nn.Embedding(5, 5),
+                nn.Linear(5, 3, bias=False),
+                nn.Linear(3, 5, bias=False),
+            )
+            self.norm, self.out = nn.LayerNorm(5), nn.Linear(5, 5, bias=False)
+            for one in (self.token, self.up, self.out):
+                nn.init.eye_(one.weight)
+            nn.init.zeros_(self.down.weight)
+            self.down.weight.data[2, 0], self.down.weight.data[4, 1] = 3.0, -1.0
+
+        def forward(self, ids):
+            x = self.token(ids)
+            return self.out(self.norm(x + self.down(self.up(x).relu())))
+
+    ids = torch.arange(40).view(8, 5) * 3 % 5
+    found = top_contexts(Writer().eval().requires_grad_(False), ids, [("up", [0]), ("up", [1])], n=1, n_promoted=2)
+    frame = found.promoted_frame()
+    best = frame[frame["rank"] == 0].set_index(["group", "side"])
+    assert best.loc[(0, "raised"), "token"] == "2 " and best.loc[(1, "lowered"), "token"] == "4 "
+    sizes = found.raised
+    shown = contexts_exhibit(found, 1)
+    assert shown.lowered[0][0] == "4 " and shown.html == found.to_html(1) and shown.active == found.active[1]
+    assert (shown.frame["group"] == 1).all() and len(shown.frame) == 2 and len(shown.raised) == 2
+    with pytest.raises(IndexError, match="got group=2: these contexts are of 2 groups"):
+        contexts_exhibit(found, 2)
+    assert_allclose(sizes[0, 0] / sizes[1, 2], -3.0, rtol=1e-4)  # one writes three times as much as the other
+    assert_allclose(sizes[0, 2] / sizes[0, 0], -0.25, rtol=1e-4)  # the norm takes the mean out: four others share it
+    frame

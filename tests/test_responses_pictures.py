@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -21,18 +22,24 @@ from torch import nn
 from specialize_nb.base.data import digits
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.network.answers import input_range, record, unit_scales
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.responses.pictures import (
+    Aim,
     Visualization,
+    _alike_objective,
     _before,
     _chunks,
     _picture,
+    _spectral_picture,
     _waking_objective,
     as_picture,
     group_objective,
     group_weights,
     jitter,
+    soft_minimum,
     softmax_entropy,
+    spectrum_of,
     visualize,
 )
 from specialize_nb.training.fit import fit
@@ -390,6 +397,178 @@ def test_transforms():
     moved
 
 
+def test_spectrum_is_held():
+    generator = torch.Generator().manual_seed(0)
+    for size in [(8, 8), (7, 9), (6, 5), (5, 6)]:
+        x = torch.rand(30, 3, *size, generator=generator)
+        subject = Subject.of(Colours(3), (x, torch.arange(30) % 3))
+        moved, paint = _spectral_picture(spectrum_of(subject), size[1], 2, 0)
+        with torch.no_grad():
+            moved[1] += torch.randn(moved.shape[1:], generator=generator)
+            painted = paint().double()
+        found, mean = torch.fft.rfft2(painted).abs(), torch.fft.rfft2(x.double()).abs().mean(0)
+        held = torch.isclose(found, mean.expand_as(found), rtol=1e-3)
+        single = {(r, c) for r in (0, size[0] / 2) for c in (0, size[1] / 2)}  # real numbers, whose size phases change
+        free = {tuple(at[1:]) for at in (~held).nonzero()[:, 1:].tolist()}
+        assert free <= single and (found <= mean.expand_as(found) * (1 + 1e-3)).all(), (size, free)
+        assert_allclose(painted.mean((2, 3)), x.double().mean((0, 2, 3)).expand(2, 3), rtol=1e-5)
+        assert (painted[0] - painted[1]).abs().max() > 0.01
+    sorted(free)
+
+
+def test_spectrum_closed_form():
+    rng = torch.Generator().manual_seed(1)
+    x = torch.rand(50, 1, 6, 6, generator=rng) + 2
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Linear(3, 2)).requires_grad_(False).eval()
+    linear[1].bias.fill_(0.5)
+    linear[1].weight.copy_(torch.randn(3, 36, generator=rng))
+    data, ones = (x, torch.arange(50) % 2), {"1": np.ones(3)}
+    options = dict(parameterization="spectrum", value_range=(-99, 99), scales=ones, steps=300)
+    asked = visualize(linear, data, [("1", [u]) for u in range(3)], **options)
+    weight = linear[1].weight.double().reshape(3, 6, 6)
+    both = torch.fft.fft2(x.double()).abs().mean((0, 1)) * torch.fft.fft2(weight).abs()
+    light = x.double().mean() * weight.sum((1, 2)) + 0.5
+    both[:, 0, 0] = 0
+    best = torch.maximum((light + both.sum((1, 2)) / 36).abs(), (light - both.sum((1, 2)) / 36).abs()).numpy()
+    assert (asked.score < best * (1 + 1e-5)).all() and (asked.score > 0.9 * best).all(), asked.score / best
+    asked.score / best
+
+
+def test_like_the_data():
+    model, network, groups = trained()
+    subject, real = Subject.of(model, digits("test"), network=network), digits("test").x
+    free = visualize(subject, None, groups)
+    held = visualize(subject, None, groups, parameterization="spectrum")
+    far = torch.cdist(real.flatten(1), real.flatten(1)).fill_diagonal_(torch.inf).amin(1).median()
+    near, before = (
+        torch.cdist(torch.tensor(one.images).flatten(1), real.flatten(1)).amin(1) / far for one in (held, free)
+    )
+    assert near.max() < 3 and near.median() < 0.75 * before.median()
+    assert (held.images > 0.99).mean() < 0.05 and held.images.min() >= 0 and held.images.max() <= 1
+    share = held.score[free.score > 0] / free.score[free.score > 0]
+    assert np.median(share) > 0.6
+    near.median()
+
+
+def test_soft_minimum():
+    answers = torch.tensor([[1.0, 2.0, 9.0], [3.0, 3.0, 3.0], [0.0, 1.0, 5.0]])
+    member = torch.tensor([[True, True, False], [True, True, True], [False, False, True]])
+    found = soft_minimum(answers, member)
+    by_hand = [-np.log((np.exp(-8) + np.exp(-16)) / 2) / 8, 3, 5]
+    assert_allclose(found, np.array(by_hand, np.float32), rtol=1e-5, strict=True)
+    found
+
+
+def test_aims():
+    row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    patterns = torch.stack([(row < 4) * 3.0, 1.0 * (row >= 4), 1.0 * (column < 4), 0.0 * row]).flatten(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False).eval()
+    model[1].weight.copy_(patterns - patterns.mean(1, keepdim=True))
+    model[1].weight[1] -= model[1].weight[0] / 3 * 0.8
+    model[1].bias.copy_(torch.tensor([2.0, 2.0, 0.0, -9.0]))
+    subject, ones = Subject.of(model, digits("test")), {"1": np.array([1.0, 1.0, 1.0, 0.0])}
+    group, rows = [("1", [0, 1, 3])], {}
+    for aim in get_args(Aim):
+        made = visualize(subject, None, group, aim=aim, scales=ones, steps=128)
+        rows[aim] = model[:3](torch.tensor(made.images))[0].numpy()
+    table = pd.DataFrame(rows)
+    assert table.loc[:1, "mean"].sum() > table.loc[:1, "least"].sum()
+    assert table.loc[:1, "least"].min() > 2 * table.loc[:1, "mean"].min()
+    cosine = table.loc[:1].sum() / np.sqrt(2 * (table**2).sum())
+    assert cosine["direction"] > cosine["mean"]
+    still = visualize(subject, None, [("1", [3])], aim="least", scales=ones, steps=2)
+    assert still.notes[-1].startswith("No step moved the picture of group 0")
+    table
+
+
+def test_baselines():
+    model, patterns = templates()
+    subject, options = Subject.of(model, digits("test")), dict(scales={"1": np.full(4, 2.0)}, steps=8)
+    base = np.array([1.0, 2.0, 3.0, 4.0])
+    plain = visualize(subject, None, [("1", [0, 2])], **options)
+    moved = visualize(subject, None, [("1", [0, 2])], baselines={"1": base}, **options)
+    assert_allclose(moved.images, plain.images, rtol=0, atol=1e-6, strict=True)
+    assert_allclose(moved.course, plain.course - (1 + 3) / 2 / 2, rtol=1e-5, atol=1e-5, strict=True)
+    with pytest.raises(KeyError, match=r"`baselines` has layers \['2'\], not \['1'\]"):
+        visualize(subject, None, [("1", [0])], baselines={"2": base})
+    with pytest.raises(ValueError, match=r"`baselines` has shape \(3,\) for the 4 units"):
+        visualize(subject, None, [("1", [0])], baselines={"1": base[:3]})
+    moved
+
+
+def test_variety():
+    model, network, groups = trained()
+    subject, pair = Subject.of(model, digits("test"), network=network), [groups[9], groups[9], groups[8]]
+    same, little, much = (visualize(subject, None, pair, variety=v) for v in (0.0, 1e-6, 5.0))
+    assert_allclose(same.images[0], same.images[1], rtol=0, atol=1e-3)
+    apart = [np.abs(one.images[0] - one.images[1]).mean() for one in (little, much)]
+    assert apart[1] > 1.5 * apart[0] > 0.05 and (much.score[:2] > 0.7 * same.score[:2]).all()
+    assert_allclose(much.images[2], same.images[2], rtol=0, atol=0.01)
+    layer, units = groups[9]
+    maps = network.activations(torch.tensor(much.images[:2]), [layer], at="site")[layer].detach()
+    told = float(_alike_objective(layer, [units] * 2, 1)({layer: maps}.get))
+    flat = maps[:, torch.tensor(units)].flatten(2).double()
+    gram = nn.functional.normalize((flat @ flat.mT).flatten(1))
+    assert_allclose(told, 2 * float(gram[0] @ gram[1]), rtol=1e-4)
+    with pytest.raises(
+        ValueError, match="groups 0 and 1 are the same, and fall into different batches: with `variety`"
+    ):
+        visualize(subject, None, pair, steps=2, variety=1.0, batch_size=1)
+    apart
+
+
+def test_own_luck():
+    seen = []
+
+    def noted(images, generator):
+        "Notes what it would shift by."
+        seen.append((len(images), torch.randint(1000, (1,), generator=generator).item()))
+        return images
+
+    model, network, groups = trained()
+    subject, options = Subject.of(model, digits("test"), network=network), dict(steps=3, luck="own")
+    visualize(subject, None, groups[:2], transforms=[noted], **options)
+    together, seen = seen, []
+    visualize(subject, None, groups[1:2], transforms=[noted], **options)
+    assert seen == together[1::2] and {n for n, _ in together} == {1} and len(set(together)) == 6
+    seen = []
+    visualize(subject, None, groups[:2], transforms=[noted], steps=3)
+    assert [n for n, _ in seen] == [2, 2, 2]
+    together
+
+
+def test_preprocess():
+    class Standard(nn.Module):
+        "What models of photographs are given: colours less a mean, over a spread."
+
+        def forward(self, x):
+            return (x - 0.3) / torch.tensor([0.2, 0.5, 0.1])[:, None, None]
+
+    net, x = Colours(3), torch.rand(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    y, groups, options = (
+        torch.zeros(20, dtype=torch.long),
+        [("conv", [0, 2])],
+        dict(steps=8, scales={"conv": np.ones(6)}),
+    )
+    outside = visualize(net, (Standard()(x), y), groups, preprocess=Standard(), **options)
+    inside = visualize(
+        nn.Sequential(Standard(), net).eval(),
+        (x, y),
+        [("1.conv", [0, 2])],
+        value_range=(0, 1),
+        steps=8,
+        scales={"1.conv": np.ones(6)},
+    )
+    assert_allclose(outside.images, inside.images, rtol=0, atol=1e-5, strict=True)
+    assert_allclose(outside.logits, inside.logits, rtol=1e-4, atol=1e-5, strict=True)
+    assert outside.low.tolist() == [0, 0, 0] and outside.settings["preprocessed"]
+    with pytest.raises(
+        ValueError, match=r"turns pictures \(1, 3, 6, 6\) into \(1, 3, 6, 3\), and the model takes \(3, 6, 6\)"
+    ):
+        visualize(net, (x, y), groups, preprocess=lambda one: one[..., ::2], **options)
+    outside
+
+
 def test_dead_units():
     x, y = noise()
     found = visualize(shut(1, 2), (x, y), [("0", [0]), ("0", [1]), ("0", [1, 2]), ("0", [0, 1])])
@@ -463,6 +642,23 @@ def test_inference_mode():
         assert one.moved.tolist() == twin.moved.tolist() == [True, False]
     assert all(one is other and one.is_inference() for one, other in zip(before, model.parameters(), strict=True))
     outside
+
+
+def test_wrong_choices():
+    model, patterns = templates()
+    subject, messages = Subject.of(model, digits("test")), []
+    for match, options in {
+        "got aim='most': allowed are 'mean', 'least', 'direction'": dict(aim="most"),
+        "got luck='bad': allowed are 'shared', 'own'": dict(luck="bad"),
+        "got variety=-1": dict(variety=-1),
+        "'spectrum' goes without `preprocess`": dict(parameterization="spectrum", preprocess=torch.sqrt),
+    }.items():
+        with pytest.raises(ValueError, match=match) as caught:
+            visualize(subject, None, [("1", [0])], **options)
+        messages.append(str(caught.value))
+    with pytest.raises(ValueError, match=r"inputs of shape \(6,\) have none: take 'pixel'"):
+        visualize(shut(), noise(), [("0", [0])], parameterization="spectrum")
+    messages
 
 
 def test_save_load():

@@ -21,7 +21,8 @@ LAST = re.compile(r"^## Checks\s*$", re.M)
 def story(notebook: dict) -> dict:
     """A notebook up to its heading *Checks*; whole where it has none."""
     cells = notebook["cells"]
-    heads = [i for i, cell in enumerate(cells) if cell["cell_type"] == "markdown" and LAST.search("".join(cell["source"]))]
+    texts = ["".join(cell["source"]) if cell["cell_type"] == "markdown" else "" for cell in cells]
+    heads = [i for i, text in enumerate(texts) if LAST.search(text)]
     return notebook | {"cells": cells[: heads[0]] if heads else cells}
 
 

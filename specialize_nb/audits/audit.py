@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,11 +32,13 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/14_audit.ipynb #19b9b5f6
 from .findings import RANK, Exhibit, Finding, judged_together, plot_verdicts, verdicts
-from .kinds import KINDS, GraphKindName, Scope
+from .kinds import KINDS, Cutting, Depth, GraphKindName, Scope
 from .lockstep import measure_together
+from .pooling import Pooled, pooled, tasks_of
 from .report import label_of, write_report
 from .sources import one_line
 from .twins import Twins, cell_counts, decided
+from ..base.data import UnevenBatches
 from ..base.results import Result, with_notes
 from ..base.signatures import picked
 from ..base.targets import Task
@@ -45,9 +47,11 @@ from ..base.words import check_choice, suggest
 from ..clusters.nulls import untrained_nulls
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import FAILED, draw_controls
+from ..controls.matching import live_of
 
 # %% ../../nbs/14_audit.ipynb #a11dcdc7
 from ..lesions.damage import intact_at_positions, intact_loss, kind_of
+from ..lesions.dissociation import Dissociation, dissociation, lesions_of, listed_together
 from specialize_nb.lesions.importance import (
     Importance,
     LesionOptions,
@@ -62,6 +66,7 @@ from ..lesions.plan import Plan, price
 from ..network.answers import outputs_of, pictured_input
 from ..network.outputs import Scale
 from ..network.subject import Subject
+from ..network.tokens import has_tokens
 from ..network.units import Network
 from specialize_nb.responses.coherence import (
     MEASURES,
@@ -75,6 +80,7 @@ from specialize_nb.responses.coherence import (
     possible_outcomes,
     prepare_coherence,
 )
+from ..responses.contexts import Contexts, top_contexts
 from ..responses.examples import top_images
 from ..responses.pictures import Parameterization, visualize
 from ..stats.evidence import UNTESTED_COLUMNS, Evidence
@@ -86,7 +92,8 @@ def _in_words(audit: "Audit") -> str:
     """The verdict in plain sentences."""
     rows = audit.verdicts()
     if not len(rows):
-        return " ".join([f"No sub-cluster of {audit.model} could be tested.", *_doubts(audit, rows)])
+        told = f"No sub-cluster of {audit.model} could be tested."
+        return " ".join([told, *_tasks_told(audit), *_doubts(audit, rows)])
     n = {name: int((rows["verdict"] == name).sum()) for name in RANK}
     told = f"{n['specialized'] or 'None'} of the {len(rows)} sub-clusters tested in {audit.model} " + (
         "is" if n["specialized"] == 1 else "are"
@@ -96,8 +103,10 @@ def _in_words(audit: "Audit") -> str:
         f"at a false discovery rate of {audit.alpha:.0%}. "
         f"Important only: {n['important']}. Coherent only: {n['coherent']}. Neither: {n['neither']}."
     )
-    parts = [verdict, *_strength_told(rows), *_aside_told(audit), *_doubts(audit, rows), *_next_steps(audit, rows)]
-    return " ".join(parts)
+    if n["undefined"]:
+        verdict += f" Undefined, since every lesion left losses that are not numbers: {n['undefined']}."
+    parts = [verdict, *_strength_told(rows), *_tasks_told(audit), *_aside_told(audit), *_doubts(audit, rows)]
+    return " ".join([*parts, *_next_steps(audit, rows)])
 
 
 def _sets(rows: pd.DataFrame) -> str:
@@ -127,6 +136,17 @@ def _strength_told(rows: pd.DataFrame) -> list[str]:
             told.append(f"{n} of the {len(found)} important ones {verb} {words}.")
     return told
 
+# %% ../../nbs/14_audit.ipynb #0df6fa04
+def _tasks_told(audit: "Audit") -> list[str]:
+    """Which groups serve which task, or that none does; nothing where there is one task."""
+    return [told for name, one in audit.dissociations.items() for told in one.in_words(_in_label(name))]
+
+
+def _in_label(finding: str) -> str:
+    """A finding's name as people read it."""
+    graph, _, scope = finding.rpartition(", ")
+    return f"{label_of(graph)}, {scope}"
+
 # %% ../../nbs/14_audit.ipynb #69b8eab6
 def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
     """What a careful reader has to know before believing the verdict."""
@@ -143,6 +163,10 @@ def _doubts(audit: "Audit", rows: pd.DataFrame) -> list[str]:
         if finding.partition.n_components > 1:
             apart = f"falls apart into {finding.partition.n_components} components"
             doubts.append(f"The graph of {label_of(finding.graph)}, {finding.scope} {apart}.")
+        if finding.partition.mostly_layers:
+            where = f"Clusters by {label_of(finding.graph)}, {finding.scope}, are mostly layers"
+            told = f"the layer of a unit and its cluster share {finding.partition.depth:.0%} of what they tell"
+            doubts.append(f"{where}: {told}.")
     return doubts + [told for finding in audit.findings for told in _untested(finding)]
 
 
@@ -225,6 +249,10 @@ class Audit(Result):
         Why torch.export refused the model, so that its wiring is not known; '' if it did not
     twins : Twins | None, default None
         What the same pipeline finds in networks that have learnt nothing, if it was asked
+    contexts : Mapping[str, Contexts]
+        Of each finding by its name, where in the sequences
+    dissociations : Mapping[str, Dissociation]
+        Of each finding by its name, which of its
     """
 
     model: str  # Class of the model, or the name it was given
@@ -241,10 +269,17 @@ class Audit(Result):
     task: str = "classes"  # What was to be predicted: 'classes', 'labels', 'numbers', or 'none'
     refused: str = ""  # Why torch.export refused the model, so that its wiring is not known; '' if it did not
     twins: Twins | None = None  # What the same pipeline finds in networks that have learnt nothing, if it was asked
+    contexts: Mapping[str, Contexts] = field(
+        default_factory=dict
+    )  # Of each finding by its name, where in the sequences
+    # of tokens its first sub-clusters answer most and least
+    dissociations: Mapping[str, Dissociation] = field(default_factory=dict)  # Of each finding by its name, which of its
+    # groups serve which task; empty where there is one task
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each finding, kind of evidence, outcome and sub-cluster."""
+        """One row for each finding, kind of evidence, outcome and sub-cluster; of several tasks, for each task too."""
         parts = [finding.to_frame() for finding in self.findings]
+        parts += [_task_rows(name, one) for name, one in self.dissociations.items()]
         some = [part for part in parts if len(part)] or parts[:1]
         return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=_COLUMNS)
 
@@ -300,7 +335,14 @@ class Audit(Result):
 
     def __repr__(self) -> str:
         counts = self.verdicts()["verdict"].value_counts().to_dict()
-        return f"Audit({with_notes(f'{self.model}: {counts}', self.notes)})"
+        told = with_notes(f"{self.model}: {counts}", [*_tasks_told(self), *self.notes])
+        return f"Audit({told})"
+
+
+def _task_rows(finding: str, found: Dissociation) -> pd.DataFrame:
+    """The rows of a dissociation, with the columns of a finding's."""
+    graph, _, scope = finding.rpartition(", ")
+    return found.to_frame().assign(evidence="dissociation", graph=graph, scope=scope)
 
 # %% ../../nbs/14_audit.ipynb #520f2f61
 T = TypeVar("T")
@@ -321,21 +363,21 @@ def _why(error: Exception) -> str:
 
 # %% ../../nbs/14_audit.ipynb #c25bb438
 def _partitions(
-    subject: Subject, k: int, graphs: Sequence[str], scopes: Sequence[Scope], seed: int
+    subject: Subject, graphs: Sequence[str], how: Cutting
 ) -> tuple[dict[tuple[str, str], Partition], list[str]]:
     """(graph, scope) -> partition; and a sentence for each that there is not."""
     found: dict[tuple[str, str], Partition] = {}
     notes = []
     for name in graphs:
         kind = KINDS[name]
-        wanted = [one for one in scopes if one in kind.scopes]
+        wanted = [one for one in how.scopes if one in kind.scopes]
         graph, error = _tried(kind.build, subject)
         if error is not None:
             notes.append(f"Clusters by {kind.label} are missing: {_why(error)}.")
             continue
-        cut, error = _tried(kind.cut, graph, subject, k, wanted, seed)
+        cut, error = _tried(kind.cut, graph, subject, replace(how, scopes=wanted))
         if error is not None:
-            tried = {scope: _tried(kind.cut, graph, subject, k, [scope], seed) for scope in wanted}
+            tried = {scope: _tried(kind.cut, graph, subject, replace(how, scopes=[scope])) for scope in wanted}
             cut = {scope: one[scope] for scope, (one, why) in tried.items() if why is None}
             whys = {scope: _why(why) for scope, (_, why) in tried.items() if why is not None}
             notes += [
@@ -394,6 +436,7 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise ValueError(f"{name}={number!r}: give a whole number from {least}")
     check_choice("parameterization", given.get("parameterization", "fft"), get_args(Parameterization))
+    check_choice("depth", given["depth"], get_args(Depth))
 
 # %% ../../nbs/14_audit.ipynb #32f0f855
 @contextmanager
@@ -439,7 +482,8 @@ class _Shown:
 def _to_show(subject: Subject, finding: Finding, chosen: list[tuple[str, int]], seed: int) -> list[_Shown]:
     """Those of one finding, in the order of `chosen`."""
     layers = [name for name in subject.network.hidden if name in finding.partition.labels]
-    controls = draw_controls(finding.partition, n_controls=_N_RANDOM, layers=layers, seed=seed)
+    live = live_of(subject, finding.partition, layers)
+    controls = draw_controls(finding.partition, n_controls=_N_RANDOM, layers=layers, live=live, seed=seed)
     found = {
         (sub.layer, sub.cluster): _Shown(finding=finding, **sub._asdict(), groups=controls.groups(i))
         for i, sub in enumerate(controls.subclusters)
@@ -469,6 +513,37 @@ def _exhibits(
         known = error is None or any(repr(one.layer) in note for note in told)
         missing |= {} if known else {one.layer: error}
     return tuple(exhibits), _told("No pictures are shown of groups in {layers}: {why}.", missing)
+
+# %% ../../nbs/14_audit.ipynb #4ccb1f4e
+def _seen(
+    subject: Subject, findings: Sequence[Finding], pictured: bool, given: Mapping[str, Any]
+) -> tuple[tuple[Exhibit, ...], dict[str, Contexts], list[str]]:
+    """What there is to see of sub-clusters: pictures, or contexts of tokens; and what could not be shown."""
+    rows, n = verdicts(findings, alpha=given["alpha"]), given["n_exhibits"]
+    exhibits, unseen = _exhibits(subject, findings, rows, n * pictured, given)
+    if not n or not has_tokens(subject):
+        return exhibits, {}, unseen
+    contexts, missing = {}, {}
+    for finding in findings:
+        shown = _to_show(subject, finding, _chosen(rows, finding, n), given["seed"])
+        subs = [SubCluster(one.layer, one.cluster, one.units) for one in shown]
+        found, failed = _spared_contexts(subject, subs, given.get("words"))
+        missing |= failed
+        contexts |= {} if found is None else {finding.name: found}
+    return exhibits, contexts, [*unseen, *_told("No contexts are shown of groups in {layers}: {why}.", missing)]
+
+
+def _spared_contexts(
+    subject: Subject, subs: Sequence[SubCluster], words: Any
+) -> tuple[Contexts | None, dict[str, Exception]]:
+    """The contexts of those groups that have some, and why the layers of the others have none."""
+    options = dict(n=min(5, subject.data.n), words=words)
+    found, error = _tried(top_contexts, subject, None, subs, **options) if subs else (None, None)
+    if error is None:
+        return found, {}
+    failed = {one.layer: why for one in subs if (why := _tried(top_contexts, subject, None, [one], **options)[1])}
+    rest = [one for one in subs if one.layer not in failed]
+    return (top_contexts(subject, None, rest, **options) if rest else None), failed
 
 # %% ../../nbs/14_audit.ipynb #9b197a3b
 def _exhibit(subject: Subject, one: _Shown, real: np.ndarray, given: Mapping[str, Any]) -> Exhibit:
@@ -740,12 +815,14 @@ def _baseline(subject: Subject) -> dict[str, float]:
 # %% ../../nbs/14_audit.ipynb #cde972ba
 def audit(
     model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    data: Any,  # (x, y) batches, a DataLoader, or a pair of tensors; of several tasks, a mapping from names to these
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
     graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
+    depth: Depth = "remove",  # 'keep': clusters as published, which in deep networks are mostly layers
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
+    by: Any = None,  # (n,) the task of each example of `data`, None where it belongs to none; splits one data set
     n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
@@ -758,7 +835,8 @@ def audit(
     n_bins: int = 8,  # Bins of a group's response
     batch_size: int = 256,  # Pictures made at a time
     n_boot: int = 200,  # Bootstrap draws of the images
-    n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures are kept
+    n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures, or contexts, are kept
+    words: Sequence[str] | Callable[[int], str] | None = None,  # What each token stands for; None: its number
     twin: int | Callable[[int], nn.Module] = 0,  # Untrained networks to run it all on; or what makes one from a seed
     alpha: float = 0.05,  # False discovery rate of each of the three lists
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
@@ -778,15 +856,19 @@ def audit(
     model : nn.Module
         In eval mode; returned as it was found
     data : Any
-        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+        (x, y) batches, a DataLoader, or a pair of tensors; of several tasks, a mapping from names to these
     k : int, default 8
         Clusters to look for in the whole network, from 2
     graphs : Sequence[GraphKindName], default ('weights', 'activations')
         What joins units; also 'upstream', 'downstream'
     scopes : Sequence[Scope], default ('global', 'local')
         Cluster the whole network, or each layer on its own
+    depth : Depth, default 'remove'
+        'keep': clusters as published, which in deep networks are mostly layers
     find : Any, default None
         Data to find activation clusters in; None: every other example of `data`
+    by : Any, default None
+        (n,) the task of each example of `data`, None where it belongs to none; splits one data set
     n_controls : int | Sequential, default Sequential()
         Random groups for each: until it is clear, or a fixed number
     ablation : Ablation, default 'zero'
@@ -812,7 +894,9 @@ def audit(
     n_boot : int, default 200
         Bootstrap draws of the images
     n_exhibits : int, default 3
-        Sub-clusters of each finding whose pictures are kept
+        Sub-clusters of each finding whose pictures, or contexts, are kept
+    words : Sequence[str] | Callable[[int], str] | None, default None
+        What each token stands for; None: its number
     twin : int | Callable[[int], nn.Module], default 0
         Untrained networks to run it all on; or what makes one from a seed
     alpha : float, default 0.05
@@ -840,8 +924,7 @@ def audit(
     -------
     Audit
 
-    Raises: `ValueError` for a model in training mode, with NaN weights or without the scores that the task needs, for
-    outputs that are not numbers, and for bad options.
+    Raises: `ValueError` for a model in training mode, data or outputs that do not fit, NaN weights, and bad options.
     Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
     """
     return _audited(dict(locals()))
@@ -886,7 +969,7 @@ def _of_twin(subject: Subject, model: nn.Module, given: Mapping[str, Any]) -> tu
     find = subject.find if subject.find is not subject.data else None
     asked = dict(task=subject.task, output=given["output"], scores=given["scores"])
     twin = Subject.of(model, subject.data, find=find, **asked)
-    partitions, _ = _partitions(twin, given["k"], given["graphs"], given["scopes"], given["seed"])
+    partitions, _ = _partitions(twin, given["graphs"], picked(Cutting, given))
     return _findings(twin, partitions, False, given, {})[0]
 
 
@@ -909,17 +992,18 @@ def _shuffled(works: Mapping[tuple[str, str], CoherenceWork], findings: Sequence
 # %% ../../nbs/14_audit.ipynb #6cf5c5ce
 def _audited(given: Mapping[str, Any]) -> Audit:
     """Everything there is to find out; `given` is what was asked for."""
-    subject, possible, given, seconds = _begun(given)
+    subject, possible, given, seconds, tasks = _begun(given)
     with _timed(seconds, "partition"):
-        partitions, missing = _partitions(subject, given["k"], possible.graphs, given["scopes"], given["seed"])
+        partitions, missing = _partitions(subject, possible.graphs, picked(Cutting, given))
     findings, works = _findings(subject, partitions, possible.pictured, given, seconds)
     with _timed(seconds, "twins"):
         twins, told = _twins(subject, works, findings, given)
     findings, changed = decided(findings, twins)
     findings = judged_together(findings)
+    with _timed(seconds, "tasks apart"):
+        apart, lost = _apart(subject, tasks, findings, given)
     with _timed(seconds, "pictures"):
-        n_exhibits = given["n_exhibits"] * possible.pictured
-        exhibits, unseen = _exhibits(subject, findings, verdicts(findings, alpha=given["alpha"]), n_exhibits, given)
+        exhibits, contexts, unseen = _seen(subject, findings, possible.pictured, given)
     return Audit(
         model=type(subject.model).__name__,
         data=repr(subject.data),
@@ -927,15 +1011,19 @@ def _audited(given: Mapping[str, Any]) -> Audit:
         unknown=tuple(unknown.op for unknown in subject.network.unknown),
         findings=findings,
         exhibits=exhibits,
+        contexts=contexts,
         alpha=given["alpha"],
         baseline=_baseline(subject),
-        settings=_told_settings(given) | {"n_set_aside": _set_aside(subject, given)},
+        settings=_told_settings(given) | {"n_set_aside": _set_aside(subject, given)} | _sizes(tasks),
         versions=_versions(),
         seconds=seconds,
         task=subject.task,
         refused=subject.network.refused,
         twins=twins,
-        notes=_gathered(subject, [*possible.notes, *missing], findings, [*changed, *told, *unseen]),
+        dissociations=apart,
+        notes=_gathered(
+            subject, [*_together(tasks), *possible.notes, *missing], findings, [*changed, *told, *lost, *unseen]
+        ),
     )
 
 # %% ../../nbs/14_audit.ipynb #8201e0a6
@@ -946,6 +1034,7 @@ class _Begun(NamedTuple):
     possible: _Possible
     given: dict[str, Any]  # What was asked for, of the graphs those that can be built
     seconds: dict[str, float]  # Stage -> how long it took
+    tasks: np.ndarray | None  # (n,) the task of each example that judges; None where there is one task
 
 
 def _begun(given: Mapping[str, Any]) -> _Begun:
@@ -956,9 +1045,23 @@ def _begun(given: Mapping[str, Any]) -> _Begun:
     given = {**given, "n_controls": _controls(given["n_controls"], alpha)}
     _models({"twin": 0, **given}, lambda model: model)  # refused here, before the work starts
     with _timed(seconds := {}, "trace"):
-        subject = _bound(given["model"], given["data"], given)
+        whole = pooled(given["data"], given["find"], given["by"], given["task"])
+        given = {**given, "data": whole.data, "find": whole.find}
+        subject = _bound_alike(whole, given)
+        tasks = tasks_of(whole.labels, subject.data.places, subject.data.n + _set_aside(subject, given))
         possible = _left_out(subject, given["graphs"])
-    return _Begun(subject, possible, {**given, "graphs": possible.graphs}, seconds)
+    return _Begun(subject, possible, {**given, "graphs": possible.graphs, "by": tasks}, seconds, tasks)
+
+
+def _bound_alike(whole: Pooled, given: Mapping[str, Any]) -> Subject:
+    """The subject; tasks whose examples have different shapes are named."""
+    try:
+        return _bound(given["model"], whole.data, given)
+    except UnevenBatches as error:
+        if not whole.shapes:
+            raise
+        told = f"examples of tasks have different shapes, {whole.shapes}"
+        raise ValueError(f"{told}: cut or pad them to one, with a mask if they are padded") from error
 
 # %% ../../nbs/14_audit.ipynb #add1f2b3
 def _controls(n_controls: Any, alpha: float) -> int | Sequential:
@@ -985,12 +1088,22 @@ def _gathered(
     subject: Subject, before: Sequence[str], findings: Sequence[Finding], after: Sequence[str]
 ) -> tuple[str, ...]:
     """The notes of all parts, each once."""
-    parts = [part for one in findings for part in (one.partition, one.importance, one.coherence, one)]
-    notes = [*subject.network.notes, *subject.notes, *before, *(note for part in parts for note in part.notes), *after]
+    parts = [part for one in findings for part in (one.importance, one.coherence, one)]
+    told = (note for part in parts for note in part.notes)
+    notes = [*subject.network.notes, *subject.notes, *before, *_of_clusters(findings), *told, *after]
     none = (
         [] if subject.network.hidden else [f"{subject.network.model} has no hidden layer, so there is nothing to test."]
     )
     return tuple(dict.fromkeys([*none, *notes]))
+
+
+def _of_clusters(findings: Sequence[Finding]) -> list[str]:
+    """The notes of partitions, each with the names of those that have it."""
+    named: dict[str, list[str]] = {}
+    for one in findings:
+        for note in one.partition.notes:
+            named.setdefault(note, []).append(_in_label(one.name))
+    return [f"Clusters by {' and by '.join(names)}: {note}" for note, names in named.items()]
 
 # %% ../../nbs/14_audit.ipynb #02a872a9
 def _bound(model: nn.Module, data: Any, given: Mapping[str, Any]) -> Subject:
@@ -1015,6 +1128,7 @@ def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         "k",
         "graphs",
         "scopes",
+        "depth",
         "n_visual",
         "n_exhibits",
         "seed",
@@ -1042,15 +1156,88 @@ def _told_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         return told | {"outcomes": outcomes}
     return told | {"outcomes": [one if isinstance(one, str) else one.__name__ for one in outcomes]}
 
+# %% ../../nbs/14_audit.ipynb #29a9bee3
+def _apart(
+    subject: Subject, tasks: np.ndarray | None, findings: Sequence[Finding], given: Mapping[str, Any]
+) -> tuple[dict[str, Dissociation], list[str]]:
+    """Finding -> which of its groups serve which task; and what there is to say. Nothing where there is one task."""
+    found, lost = {}, []
+    for finding in findings if tasks is not None else ():
+        one, error = _tried(_dissociated, subject, tasks, finding, given)
+        if one is None:
+            lost.append(f"Tasks were not taken apart in clusters by {_in_label(finding.name)}: {_why(error)}.")
+        else:
+            found[finding.name] = one
+    joined = dict(zip(found, listed_together(list(found.values())), strict=True))
+    known = {note for finding in findings for note in finding.partition.notes}
+    told: dict[str, list[str]] = {}
+    for name, one in joined.items():
+        for note in one.notes:
+            if note not in known and note not in subject.notes:
+                told.setdefault(note, []).append(_in_label(name))
+    return joined, [*lost, *(f"Tasks apart ({'; '.join(names)}): {note}" for note, names in told.items())]
+
+
+def _dissociated(subject: Subject, tasks: np.ndarray, finding: Finding, given: Mapping[str, Any]) -> Dissociation:
+    """Which groups of one partition serve which task?"""
+    names = ("ablation", "matched", "n_boot", "precision", "n_jobs", "seed", "alpha", "progress")
+    outcomes, place = _listed(given["outcomes"]), f"{finding.graph}_{finding.scope}"
+    return dissociation(
+        subject,
+        None,
+        _of_size(finding.partition, given["min_units"]),
+        by=tasks,
+        outcome=outcomes[0] if outcomes else None,
+        store=None if given["store"] is None else Path(given["store"]) / "tasks" / place,
+        **_how_apart(finding.scope, given),
+        **{name: given[name] for name in names},
+    )
+
+# %% ../../nbs/14_audit.ipynb #a7de2aae
+def _how_apart(scope: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is lesioned together, and how many random groups there are."""
+    n = given["n_controls"]
+    lesion = "cluster" if scope == "global" else "subcluster"
+    return dict(lesion=lesion, n_controls=None if isinstance(n, Sequential) else n)
+
+# %% ../../nbs/14_audit.ipynb #43faf218
+def _of_size(partition: Partition, least: int) -> Partition:
+    """The partition without the sub-clusters that are too small to be tested."""
+    labels = {name: np.array(own) for name, own in partition.labels.items()}
+    for sub in partition.subclusters():
+        if len(sub.units) < least:
+            labels[sub.layer][sub.units] = -1
+    return replace(partition, labels=labels)
+
+
+def _sizes(tasks: np.ndarray | None) -> dict[str, dict[str, int]]:
+    """How many examples of each task judge, for the settings."""
+    if tasks is None:
+        return {}
+    return {"tasks": pd.Series([str(one) for one in tasks if one is not None]).value_counts(sort=False).to_dict()}
+
+
+def _together(tasks: np.ndarray | None) -> list[str]:
+    """What several tasks mean for the verdicts."""
+    if tasks is None:
+        return []
+    counts = _sizes(tasks)["tasks"]
+    listed = ", ".join(f"{n} of {task!r}" for task, n in counts.items())
+    left = len(tasks) - sum(counts.values())
+    rest = f" and {left} of no task" if left else ""
+    return [f"Importance and coherence were judged on the examples of all tasks together: {listed}{rest}."]
+
 # %% ../../nbs/14_audit.ipynb #6c3a3944
 def plan_audit(
     model: nn.Module,  # In eval mode; returned as it was found
-    data: Any,  # Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+    data: Any,  # (x, y) batches, a DataLoader, or a pair of tensors; of several tasks, a mapping from names to these
     *,
     k: int = 8,  # Clusters to look for in the whole network, from 2
     graphs: Sequence[GraphKindName] = ("weights", "activations"),  # What joins units; also 'upstream', 'downstream'
     scopes: Sequence[Scope] = ("global", "local"),  # Cluster the whole network, or each layer on its own
+    depth: Depth = "remove",  # 'keep': clusters as published, which in deep networks are mostly layers
     find: Any = None,  # Data to find activation clusters in; None: every other example of `data`
+    by: Any = None,  # (n,) the task of each example of `data`, None where it belongs to none; splits one data set
     n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
     ablation: Ablation = "zero",  # What silenced units put out: 'zero', their 'mean', 'class_mean', or 'resample'
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
@@ -1075,15 +1262,19 @@ def plan_audit(
     model : nn.Module
         In eval mode; returned as it was found
     data : Any
-        Re-iterable of (x, y) batches, a DataLoader, or a pair of tensors
+        (x, y) batches, a DataLoader, or a pair of tensors; of several tasks, a mapping from names to these
     k : int, default 8
         Clusters to look for in the whole network, from 2
     graphs : Sequence[GraphKindName], default ('weights', 'activations')
         What joins units; also 'upstream', 'downstream'
     scopes : Sequence[Scope], default ('global', 'local')
         Cluster the whole network, or each layer on its own
+    depth : Depth, default 'remove'
+        'keep': clusters as published, which in deep networks are mostly layers
     find : Any, default None
         Data to find activation clusters in; None: every other example of `data`
+    by : Any, default None
+        (n,) the task of each example of `data`, None where it belongs to none; splits one data set
     n_controls : int | Sequential, default Sequential()
         Random groups for each: until it is clear, or a fixed number
     ablation : Ablation, default 'zero'
@@ -1130,14 +1321,29 @@ def plan_audit(
 # %% ../../nbs/14_audit.ipynb #e8b4d9ea
 def _planned(given: Mapping[str, Any]) -> dict[str, Plan]:
     """The plan of each partition that has something to lesion, with what was left out."""
-    start, (subject, possible, given, _) = time.perf_counter(), _begun(given)
-    partitions, missing = _partitions(subject, given["k"], given["graphs"], given["scopes"], given["seed"])
-    lesioned = _lesioned(subject, partitions, picked(LesionOptions, given), subject.network.hidden)
+    start, (subject, possible, given, *_) = time.perf_counter(), _begun(given)
+    partitions, missing = _partitions(subject, given["graphs"], picked(Cutting, given))
+    asked = picked(LesionOptions, {**given, "by": None})  # labels beside the target cost no lesion more
+    lesioned = _lesioned(subject, partitions, asked, subject.network.hidden)
     took, probe = time.perf_counter() - start, {name: given[name] for name in ("probe_seconds", "important")}
     plans = price(lesioned.trial, setup_seconds=took, **probe)
     told = [*possible.notes, *missing, *_told("Importance cannot be measured in {layers}: {why}.", lesioned.missing)]
     told = list(dict.fromkeys([*subject.network.notes, *subject.notes, *told]))
     if not plans:
         warnings.warn(" ".join(["nothing can be lesioned.", *told]), RuntimeWarning, stacklevel=3)
-    noted = [replace(one, notes=tuple(dict.fromkeys([*one.notes, *told]))) for one in plans]
+    apart = [_apart_too(subject, partitions[key], key[1], given) for key in lesioned.found]
+    noted = [
+        replace(one, notes=tuple(dict.fromkeys([*one.notes, *told, *more])))
+        for one, more in zip(plans, apart, strict=True)
+    ]
     return dict(zip(map(", ".join, lesioned.found), noted, strict=True))
+
+
+def _apart_too(subject: Subject, partition: Partition, scope: str, given: Mapping[str, Any]) -> list[str]:
+    """What tasks add to the plan of a partition."""
+    if given["by"] is None:
+        return []
+    options, partition = _how_apart(scope, given), _of_size(partition, given["min_units"])
+    n_tasks = len(_sizes(given["by"])["tasks"])
+    n, error = _tried(lesions_of, partition, subject.network, n_tasks, matched=given["matched"], **options)
+    return [f"Tasks are not taken apart: {_why(error)}."] if error else [f"Tasks apart take up to {n:,} lesions more."]

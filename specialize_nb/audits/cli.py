@@ -1,6 +1,6 @@
 """Audits from the shell, without writing Python
 
-`specialize-nb demo` audits two small networks on handwritten digits, `specialize-nb audit` a network of your own,
+`specialize-nb demo` audits three small networks, on digits and text, `specialize-nb audit` a network of your own,
 `specialize-nb plan` says what that would take, `specialize-nb layers` finds the groups of its layers, and
 `specialize-nb report` writes the report of saved audits again. Mistakes are answered in one line, with exit status 2.
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from specialize_nb.audits.audit import Audit
-    from specialize_nb.base.data import Batches
     from specialize_nb.layers.segments import LayerGroups
 
 __all__ = ["main"]
@@ -46,7 +45,17 @@ __all__ = ["main"]
 
 # What a shell knows that Python does not
 
-_NOT_OPTIONS = ("model", "data", "network", "find", "progress", "distances", "given")  # MODEL and --data give them
+_NOT_OPTIONS = (
+    "model",
+    "data",
+    "network",
+    "find",
+    "by",
+    "words",
+    "progress",
+    "distances",
+    "given",
+)  # MODEL, --data, --tasks
 
 _LEAST = {
     "k": 2,
@@ -261,6 +270,8 @@ examples:
   specialize-nb audit my_package.models:Net --weights net.pt --data photos --size 64
   specialize-nb audit my_model.py:make_model --data my_data.py:make_data --out my_audit
   specialize-nb audit my_model.py:make_model --data digits --graphs upstream downstream
+  specialize-nb audit hf:my_model --data text:story.txt --length 128
+  specialize-nb audit hf:my_model --tasks code=text:code.txt prose=text:prose.txt
   specialize-nb layers my_model.py:make_model --data digits --measure cka
   specialize-nb report my_audit --out report.html
 """
@@ -284,9 +295,10 @@ layers.png into a folder. Loading a network runs its code, as with `audit`.
 """
 
 _ABOUT_DEMO = """\
-Train a fully connected and a convolutional network on scikit-learn's handwritten digits,
-audit both on digits they have not seen, and write a report. It takes a minute or two,
-downloads nothing, and shows what an audit is.
+Train a fully connected and a convolutional network on scikit-learn's handwritten digits, and a
+small transformer on source code and prose that come with Python; audit each on what it has not
+seen, the transformer on both kinds of text apart as well; and write a report. It takes a few
+minutes, downloads nothing, and shows what an audit is.
 """
 
 
@@ -316,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"specialize-nb {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     add, words = partial(_add_command, commands), "MODEL --data DATA"
-    add("demo", _demo, _demo_options, "audit two small networks on digits: start here", _ABOUT_DEMO)
+    add("demo", _demo, _demo_options, "audit three small networks, on digits and text: start here", _ABOUT_DEMO)
     add("audit", _audit, _audit_options, "audit a network of your own", _ABOUT_AUDIT, words, epilog=_EXAMPLES)
     add("plan", _plan, _plan_options, _ABOUT_PLAN, f"{_ABOUT_PLAN}.", words)
     add("layers", _layers, _layers_options, "find groups of layers that do the same", _ABOUT_LAYERS, words)
@@ -339,14 +351,14 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:
-    network = _subject_options(parser)
+    network = _subject_options(parser, several=True)
     network.add_argument("--name", default="", metavar="TEXT", help="What the report calls it (default: its class)")
     _search_options(parser, "what to look for, and how hard", [_AUDIT])
     _running_options(parser, [_LOAD, _AUDIT], "audit-FACTORY")
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    _subject_options(parser)
+    _subject_options(parser, several=True)
     _search_options(parser, "what to look for, and how hard", [_PLAN])
     _running_options(parser, [_LOAD, _PLAN], "")
 
@@ -383,14 +395,21 @@ def _layout(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=width)
 
 
-def _subject_options(parser: argparse.ArgumentParser) -> Any:
-    """The network, and the data it is judged on. Returns the group of the network's."""
+def _subject_options(parser: argparse.ArgumentParser, *, several: bool = False) -> Any:
+    """The network, and the data it is judged on, of several tasks or of one. Returns the group of the network's."""
     network = parser.add_argument_group("the network")
     network.add_argument("model", metavar="MODEL", help="FILE.py:FACTORY, package.module:FACTORY, or hf:FOLDER")
     _add_options(network, _LOAD, ["weights"])
     data = parser.add_argument_group("the data it is judged on")
     *first, last = map(_source_in_words, sources.SOURCES)
-    data.add_argument("--data", required=True, help=f"{', '.join(first)}, or {last}")
+    says = f"{', '.join(first)}, or {last}"
+    if several:
+        either = data.add_mutually_exclusive_group(required=True)
+        either.add_argument("--data", action="append", help=f"{says}; given again for each task, if there are several")
+        told = "Data of several tasks, which are also judged apart: such as code=text:code.txt prose=text:prose.txt"
+        either.add_argument("--tasks", nargs="+", type=_named_task, metavar="NAME=DATA", help=told)
+    else:
+        data.add_argument("--data", required=True, help=says)
     added: set[str] = set()
     for source in sources.SOURCES:
         for one in source.options():
@@ -402,6 +421,14 @@ def _subject_options(parser: argparse.ArgumentParser) -> Any:
     whole = partial(_read, "examples", _Kind(frozenset({"int"})))
     data.add_argument("--examples", type=whole, metavar="N", default=argparse.SUPPRESS, help=says)
     return network
+
+
+def _named_task(text: str) -> tuple[str, str]:
+    """The name of a task, and what is said of its data."""
+    name, _, given = text.partition("=")
+    if not name or not given:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=DATA, such as code=text:code.txt")
+    return name, given
 
 
 def _source_in_words(source: sources.Source) -> str:
@@ -516,25 +543,60 @@ def _check_out(out: Path, names: Sequence[str] = ()) -> None:
             raise UserError(f"{folder.as_posix()!r} exists and is no saved audit: choose another --out")
 
 
-def _prepared(options: argparse.Namespace, prefix: str = "") -> tuple[nn.Module, str, Batches, Path]:
-    """The network, the data in words and as batches, and the folder to write into.
+def _asked_for(options: argparse.Namespace) -> dict[str, str]:
+    """Name of a task -> what is said of its data; the name is '' where there is one task."""
+    if tasks := getattr(options, "tasks", None):
+        pairs, flag = tasks, "--tasks"
+    else:
+        given = [options.data] if isinstance(options.data, str) else options.data
+        if len(given) == 1:
+            return {"": given[0]}
+        pairs, flag = [(Path(one.rpartition(":")[2]).stem or one, one) for one in given], "--data"
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{flag}: two tasks are called {twice!r}; name them with --tasks NAME=DATA NAME=DATA")
+    if len(pairs) < 2:
+        raise UserError(f"{flag} names 1 task, {names[0]!r}: name two or more, or say {pairs[0][1]} with --data")
+    return dict(pairs)
+
+
+def _about_data(options: argparse.Namespace, asked: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Task -> the options that go with its data. Raises: `UserError` for one that goes with no data."""
+    every = {name for one in sources.SOURCES for name in one.names()}
+    said = {name: value for name, value in vars(options).items() if name in every}
+    fits = {task: set(sources.find_source(given).names()) for task, given in asked.items()}
+    nowhere = said.keys() - set.union(*fits.values())
+    about = {}
+    for task, given in asked.items():
+        own = {name: value for name, value in said.items() if name in fits[task] | nowhere}
+        if options.model.startswith(sources.HUB) and given.startswith("text:"):
+            own = {"tokenizer": options.model.removeprefix(sources.HUB)} | own
+        sources.check_data(given, own)
+        about[task] = own
+    return about
+
+
+def _prepared(options: argparse.Namespace, prefix: str = "") -> tuple[nn.Module, str, Any, Path]:
+    """The network, the data in words and as batches, of each task by its name if there are several, and the folder to
+    write into.
 
     What can be found wrong without PyTorch is found first.
     """
     factory = sources.check_model(options.model, getattr(options, "weights", None))
-    split = {name for one in sources.SOURCES for name in one.names()}
-    about_data = {name: value for name, value in vars(options).items() if name in split}
-    if options.model.startswith(sources.HUB) and options.data.startswith("text:"):
-        about_data = {"tokenizer": options.model.removeprefix(sources.HUB)} | about_data
-    sources.check_data(options.data, about_data)
+    asked = _asked_for(options)
+    about = _about_data(options, asked)
     out = Path(getattr(options, "out", None) or f"{prefix}-{_slug(factory)}")
     if prefix:
         _check_out(out, [options.name] if getattr(options, "name", "") else [])
     seed = {"seed": options.seed} if hasattr(options, "seed") else {}
     model = sources.load_model(options.model, **_LOAD.chosen(options), **seed)
-    words, data = sources.load_data(options.data, **about_data, **seed)
-    sources.check_fits(model, data)
-    return model, words, data, out
+    found = {task: sources.load_data(given, **about[task], **seed) for task, given in asked.items()}
+    for _, data in found.values():
+        sources.check_fits(model, data)
+    if len(found) == 1:
+        return model, *found[""], out
+    words = "; ".join(f"{task}: {told}" for task, (told, _) in found.items())
+    return model, words, {task: data for task, (_, data) in found.items()}, out
 
 
 def _named_audit(result: Audit, model: str, data: str, found_in: str) -> Audit:
@@ -556,13 +618,25 @@ def _finish(audits: Sequence[Audit], out: Path) -> None:
     print(f"report: {path.resolve()}", flush=True)
 
 
+def _words(options: argparse.Namespace) -> Any:
+    """What tokens stand for, where the data are texts that are read in one way; None where that is not known."""
+    from specialize_nb.audits.hub import words_of
+
+    about = _about_data(options, _asked_for(options))
+    texts = [sources.find_source(given).name.startswith("text") for given in _asked_for(options).values()]
+    folders = {own.get("tokenizer") for own in about.values()}
+    if not all(texts) or len(folders) > 1:
+        return None
+    return words_of(folders.pop())
+
+
 def _audit(options: argparse.Namespace) -> None:
     """`specialize-nb audit`."""
     model, words, data, out = _prepared(options, "audit")
     title = options.name or type(model).__name__
     _check_out(out, [title])
     with _running(_AUDIT, options) as chosen:
-        result = _AUDIT(model, data, **chosen, progress=_progress())
+        result = _AUDIT(model, data, words=_words(options), **chosen, progress=_progress())
     _finish([_named_audit(result, title, words, f"every other example of {words}")], out)
 
 
@@ -619,27 +693,76 @@ def _picture(groups: LayerGroups) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A network that the demo trains and audits."""
+
+    model: nn.Module
+    train: Any  # What it learns from
+    training: Mapping[str, Any]  # How
+    test: Any  # What it is judged on; of several tasks, by their names
+    find: Any  # What clusters are found in, of the same form
+    words: tuple[str, str]  # Both in words
+    asked: Mapping[str, Any] = field(default_factory=dict)  # Options of the audit
+
+    def told(self) -> str:
+        """What it gets right."""
+        from specialize_nb.training.fit import accuracy
+
+        if not isinstance(self.test, dict):
+            return f"gets {accuracy(self.model, self.test):.0%} of {len(self.test.y)} digits it has not seen right"
+        parts = [f"{accuracy(self.model, one):.0%} of {name}" for name, one in self.test.items()]
+        return f"gets {' and '.join(parts)} right, letter by letter"
+
+
+def _on_digits(model: nn.Module) -> _Shown:
+    from specialize_nb.base.data import digits
+
+    train, words = digits("train"), ("digits, test split", "digits, train split")
+    return _Shown(model=model, train=train, training={"epochs": 40}, test=digits("test"), find=train, words=words)
+
+
+def _on_text(seed: int) -> _Shown:
+    """A small language model, and few sequences to judge it on, so that the demo stays short."""
+    from specialize_nb.base.text import CHARACTERS, text
+    from specialize_nb.stats.sequential import Sequential
+    from specialize_nb.training.models import transformer
+
+    def some(split: str, n: int) -> dict[str, Any]:
+        return {name: sources.load_data("text", domain=name, split=split, examples=n, length=32)[1] for name in domains}
+
+    domains = ("code", "prose")
+    return _Shown(
+        model=transformer(length=32, width=32, depth=2, seed=seed),
+        train=text("train", length=32),
+        training=dict(epochs=8, lr=4e-3, batch_size=64),
+        test=some("test", 32),
+        find=some("train", 200),
+        words=("code and prose of Python, test split", "code and prose of Python, train split"),
+        asked=dict(words=CHARACTERS, k=6, scopes=("global",), n_controls=Sequential(most=199)),
+    )
+
+
 def _demo(options: argparse.Namespace) -> None:
     """`specialize-nb demo`."""
-    out, names = Path(options.out or "report"), ("MLP", "CNN")
+    out, names = Path(options.out or "report"), ("MLP", "CNN", "Transformer")
     _check_out(out, names)
-    from specialize_nb.base.data import digits
-    from specialize_nb.training.fit import accuracy, fit
+    from specialize_nb.training.fit import fit
     from specialize_nb.training.models import cnn, mlp
 
-    train, test, found = digits("train"), digits("test"), []
+    found = []
     with _running(_DEMO, options) as chosen:
         seed = chosen.get("seed", 0)
-        networks = (
-            mlp((64, 96, 96, 96, 10), dropout=0.5, seed=seed),
-            cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed),
+        made = (
+            _on_digits(mlp((64, 96, 96, 96, 10), dropout=0.5, seed=seed)),
+            _on_digits(cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed)),
+            _on_text(seed),
         )
-        for name, model in zip(names, networks, strict=True):
-            fit(model, train, epochs=40, seed=seed, progress=_progress())
-            right = f"{accuracy(model, test):.0%} of {len(test.y)} digits it has not seen right"
-            print(f"{name}: trained, gets {right}; auditing", flush=True)
-            result = _DEMO(model, test, find=train, **chosen, progress=_progress())
-            found.append(_named_audit(result, name, "digits, test split", "digits, train split"))
+        for name, one in zip(names, made, strict=True):
+            fit(one.model, one.train, **one.training, seed=seed, progress=_progress())
+            print(f"{name}: trained, {one.told()}; auditing", flush=True)
+            result = _DEMO(one.model, one.test, find=one.find, **one.asked, **chosen, progress=_progress())
+            found.append(_named_audit(result, name, *one.words))
     print()
     _finish(found, out)
 

@@ -164,7 +164,7 @@ class Exhibit(Result):
         return f"{self.graph}, {self.scope}: {self.layer}/{self.cluster}, {len(self.units)} units beside {beside}"
 
 # %% ../../nbs/rooms/audits_findings.ipynb #ad435d94
-RANK = ("specialized", "important", "coherent", "neither")  # Verdicts, the strongest first
+RANK = ("specialized", "important", "coherent", "neither", "undefined")  # Verdicts, the strongest first
 
 
 _KEYS = ["graph", "scope", "layer", "cluster", "n_units"]
@@ -228,7 +228,8 @@ def verdicts(
     for evidence, value in (("importance", "damage"), ("coherence", "coherence")):
         frame = frame.merge(_main_rows(findings, evidence, value), on=_KEYS, how="left", sort=False)
     lists = {name: passes_level(frame[f"{name}_q"], alpha) for name in ("specialized", "importance", "coherence")}
-    frame["verdict"] = np.select(list(lists.values()), RANK[:3], default=RANK[3])
+    undefined = frame["importance_outcome"].notna() & frame["damage"].isna()  # lesioned, and no number came out
+    frame["verdict"] = np.select([*lists.values(), undefined], [*RANK[:3], RANK[4]], default=RANK[3])
     frame["strength"] = np.select(
         [frame["importance_p"].isna(), frame["p_matched"].isna(), passes_level(frame["q_matched"], alpha)],
         ["", "not matched", "beyond"],
@@ -328,7 +329,7 @@ def _same_sets(findings: Sequence[Finding], rows: pd.DataFrame) -> np.ndarray:
     return np.argsort(order, kind="stable")[np.searchsorted(np.sort(order), found)] if len(order) else found
 
 # %% ../../nbs/rooms/audits_findings.ipynb #61dfe126
-_COLOURS = {"specialized": "C3", "important": "C1", "coherent": "C0", "neither": "0.6"}
+_COLOURS = {"specialized": "C3", "important": "C1", "coherent": "C0", "neither": "0.6"}  # no place for 'undefined'
 
 
 def plot_verdicts(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from specialize_nb.base.data import Labelled
 
-__all__ = ["load_folder", "text_file"]
+__all__ = ["load_folder", "text_file", "words_of"]
 
 
 def load_folder(
@@ -98,14 +98,37 @@ def text_file(
     return next_token(ids[: len(ids) // length * length].view(-1, length))
 
 
+def words_of(
+    tokenizer: str | None,  # Folder of a tokenizer; None: letters are tokens
+) -> Any:  # A sequence of words, or a function from a token to its word
+    """What does each token stand for?
+
+    Parameters
+    ----------
+    tokenizer : str | None
+        Folder of a tokenizer; None: letters are tokens
+
+    Returns
+    -------
+    Any
+        A sequence of words, or a function from a token to its word
+    """
+    from specialize_nb.base.text import CHARACTERS
+
+    return CHARACTERS if tokenizer is None else _tokenizer(tokenizer).decode
+
+
 def _tokens(words: str, folder: str) -> list[int]:
     """The tokens of a text, without those that a tokenizer puts at its ends."""
+    return _tokenizer(folder)(words, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _tokenizer(folder: str) -> Any:
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
     if not any((Path(folder) / name).is_file() for name in names):
         told = f"no tokenizer in {Path(folder).as_posix()!r}, only in a folder with {names[0]} or the like"
         raise FileNotFoundError(f"{told}: say with --tokenizer DIR where it is")
-    found = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return found(words, add_special_tokens=False, verbose=False)["input_ids"]
+    return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _transformers() -> Any:

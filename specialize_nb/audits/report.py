@@ -32,8 +32,10 @@ from specialize_nb.audits.twins import Twins
 from specialize_nb.base.files import write_atomic
 from specialize_nb.base.words import counted
 from specialize_nb.clusters.partition import Partition
+from specialize_nb.lesions.dissociation import Dissociation
 from specialize_nb.lesions.outcomes import OUTCOMES
 from specialize_nb.responses.coherence import MEASURES
+from specialize_nb.responses.contexts import Contexts, ContextsExhibit, contexts_exhibit
 from specialize_nb.stats.effects import effect_size
 from specialize_nb.stats.evidence import Evidence
 
@@ -95,6 +97,14 @@ class Reported(Protocol):
     @property
     def twins(self) -> Twins | None:
         """What the same pipeline finds in networks that have learnt nothing; None if it was not asked."""
+
+    @property
+    def contexts(self) -> Mapping[str, Contexts]:
+        """Finding by its name -> where in the sequences its first sub-clusters answer; empty without tokens."""
+
+    @property
+    def dissociations(self) -> Mapping[str, Dissociation]:
+        """Finding by its name -> which of its groups serve which task; empty where there is one task."""
 
     @property
     def headline(self) -> str:
@@ -172,6 +182,8 @@ def _section(audit: Reported, anchor: str) -> dict[str, Any]:
         "clusters": [_clusters(finding, own) for finding, own in pairs],
         "exhibits": exhibits,
         "evidence": [_evidence(finding, own, audit.alpha) for finding, own in pairs],
+        "contexts": [_contexts(name, found) for name, found in audit.contexts.items()],
+        "tasks": [_tasks(name, found) for name, found in audit.dissociations.items()],
         **_method(audit),
     }
 
@@ -226,6 +238,8 @@ def _clusters(finding: Finding, rows: pd.DataFrame) -> dict[str, Any]:
         "n_loose": int((labels < 0).sum()),
         "n_units": len(labels),
         "ncut": finding.partition.ncut,
+        "depth": finding.partition.depth,
+        "mostly_layers": finding.partition.mostly_layers,
         "strips": [(layer, _strip(own, known.get(layer, {}))) for layer, own in finding.partition.labels.items()],
     }
 
@@ -327,6 +341,101 @@ def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     draws = (evidence.draws[name] - mean) / np.where(sd > 0, sd, np.nan)
     known = np.where(np.isfinite(draws).any(0), draws, 0.0)  # a column without a number draws nothing visible
     return effect, np.nanpercentile(np.where(np.isinf(known), np.nan, known), [0, 25, 50, 75, 100], axis=0)
+
+
+# Contexts
+
+
+def _contexts(finding: str, found: Contexts) -> tuple[str, list[tuple[int, str, int, ContextsExhibit]], Sequence[str]]:
+    """What is shown of the groups of one partition: cluster, layer, units, exhibit; and what there is to say."""
+    graph, _, scope = finding.rpartition(", ")
+    groups = zip(found.clusters, found.layers, found.units, strict=True)
+    exhibits = [
+        (cluster, layer, len(units), contexts_exhibit(found, i)) for i, (cluster, layer, units) in enumerate(groups)
+    ]
+    return f"{label_of(graph)}, {scope}", exhibits, [note for note in found.notes if "raises is not shown" in note]
+
+
+# Tasks
+
+
+_N_PAIRS = 12  # pairs of groups that are told in words
+
+
+def _tasks(finding: str, found: Dissociation) -> dict[str, Any]:
+    """Which groups of one partition serve which task."""
+    graph, _, scope = finding.rpartition(", ")
+    frame = found.to_frame()
+    groups = [found.group(i) for i in range(len(found.keys))]
+    place, m = np.arange(len(frame)), len(groups)
+    rows = frame.assign(group=groups * len(found.tasks), matched_mean=_matched_means(found))
+    rows = [list(rows[place % m == i].itertuples()) for i in range(m)]  # of each group, task by task
+    finite = frame["effect"][np.isfinite(frame["effect"])]
+    most = max(float(finite.abs().max()) if len(finite) else 0.0, 3.0)
+    settings = {**found.settings, "outcomes": found.outcomes}
+    return {
+        "name": f"{label_of(graph)}, {scope}",
+        "tasks": found.tasks,
+        "told": found.in_words(),
+        "matrix": [(group, [_Cell.of(row, most) for row in own]) for group, own in zip(groups, rows, strict=True)],
+        "rows": [row for own in rows for row in own],
+        "pairs": _pairs_told(found),
+        "settings": _flat(settings),
+        "notes": found.notes,
+        "untested": [(f"{row.layer}/{row.cluster}", row.reason) for row in found.untested.itertuples()],
+    }
+
+
+def _matched_means(found: Dissociation) -> np.ndarray:
+    """(tasks x groups,) what groups of units as strong cost; NaN where there are none."""
+    nothing = np.full(len(found.keys), np.nan)
+    strict = [found.matched.get(task) for task in found.tasks]
+    return np.concatenate([nothing if one is None else effect_size(nothing, one)[0] for one in strict])
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A group and a task in the matrix: how large the effect is, as a number and as a colour."""
+
+    effect: float
+    serves: bool
+    colour: str  # Of the cell and its text, as style; '' where nothing is known
+
+    @classmethod
+    def of(cls, row: Any, most: float) -> _Cell:
+        """Blue for less than random groups, white, red for more; both kinds of colour-blindness tell them apart."""
+        if not math.isfinite(row.effect):
+            return cls(row.effect, bool(row.serves), "")
+        share = float(_squeeze(row.effect) / _squeeze(most))
+        white, end = np.array([247, 247, 247]), np.array([178, 24, 43] if share > 0 else [33, 102, 172])
+        red, green, blue = (white + (end - white) * min(abs(share), 1)).round().astype(int)
+        ink = "#fff" if abs(share) > _DARK else "#14181c"
+        return cls(row.effect, bool(row.serves), f"background:rgb({red} {green} {blue});color:{ink}")
+
+
+_DARK = 0.6  # share of the strongest colour from which on white text is read better than black
+
+
+def _pairs_told(found: Dissociation) -> list[str]:
+    """Which pairs dissociate doubly, a sentence each; the closest one where none does."""
+    pairs = found.shown() if len(found.pairs()) else found.pairs()
+    place = {key: i for i, key in enumerate(zip(found.keys["layer"], found.keys["cluster"], strict=True))}
+
+    def told(row: Any) -> str:
+        first, second = place[row.layer, row.cluster], place[row.other_layer, row.other_cluster]
+        return f"{found.group(first)} for {row.task!r} and {found.group(second)} for {row.other_task!r}"
+
+    def proof(row: Any) -> str:
+        strict = f"; beside units as strong, q = {_probability(row.q_matched)}" if found.matched else ""
+        return f"p = {_probability(row.p_value)}, q = {_probability(row.q_value)}{strict}"
+
+    clear = pairs[pairs["dissociates"]] if len(pairs) else pairs
+    listed = [f"{told(row)} ({proof(row)})." for row in clear.head(_N_PAIRS).itertuples()]
+    if len(clear) > _N_PAIRS:
+        listed.append(f"And {len(clear) - _N_PAIRS} more.")
+    for row in pairs.head(1).itertuples() if not len(clear) else ():
+        listed.append(f"The closest is {told(row)} ({proof(row)}); what holds it back most is {row.weakest}.")
+    return listed
 
 
 # Pictures, kept inside the page as PNG
@@ -450,6 +559,7 @@ _VERDICTS = {
     "important": _Words("▲", "important only"),
     "coherent": _Words("●", "coherent only"),
     "neither": _Words("", "neither"),
+    "undefined": _Words("", "undefined: no lesion of it left a loss that is a number"),
 }
 
 

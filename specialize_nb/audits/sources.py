@@ -498,12 +498,18 @@ def check_fits(
     from torch.utils import _pytree as pytree
 
     from specialize_nb.base.devices import taken_by
+    from specialize_nb.network.lookups import LookupRefused, check_lookup
 
     example = taken_by(data.example, model)
     try:
         with torch.no_grad():
             _answer(model, example)
     except Exception as error:
+        try:
+            check_lookup(model, error, lambda: _answer(model, example))
+        except LookupRefused as told:
+            hint = "; --tokenizer DIR names another" if "tokenizer" in str(told) else ""
+            raise UserError(one_line(told) + hint) from error
         owners = (
             (name, one) for name, one in model.named_modules() if next(one.parameters(recurse=False), None) is not None
         )

@@ -554,7 +554,7 @@ def _inputs(x: Any, where: str) -> Any:
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     wanted = "inputs are one tensor, or several in a tuple or mapping; labels are one"
     dense = "; give a sparse table dense, as x.toarray()" if hasattr(x, "toarray") else ""
-    hint = _SHARED if isinstance(x, bool | int | float) else dense
+    hint = _SHARED if isinstance(x, bool | int | float) else _WORDS if isinstance(x, str | bytes) else dense
     raise TypeError(f"{where} holds a {type(x).__name__}: {wanted}{hint}")
 
 # %% ../../nbs/rooms/base_data.ipynb #7e9f0e90
@@ -606,10 +606,13 @@ def _tensor(x: Any, where: str) -> Tensor:
             x = array.copy()
         return torch.as_tensor(x)
     except (TypeError, ValueError) as error:
-        kind = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"{where} holds inputs ({kind}) that are no table of numbers: {error}") from error
+        kind, rows = getattr(x, "dtype", type(x).__name__), isinstance(x, list | tuple)
+        lengths = sorted({len(one) for one in x if isinstance(one, list | tuple)}) if rows else []
+        hint = f"; rows have lengths {lengths[0]} to {lengths[-1]}: fill the shorter ones up" if lengths[1:] else ""
+        raise TypeError(f"{where} holds inputs ({kind}) that are no table of numbers: {error}{hint}") from error
 
 # %% ../../nbs/rooms/base_data.ipynb #1fba1e60
+_WORDS = "; make words tokens first, with the tokenizer of the model"
 _SHARED = (
     "; what all examples share, such as the edges of one graph, is kept in a module around the model, as a buffer, "
     "whose `forward(x)` calls `model(x, edges)`"
@@ -716,7 +719,8 @@ def _source(data: Any, batch_size: int) -> tuple[Iterable, str]:
         return [(pytree.tree_map(operator.itemgetter(cut), x), raw[cut]) for cut in cuts], key
     if not isinstance(data, Iterable) or isinstance(data, str | bytes | os.PathLike):
         wanted = "pass a pair of tensors, a DataLoader, or a list of (x, y) batches"
-        raise TypeError(f"got data of type {type(data).__name__}: {wanted}")
+        words = _WORDS if isinstance(data, str | bytes) else ""
+        raise TypeError(f"got data of type {type(data).__name__}: {wanted}{words}")
     if isinstance(data, Iterator):
         raise ValueError(f"got a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
     return data, ""

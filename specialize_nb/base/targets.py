@@ -305,7 +305,8 @@ def _classes_said(y: np.ndarray) -> str:
         raise ValueError(f"example {i} has the target {y.ravel()[i]}; classes are whole numbers from 0 on")
     if y.min() < 0:
         i = int(np.flatnonzero(y.ravel() < 0)[0])
-        ignored = "examples to be ignored have to be left out" if (y == -100).any() else ""
+        one = "; one sequence of tokens is a table of one row, as ids[None]" if y.ndim == 1 and len(y) > 1 else ""
+        ignored = f"examples to be ignored have to be left out{one}" if (y == -100).any() else ""
         signs = "if -1 and 1 are two classes give (y > 0), " if np.isin(y, (-1, 1)).all() else ""
         hint = ignored or f"{signs}if the targets are numbers to be predicted say task='numbers'"
         raise ValueError(f"example {i} has the label {y.ravel()[i]}; class indices start at 0; {hint}")

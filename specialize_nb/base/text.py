@@ -46,10 +46,10 @@ def next_token(
     Raises: `ValueError` for tokens that are no table of whole numbers, fewer than two positions, or a sequence in which
     nothing follows anything.
     """
-    x = ids if isinstance(ids, Tensor) else torch.as_tensor(np.asarray(ids))
-    if x.ndim != 2 or x.is_floating_point() or x.dtype == torch.bool or x.shape[1] < 2:
+    x = ids if isinstance(ids, Tensor) else _table(ids)
+    if x.ndim != 2 or x.is_floating_point() or x.dtype == torch.bool or x.shape[1] < 2 or not len(x):
         told = f"got tokens of type {str(x.dtype)[6:]} and shape {tuple(x.shape)}"
-        raise ValueError(f"{told}: expected whole numbers (n, positions), two positions or more")
+        raise ValueError(f"{told}: expected whole numbers (n, positions), 1 sequence and 2 positions at least")
     x = x.long()
     y = torch.cat([x[:, 1:], x.new_full((len(x), 1), IGNORED)], 1)
     if pad is not None:
@@ -57,6 +57,17 @@ def next_token(
     if len(none := (y == IGNORED).all(1).nonzero().flatten().tolist()):
         raise ValueError(f"sequence {none[0]} has no token that follows another, padding left out: leave it out")
     return Labelled(x, y)
+
+
+def _table(ids: Any) -> Tensor:
+    """Tokens as a tensor, given as an array or lists."""
+    try:
+        found = np.asarray(ids)
+    except ValueError as error:
+        raise ValueError("got sequences of several lengths: cut them to one, or fill them up and say `pad`") from error
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"got {type(ids).__name__} of {found.dtype}: make words tokens first, as `to_tokens` does")
+    return torch.as_tensor(found)
 
 # %% ../../nbs/rooms/base_text.ipynb #9ca6ae67
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # What each token of `text` stands for, in their order

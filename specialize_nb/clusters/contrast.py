@@ -23,7 +23,7 @@ from scipy import stats
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..base.data import Batches
+from ..base.data import Batches, UnevenBatches
 from ..base.results import Result
 from ..base.words import counted
 from .partition import Partition
@@ -238,7 +238,11 @@ def contrast(
 # %% ../../nbs/rooms/clusters_contrast.ipynb #c9a802ca
 def _both(model: nn.Module, a: Any, b: Any, network: Network | None) -> Subject:
     """A subject that has `a` as its data, and `b` as those to find with; without targets."""
-    subject = Subject.of(model, a, network=network, find=b, task="none")
+    try:
+        subject = Subject.of(model, a, network=network, find=b, task="none")
+    except UnevenBatches as error:
+        told = str(error).replace("`find`", "`b`").replace("`data`", "`a`")
+        raise ValueError(f"{told}: give inputs of one shape, as sequences cut to one length") from error
     both = (subject.data, subject.find)
     shapes = [[tuple(one.shape[1:]) for one in pytree.tree_leaves(data.example)] for data in both]
     if shapes[0] != shapes[1]:

@@ -300,6 +300,8 @@ class Null:
         Smaller sub-clusters are not tested
     seed : int
         Seeds the draws
+    live : dict[str, np.ndarray] | None, default None
+        Layer -> (n_units,) bool, what may be drawn; None: what is clustered
     strata : dict[str, np.ndarray] | None, default None
         Units whose labels may change places; None is all of a layer
     properties : pd.DataFrame | None, default None
@@ -310,6 +312,7 @@ class Null:
     layers: tuple[str, ...]  # Those to judge
     min_units: int  # Smaller sub-clusters are not tested
     seed: int  # Seeds the draws
+    live: dict[str, np.ndarray] | None = None  # Layer -> (n_units,) bool, what may be drawn; None: what is clustered
     strata: dict[str, np.ndarray] | None = None  # Units whose labels may change places; None is all of a layer
     properties: pd.DataFrame | None = None  # How strong units are, to be taken out of the damage; None: left in
 
@@ -328,7 +331,7 @@ class Null:
         -------
         Controls
         """
-        options = dict(layers=self.layers, min_units=self.min_units, seed=self.seed, strata=self.strata)
+        options = dict(layers=self.layers, min_units=self.min_units, live=self.live, strata=self.strata, seed=self.seed)
         return draw_controls(self.partition, n_controls=n, **options)
 
 # %% ../../nbs/07_controls.ipynb #37a8d313

@@ -13,7 +13,7 @@ __all__ = ['Work', 'block_size', 'DamageRun', 'damage_run', 'notes_of', 'kind_of
 # %% ../../nbs/rooms/lesions_damage.ipynb #003ff05c
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .lesion import Ablation, LesionEngine, Precision, lesion_engine, measure_le
 from .outcomes import Measure, Outcome, as_logits, find_outcomes, loss_of, right_of, usual_outcomes
 from .runs import Block, Store, content_hash, run_blocks
 from ..network.answers import outputs_of
+from ..network.beside import Beside, labels_beside
 from ..network.outputs import Scale, batches_of_outputs
 from ..network.subject import Subject
 from ..network.units import Network
@@ -61,6 +62,11 @@ class Work:
     outcomes: tuple[Outcome, ...]  # What is measured, those that are taken out of others too
     n_boot: int  # Bootstrap draws of the images
     seed: int  # Of these draws
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers that are held for a lesion: one an example, or one a position of each."""
+        return self.data.n * max(getattr(one.measure, "places", 1) for one in self.outcomes)
 
     def damage(
         self,
@@ -92,8 +98,8 @@ class Work:
 
 def _reduced(outcome: Outcome, damage: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(g, w), NaN for lesions that made outputs of some example that are not numbers."""
-    broken = np.isnan(damage).any(1)
-    found = outcome.reduce(np.where(broken[:, None], 0.0, damage), labels, weights)
+    broken = np.isnan(damage).reshape(len(damage), -1).any(1)
+    found = outcome.reduce(np.where(broken.reshape(-1, *[1] * (damage.ndim - 1)), 0.0, damage), labels, weights)
     return np.where(broken[:, None], np.nan, found)
 
 
@@ -142,6 +148,8 @@ class DamageRun:
         Outcomes asked for, without those that are only taken out of others
     notes : tuple[str, ...], default ()
         What was decided, approximated or left out, a sentence each
+    beside : Beside | None, default None
+        Labels beside the target
     """
 
     work: Work  # What every block needs
@@ -149,6 +157,7 @@ class DamageRun:
     n_jobs: int | None  # Processes
     names: tuple[str, ...]  # Outcomes asked for, without those that are only taken out of others
     notes: tuple[str, ...] = ()  # What was decided, approximated or left out, a sentence each
+    beside: Beside | None = None  # Labels beside the target
 
     def damage(
         self,
@@ -223,7 +232,7 @@ class DamageRun:
         -------
         list[Block]
         """
-        size, total = block_size(self.work.data.n), len(next(iter(groups.values())))
+        size, total = block_size(self.work.n_numbers), len(next(iter(groups.values())))
         blocks = []
         for start in range(0, total, size):
             part = {name: np.ascontiguousarray(table[start : start + size]) for name, table in groups.items()}
@@ -270,7 +279,7 @@ class DamageRun:
         float
             About; a block that is larger has a pass of its own
         """
-        jobs, most = joblib.effective_n_jobs(self.jobs), _TOGETHER / self.work.data.n
+        jobs, most = joblib.effective_n_jobs(self.jobs), _TOGETHER / self.work.n_numbers
         return most if jobs == 1 else min(most, n_lesions / (4 * jobs))  # all processes end at about the same time
 
     def _run(self, blocks: Sequence[Block], progress: bool) -> list[dict[str, np.ndarray]]:
@@ -334,6 +343,7 @@ def damage_run(
     task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
     output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
     scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
+    by: Any = None,  # (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
 ) -> DamageRun:
     """How much does each of many lesions hurt?
 
@@ -369,6 +379,8 @@ def damage_run(
         Which output holds the scores, by name or place; None: the one that can
     scores : Scale | None, default None
         'logits', or 'probabilities' that were through a softmax; None looks at them
+    by : Any, default None
+        (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
 
     Returns
     -------
@@ -378,7 +390,7 @@ def damage_run(
     Warns: `RuntimeWarning` if the store holds blocks of another model, other data or other settings.
     """
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
-    found, names = _found_outcomes(subject, outcomes)
+    found, names = _found_outcomes(subject, outcomes, beside := _beside(subject, by))
     if ablation == "class_mean":
         check_task(subject.data, ("classes",), "ablation='class_mean'")
     options = dict(ablation=ablation, reader=reader, precision=precision, seed=seed)
@@ -389,9 +401,11 @@ def damage_run(
         versions = {"blocks": _FORMAT, "torch": torch.__version__}
         said = {"task": subject.task, "output": subject.output, "scores": kind_of(subject)}
         written = {"outcomes": [_written(one) for one in _listed(subject, outcomes)], "n_boot": n_boot}
+        written |= {} if beside is None else {"by": content_hash(beside.codes)}
         kept = Store(store, _identity(subject, options | versions | said | written))
-    told = (*engine.notes, *(one.note for one in found if one.note))
-    return DamageRun(work=work, store=kept, n_jobs=n_jobs, names=names, notes=tuple(dict.fromkeys(told)))
+    told = (*engine.notes, *(one.note for one in (*found, *filter(None, [beside])) if one.note))
+    fields = dict(names=names, notes=tuple(dict.fromkeys(told)), beside=beside)
+    return DamageRun(work=work, store=kept, n_jobs=n_jobs, **fields)
 
 # %% ../../nbs/rooms/lesions_damage.ipynb #3603504f
 def notes_of(
@@ -526,8 +540,20 @@ def _listed(subject: Subject, outcomes: Sequence[str | Callable] | None) -> list
     return [outcomes] if isinstance(outcomes, str) or callable(outcomes) else list(outcomes)
 
 
+def _beside(subject: Subject, by: Any) -> Beside | None:
+    """Labels beside the target, of positions those that have a target; None for none."""
+    if by is None:
+        return None
+    found = labels_beside(subject, by)
+    if found.at_positions and subject.task != "dense":
+        told = f"got `by` of shape {found.codes.shape}, a label for each position, and the targets are one an example"
+        raise ValueError(f"{told}: a lesion's damage is too, so give one label an example")
+    counts = subject.data.labels != IGNORED
+    return replace(found, codes=np.where(counts, found.codes, IGNORED)) if found.at_positions else found
+
+
 def _found_outcomes(
-    subject: Subject, outcomes: Sequence[str | Callable] | None
+    subject: Subject, outcomes: Sequence[str | Callable] | None, by: Beside | None
 ) -> tuple[tuple[Outcome, ...], tuple[str, ...]]:
     """The outcomes, with those that are regressed out of them; and the names of those asked for."""
     data, n_scores = subject.data, subject.scores_node.n
@@ -536,7 +562,7 @@ def _found_outcomes(
     options = dict(task=subject.task, n_scores=n_scores, scores=kind_of(subject), spread=lambda: _spread(subject))
     options |= {"size": lambda of: _size(subject, of)}
     options |= {"targets": data.labels} if data.task == "numbers" else {}
-    options |= {"dense": subject.scores_node.dense}
+    options |= {"dense": subject.scores_node.dense, "by": by}
     asked = find_outcomes(_listed(subject, outcomes), **options)
     if data.task == "numbers":
         _check_sizes(subject, [one.name for one in asked])

@@ -7,6 +7,7 @@ says is summed up once, not once a lesion. An example's damage is the mean over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from specialize_nb.base.targets import IGNORED
 from specialize_nb.network.outputs import Dense
 
-__all__ = ["Prepared", "at_positions", "prepared", "row_loss", "rows_at_positions"]
+__all__ = ["Prepared", "at_positions", "each_position", "prepared", "row_loss", "rows_at_positions"]
 
 _AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # numbers of scores that are looked at together
 
@@ -123,6 +124,31 @@ def at_positions(
     return _AtPositions(measure, dense, of)
 
 
+def each_position(
+    measure: Callable[[Tensor, Tensor, Tensor], Tensor],  # (scores (g, r, C), intact (r, C), y (r,)) -> (g, r)
+    dense: Dense,  # How scores lie
+    *,
+    of: Callable[[Tensor, Tensor], Tensor] | None = None,  # (scores, y) -> (..., r), if the damage is its rise
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:  # (scores, intact, y) -> (g, n, positions)
+    """A measure of every position, from one of rows; 0 where a position does not count.
+
+    Parameters
+    ----------
+    measure : Callable[[Tensor, Tensor, Tensor], Tensor]
+        (scores (g, r, C), intact (r, C), y (r,)) -> (g, r)
+    dense : Dense
+        How scores lie
+    of : Callable[[Tensor, Tensor], Tensor] | None, default None
+        (scores, y) -> (..., r), if the damage is its rise
+
+    Returns
+    -------
+    Callable[[Tensor, Tensor, Tensor], Tensor]
+        (scores, intact, y) -> (g, n, positions)
+    """
+    return _EachPosition(measure, dense, of)
+
+
 @dataclass(frozen=True)
 class _AtPositions:
     """A measure of rows, made one of examples; NaN where what is said at a position that counts is no number."""
@@ -143,18 +169,35 @@ class _AtPositions:
 
     def __call__(self, scores: Tensor, intact: Tensor | Prepared, y: Tensor) -> Tensor:
         held = intact if isinstance(intact, Prepared) else self.prepared(intact, y)
+        found = self._each(scores, held)
+        return found.sum(2) / held.counted.to(found.device)
+
+    def _each(self, scores: Tensor, held: Prepared) -> Tensor:
+        """(g, n, positions) of every position, 0 where it does not count."""
         rows, total = self.dense.rows(scores), None
         for part, e, p in _pieces(held, len(scores)):
             found = self._of_rows(rows[:, e, p], held, part)
             total = found.new_zeros(*rows.shape[:3]) if total is None else total
             total[:, e.to(total.device), p.to(total.device)] = found
-        return total.sum(2) / held.counted.to(total.device)
+        return total
 
     def _of_rows(self, after: Tensor, held: Prepared, part: slice) -> Tensor:
         if held.known is None:
             return self.measure(after, held.rows[held.example[part], held.place[part]], held.y[part])
         found = self.of(after, held.y[part]) - held.known[part]
         return torch.where(found.isfinite(), found, torch.nan)
+
+
+class _EachPosition(_AtPositions):
+    """A measure of rows, made one of positions."""
+
+    @property
+    def places(self) -> int:
+        """Numbers that it gives for an example."""
+        return math.prod(self.dense.shape) // self.dense.n_classes
+
+    def __call__(self, scores: Tensor, intact: Tensor | Prepared, y: Tensor) -> Tensor:
+        return self._each(scores, intact if isinstance(intact, Prepared) else self.prepared(intact, y))
 
 
 def _pieces(held: Prepared, n_groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

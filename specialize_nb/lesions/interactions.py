@@ -28,6 +28,7 @@ from ..base.results import Result
 from ..base.targets import Task
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import ONE_LIVE_UNIT, TOO_SMALL, WHOLE_LAYER, draw_controls, judged_layers
+from ..controls.matching import live_of
 from .damage import DamageRun, damage_run, kind_of, notes_of, usual_of
 from .importance import Importance
 from .lesion import Ablation, Precision
@@ -52,14 +53,14 @@ def _stream(seed: int, *subs: SubCluster) -> list[int]:
     return [seed, *(zlib.crc32(repr((sub.layer, sub.units.tolist())).encode()) for sub in subs)]
 
 
-def _replacements(labels: np.ndarray, sub: SubCluster, given: SubCluster, n: int, seed: int) -> np.ndarray:
+def _replacements(live: np.ndarray, sub: SubCluster, given: SubCluster, n: int, seed: int) -> np.ndarray:
     """(n, n_units) bool: as many live units as `sub` has, none of them of `given`; no rows if there is no choice."""
-    free = labels >= 0
+    free = live.copy()
     if given.layer == sub.layer:
         free[given.units] = False
     if free.sum() == len(sub.units):
-        return np.zeros((0, len(labels)), dtype=bool)
-    rows = np.repeat(_mask(sub, len(labels)), n, axis=0)
+        return np.zeros((0, len(live)), dtype=bool)
+    rows = np.repeat(_mask(sub, len(live)), n, axis=0)
     rows[:, free] = np.random.default_rng(_stream(seed, sub, given)).permuted(rows[:, free], axis=1)
     return rows
 
@@ -102,14 +103,14 @@ class _Pairs:
         return [(sub, rows) for pair, two in both for sub, rows in zip(pair, two, strict=True) if len(rows)]
 
 
-def _prepared(run: DamageRun, pairs: Sequence[_Pair], partition: Partition, n: int, seed: int) -> _Pairs:
+def _prepared(run: DamageRun, pairs: Sequence[_Pair], live: Mapping[str, np.ndarray], n: int, seed: int) -> _Pairs:
     singles: dict[str, dict[int, SubCluster]] = {}
     for sub in (sub for pair in pairs for sub in pair):
         singles.setdefault(sub.layer, {})[sub.cluster] = sub
-    sizes = {layer: len(partition.labels[layer]) for layer in singles}
+    sizes = {layer: len(live[layer]) for layer in singles}
     others = []
     for x, y in pairs:
-        two = (_replacements(partition.labels[a.layer], a, b, n, seed) for a, b in ((x, y), (y, x)))
+        two = (_replacements(live[a.layer], a, b, n, seed) for a, b in ((x, y), (y, x)))
         others.append(tuple(two))
     joint = [_joint_lesions(pair, two) for pair, two in zip(pairs, others, strict=True)]
     alone = {layer: list(subs.values()) for layer, subs in singles.items()}
@@ -318,11 +319,12 @@ def _important(found: Importance, outcome: str, alpha: float) -> pd.DataFrame:
 
 
 def _all_pairs(
-    partition: Partition, layers: Sequence[str], among: Importance | None, outcome: str, alpha: float
+    partition: Partition, live: Mapping[str, np.ndarray], among: Importance | None, outcome: str, alpha: float
 ) -> list:
     """All pairs of the sub-clusters that are important, or that can be tested, as `pairs` has them."""
+    layers = list(live)
     if among is None:
-        tested = draw_controls(partition, n_controls=1, layers=layers).subclusters
+        tested = draw_controls(partition, n_controls=1, layers=layers, live=live).subclusters
         keys, kind = [(sub.layer, sub.cluster) for sub in tested], "testable"
     else:
         frame = _important(among, outcome, alpha)
@@ -435,11 +437,12 @@ def interactions(
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
     outcome = usual_of(subject)[0] if outcome is None else outcome
     layers, name = judged_layers(partition, subject.network), _checked(outcome, n_controls)
-    wanted = _all_pairs(partition, layers, among, name, alpha) if pairs is None else pairs
+    live = live_of(subject, partition, layers)
+    wanted = _all_pairs(partition, live, among, name, alpha) if pairs is None else pairs
     found = _found_pairs(partition, layers, wanted)
     options = dict(ablation=ablation, precision=precision, n_boot=n_boot, seed=seed, store=store, n_jobs=n_jobs)
     run = damage_run(subject, None, None, _lesioned(found), outcomes=outcome, **options)
-    work = _prepared(run, found, partition, n_controls, seed)
+    work = _prepared(run, found, live, n_controls, seed)
     return _collected(subject, found, work, _measured(work, progress), _settings(subject, given))
 
 # %% ../../nbs/rooms/lesions_interactions.ipynb #1f957dc8

@@ -567,7 +567,8 @@ def measure_lesions(
     list[list[np.ndarray]]
         For each set, and each measure: (n_groups, n_examples) float64
     """
-    works = [_Lesions(engine, data.n, groups, len(measures)) for groups in sets]
+    shapes = [(data.n, one.places) if hasattr(one, "places") else (data.n,) for one in measures]
+    works = [_Lesions(engine, groups, shapes) for groups in sets]
     none = {name: torch.zeros_like(table[:1]) for name, table in works[0].masks.items()}
 
     def run(work: _Lesions, part: Part, rows: slice, intact: list) -> None:
@@ -589,11 +590,11 @@ def measure_lesions(
 class _Lesions:
     """One set of lesions: the different ones as masks, and room for what is measured of each."""
 
-    def __init__(self, engine: LesionEngine, n_examples: int, groups: Mapping[str, np.ndarray], n_measures: int):
+    def __init__(self, engine: LesionEngine, groups: Mapping[str, np.ndarray], shapes: Sequence[tuple[int, ...]]):
         different, self.where = distinct_lesions(groups)
         self.masks = {name: torch.as_tensor(table, device=engine.like.device) for name, table in different.items()}
         self.n_groups = int(self.where.max()) + 1
-        self.found = [np.empty((self.n_groups, n_examples)) for _ in range(n_measures)]
+        self.found = [np.empty((self.n_groups, *one)) for one in shapes]
 
 # %% ../../nbs/06_lesion.ipynb #9c136082
 @contextmanager

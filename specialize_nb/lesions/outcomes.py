@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..base.numbers import spread_of
-from ..base.targets import TASKS, Task
+from ..base.targets import IGNORED, TASKS, Task
 from ..base.words import check_choice, near
-from .dense import at_positions, row_loss
+from .dense import at_positions, each_position, row_loss
+from ..network.beside import Beside
 from ..network.outputs import Dense, Scale, least_probability
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #85a30351
@@ -216,13 +217,32 @@ _RESOLUTION = 1e-6  # nats: below it the order of summation in single precision 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #0a9de93b
 def _selectivity(damage: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """How unevenly the damage falls on the classes, from 0 to 1; NaN where there is none."""
+    return _unevenness(_class_means(damage, labels, weights))
+
+
+def _unevenness(means: Iterator[np.ndarray]) -> np.ndarray:
     total, weighed, n_classes = 0.0, 0.0, 0
-    for mean in _class_means(damage, labels, weights):
+    for mean in means:
         added, n_classes = np.nan_to_num(mean).clip(min=0), n_classes + 1
         total, weighed = total + added, weighed + added * np.log(np.where(added > 0, added, 1.0))
     total = np.where(total > _RESOLUTION * n_classes, total, np.nan)
     entropy = np.log(total) - weighed / total
     return (1 - entropy / np.log(max(n_classes, 2))).clip(0, 1)
+
+# %% ../../nbs/rooms/lesions_outcomes.ipynb #1a62d5da
+def _selectivity_by(damage: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
+    """The same for labels beside the target: `codes` (N,) with `damage` (g, N), or (N, P) with (g, N, P)."""
+    return _unevenness(_means_by(damage, codes, np.asarray(weights, dtype=float)))
+
+
+def _means_by(damage: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
+    """For each label, in order: (g, w) mean damage at its places; NaN where a sample draws none of them."""
+    flat = damage.reshape(*damage.shape[:2], -1)
+    codes = codes.reshape(len(codes), -1)
+    for label in np.unique(codes[codes != IGNORED]):
+        here = codes == label
+        n = here.sum(1) @ weights.T
+        yield np.where(here, flat, 0.0).sum(2) @ weights.T / np.where(n > 0, n, np.nan)
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #b35cec67
 def _class_range(damage: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -341,6 +361,16 @@ def reading(
     """
     return _Read(measure, scores, task)
 
+# %% ../../nbs/rooms/lesions_outcomes.ipynb #6697262a
+_SELECTIVITY_BY = Outcome(
+    name="selectivity_by",
+    label="selectivity for the label beside the target",
+    measure=_loss_added,
+    reduce=_selectivity,
+    amount=False,
+    tasks=(),  # whatever is to be predicted, but only with labels beside it
+)
+
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #58997658
 _ALL: tuple[Task, ...] = TASKS
 _FEW: tuple[Task, ...] = ("classes", "labels", "numbers", "none")  # whose outputs are few
@@ -366,6 +396,7 @@ OUTCOMES = {  # Name -> what is built in; a new outcome is a row here
             amount=False,
             residual_on="cross_entropy",
         ),
+        _SELECTIVITY_BY,
         Outcome(name="class_range", measure=_right_lost, reduce=_class_range, amount=False),
         Outcome(
             name="binary_cross_entropy",
@@ -413,6 +444,7 @@ def find_outcomes(
     spread: Callable[[], np.ndarray] | None = None,  # Gives (n_scores,) sd of the intact outputs, for 'change'
     size: Callable[[Callable], float] | None = None,  # Gives the mean size on intact examples of a function
     dense: Dense | None = None,  # How scores lie, for 'dense': damage is the mean over the positions that count
+    by: Beside | None = None,  # Labels beside the target, for 'selectivity_by'; at positions for 'dense' alone
 ) -> tuple[Outcome, ...]:  # In the order asked for; 'class_accuracy' gives one for each class
     """Which outcomes are meant?
 
@@ -434,6 +466,8 @@ def find_outcomes(
         Gives the mean size on intact examples of a function
     dense : Dense | None, default None
         How scores lie, for 'dense': damage is the mean over the positions that count
+    by : Beside | None, default None
+        Labels beside the target, for 'selectivity_by'; at positions for 'dense' alone
 
     Returns
     -------
@@ -446,7 +480,7 @@ def find_outcomes(
     if task in ("classes", "dense") and n_scores < 2:
         raise ValueError(f"got n_scores={n_scores}: class scores need two or more; one may be labels or numbers")
     given = [names] if isinstance(names, str) or callable(names) else list(names)
-    known = _known(task, n_scores)
+    known = _known(task, n_scores) | _known_by(task, n_scores, by)
     found = tuple(outcome for one in given for outcome in _outcomes(one, known, task))
     if not found:
         raise ValueError(f"got no outcomes: choose one or more of {list(known)}, or give a function")
@@ -454,7 +488,7 @@ def find_outcomes(
     if twice := [name for name in dict.fromkeys(listed) if listed.count(name) > 1]:
         raise ValueError(f"outcomes {twice} come twice: give each name once, and functions names of their own")
     if dense is not None:
-        return tuple(_at_positions(one, scores, dense, size) for one in found)
+        return tuple(_at_positions(one, scores, dense, size, by) for one in found)
     return tuple(_bound(one, task, scores, targets, spread, size) for one in found)
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #0819adf0
@@ -467,6 +501,16 @@ def _known(task: Task, n_scores: int) -> dict[str, tuple[Outcome, ...]]:
         classes = ((f"accuracy_{c}", partial(_one_class, of=c)) for c in range(n_scores))
         known["class_accuracy"] = tuple(Outcome(name=a, measure=_right_lost, reduce=b) for a, b in classes)
     return known
+
+
+def _known_by(task: Task, n_scores: int, by: Beside | None) -> dict[str, tuple[Outcome, ...]]:
+    """The selectivity, for labels beside the target, of what a task is judged by."""
+    if by is None:
+        return {}
+    known = _known(task, n_scores)
+    main = next(known[name][0] for name in (*usual_outcomes(task), "change") if name in known)
+    made = dict(measure=main.measure, reduce=partial(_selectivity_by, codes=by.codes), tasks=(task,))
+    return {"selectivity_by": (replace(OUTCOMES["selectivity_by"], **made),)}
 
 
 def _outcomes(one: str | Callable, known: dict[str, tuple[Outcome, ...]], task: Task) -> tuple[Outcome, ...]:
@@ -494,6 +538,8 @@ _NEEDED: dict[Task, str] = {
 
 def _refuse(name: str, known: dict, task: Task) -> tuple[Outcome, ...]:
     """Say why there is no outcome of that name."""
+    if name == "selectivity_by":
+        raise ValueError(f"outcome {name!r} is about labels beside the target: give them with `by`")
     if name in OUTCOMES or name == "class_accuracy":
         needs = " or ".join(_NEEDED[one] for one in (OUTCOMES[name].tasks if name in OUTCOMES else ("classes",)))
         raise ValueError(f"outcome {name!r} needs {needs}; for task={task!r} choose one or more of {list(known)}")
@@ -549,14 +595,15 @@ class _Loss:
         return row_loss(as_logits(scores, self.kind, "dense"), y)
 
 
-def _at_positions(outcome: Outcome, scores: Scale, dense: Dense, size: Callable | None) -> Outcome:
+def _at_positions(outcome: Outcome, scores: Scale, dense: Dense, size: Callable | None, by: Beside | None) -> Outcome:
     """The outcome for scores at positions."""
     if isinstance(outcome.measure, _Rise):
         rise = replace(outcome.measure, shape=dense.shape)
         return replace(outcome, measure=rise, unit=size(rise._of) if size else outcome.unit)
-    of = _Loss(scores) if outcome.measure is _loss_added else None
-    measure = at_positions(_Read(outcome.measure, scores, "dense"), dense, of=of)
-    return replace(outcome, measure=measure, reduce=_mean)
+    of, selective = _Loss(scores) if outcome.measure is _loss_added else None, outcome.name == "selectivity_by"
+    make = each_position if selective and by.at_positions else at_positions
+    measure = make(_Read(outcome.measure, scores, "dense"), dense, of=of)
+    return replace(outcome, measure=measure, reduce=outcome.reduce if selective else _mean)
 
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #8e54c939
 def usual_outcomes(

@@ -224,7 +224,7 @@ def going_on(
 # %% ../../nbs/rooms/lesions_plan.ipynb #471d2918
 def _later(run: DamageRun, ahead: _Ahead, shares: Sequence[float]) -> Iterator[tuple[int, list[_Job]]]:
     """Looks after the next one, and about their blocks, if these shares of the sub-clusters get there."""
-    size, tally = block_size(run.work.data.n), ahead.tally
+    size, tally = block_size(run.work.n_numbers), ahead.tally
     tally.n_drawn = np.where(tally.going, ahead.looks[0], tally.n_drawn)
     for n, share in zip(ahead.looks[1:], shares, strict=True):
         jobs = []
@@ -595,7 +595,7 @@ def _memory(trial: Trial, cost: Mapping[str, _Arithmetic]) -> dict[str, int]:
         kept = max(kept, cost[layer].kept * piece)
         stacked = max(stacked, 2 * cut.peak * engine.like.element_size() * max(rows // piece, 1) * piece)
     measures = len({one.measure for one in work.outcomes})
-    block = 8 * data.n * (2 * measures * block_size(data.n) + 1 + work.n_boot)
+    block = 8 * (work.n_numbers * 2 * measures * block_size(work.n_numbers) + data.n * (1 + work.n_boot))
     rows, tallies = 1 + trial.options.looks[-1] + 3 * work.n_boot, [tally for both in trial.tallies for tally in both]
     width = sum(len(tally.subclusters) * rows for tally in tallies)
     return {

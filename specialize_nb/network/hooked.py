@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from specialize_nb.network.lookups import check_lookup
 from specialize_nb.network.program import Layout, Program, without_fast_paths
 from specialize_nb.network.state import as_found
 
@@ -168,6 +169,7 @@ class HookedProgram:
         try:
             return list(tensors), self._watch(tensors), None
         except Exception as error:
+            check_lookup(self.model, error, lambda: self._watch(tensors), where=" on the example")
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{type(self.model).__name__} fails on the example: {told[0]}") from error
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from specialize_nb.base.data import Batches
 from specialize_nb.base.devices import floating_type, to_model
 from specialize_nb.base.numbers import same_numbers
+from specialize_nb.network.lookups import check_lookup
 from specialize_nb.network.program import without_fast_paths
 from specialize_nb.network.state import as_found
 from specialize_nb.network.units import Network
@@ -90,6 +91,7 @@ def naming_batch(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may raise anything
+        check_lookup(model, error, lambda: _call(model, x), where=f" on batch {batch} of the data")
         shapes = ", ".join(f"{tuple(one.shape)} {str(one.dtype)[6:]}" for one in pytree.tree_leaves(x))
         said = (str(error).strip().splitlines() or [""])[0]
         told = f"{type(model).__name__} fails on batch {batch} of the data, inputs {shapes}"
@@ -163,8 +165,12 @@ def suited(
     -------
     tuple[Batches, str]
 
-    Raises: `ValueError` for bytes that are neither tokens nor images: only the user knows their scale.
+    Raises: `ValueError` for bytes that are neither tokens nor images: only the user knows their scale; for a mask that
+    does not fit the tokens beside it, and for sequences of one token that are their own target.
     """
+    given = named_inputs(model, data.example)
+    _check_mask(model, data, given)
+    _check_length(model, data, given)
     own, kinds = floating_type(model), {one.dtype for one in pytree.tree_leaves(data.example)}
     whole = {kind for kind in kinds if not (kind.is_floating_point or kind.is_complex)}
     other = {kind for kind in kinds if kind.is_floating_point and own not in (None, kind)}
@@ -562,6 +568,37 @@ def padding_of(
     if not rules:
         return None
     return Padding(model, tuple(rules), " ".join(map(_told, rules)))
+
+
+_MASK, _TOKENS = "attention_mask", ("input_ids", "inputs_embeds")  # as Hugging Face's models call them
+
+
+def _check_mask(model: nn.Module, data: Batches, given: Mapping[str, Tensor]) -> None:
+    """Is there a 1 or a 0 for each token? A model may spread a mask of another shape over them without a word."""
+    mask, tokens = given.get(_MASK), next((name for name in _TOKENS if name in given), None)
+    if mask is None or mask.ndim != 2 or tokens is None:
+        return
+    if mask.shape[1] != given[tokens].shape[1]:
+        lengths = mask.shape[1], given[tokens].shape[1]
+        told = f"{_MASK!r} has {lengths[0]} positions and {tokens!r} {lengths[1]}"
+        raise ValueError(f"{told}: give one number for each token, 1 where it counts and 0 where it is padding")
+    for i, (x, _) in enumerate(data):
+        own = named_inputs(model, x)[_MASK]
+        if own.is_floating_point() and bool(((own > 0) & (own < 1)).any()):
+            value = float(own[(own > 0) & (own < 1)][0])
+            told = f"{_MASK!r} holds {value:g} in batch {i}"
+            raise ValueError(f"{told}: a token counts or it does not; give 1 where it does and 0 where it is padding")
+
+
+def _check_length(model: nn.Module, data: Batches, given: Mapping[str, Tensor]) -> None:
+    """Does a token follow in the sequences, where targets are the tokens themselves?"""
+    tokens = given.get("input_ids")
+    if tokens is None or tokens.ndim != 2 or tokens.shape[1] != 1 or data.labels.dtype.kind not in "iu":
+        return
+    own = np.concatenate([named_inputs(model, x)["input_ids"].cpu().numpy() for x, _ in data])
+    if own.size == data.labels.size and (own.ravel() == data.labels.ravel()).all():
+        told = "the sequences have one token each, and the targets are these tokens, so that none follows another"
+        raise ValueError(f"{told}: give sequences of two tokens or more, or targets of another kind")
 
 
 def _may_tell(name: str, one: Tensor, given: Mapping[str, Tensor]) -> bool:

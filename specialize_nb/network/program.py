@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from specialize_nb.base.numbers import same_numbers
 from specialize_nb.base.seeds import seeded
+from specialize_nb.network.lookups import check_lookup
 from specialize_nb.network.operations import (
     CONSTANTS,
     MAY_ALIAS,
@@ -438,6 +439,7 @@ def says_the_same(
             copies = pytree.tree_map_only(Tensor, Tensor.clone, (args, given))  # which the model may change in place
             out = model(*copies[0], **copies[1])
         except Exception as error:  # the code of a model may raise anything
+            check_lookup(model, error, lambda: model(*args, **given))
             shapes = [tuple(one.shape) for one in pytree.tree_leaves((args, given)) if isinstance(one, Tensor)]
             words = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{type(model).__name__} fails on inputs of shape {shapes}: {words}") from error

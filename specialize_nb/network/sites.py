@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from specialize_nb.network.flow import Flow, RawLayer
-from specialize_nb.network.operations import NORMS, PASSES, RELAYS, WEIGHTED, op_name, shape_of
+from specialize_nb.network.operations import NORMS, PASSES, RELAYS, WEIGHTED, module_path, op_name, shape_of
 from specialize_nb.network.program import Program
 from specialize_nb.network.strands import Strand
 
-__all__ = ["find_site"]
+__all__ = ["find_site", "norms_another"]
 
 
 def find_site(
@@ -52,7 +52,7 @@ def find_site(
                 return
             if (axis := strand.layout_axis) is None or shape_of(node)[axis] != layer.n_units:
                 return
-        if _adds_of_its_own(node, layer, program, axis):
+        if _adds_of_its_own(node, layer, program, axis) or norms_another(node, layer, program):
             return
         normalises = layer.scale_in is not None and op_name(node) in NORMS
         open_edges = {edge for edge in open_edges if edge[1] is not node} | {(node, user) for user in node.users}
@@ -70,6 +70,34 @@ def find_site(
                 layer.site = layer.pre = last
 
 
+def norms_another(
+    node: fx.Node,  # That may be a normalisation
+    layer: RawLayer,  # Whose units come to it
+    program: Program,  # That both are of
+) -> bool:
+    """Is a residual stream normed outside the module whose sum it is? Then it ends before: that module's output is it.
+
+    A sum that its own module norms, as in BERT, is the stream after that norm, which is what the module puts out.
+
+    Parameters
+    ----------
+    node : fx.Node
+        That may be a normalisation
+    layer : RawLayer
+        Whose units come to it
+    program : Program
+        That both are of
+
+    Returns
+    -------
+    bool
+    """
+    if layer.op != "sum" or op_name(node) not in NORMS:
+        return False
+    own = module_path(program.nodes[layer.node])
+    return not own or not f"{module_path(node)}.".startswith(f"{own}.")
+
+
 def _alone(node: fx.Node, index: int, flow: Flow) -> Strand | None:
     """The strand of layer `index` in a tensor that holds no other."""
     strands = flow.strands[node.name]
@@ -80,7 +108,12 @@ def _alone(node: fx.Node, index: int, flow: Flow) -> Strand | None:
 def _added(node: fx.Node, program: Program) -> fx.Node | None:
     """A tensor, the same for all inputs, that a node adds."""
     given = [one for one in node.args if isinstance(one, fx.Node)] if op_name(node) in ("add", "sub") else []
-    return next((one for one in given if program.is_fixed(one.name) and shape_of(one)), None)
+    return next((one for one in given if _is_constant(one, program) and shape_of(one)), None)
+
+
+def _is_constant(node: fx.Node, program: Program) -> bool:
+    """The same for all inputs of as many examples, such as the encoding of a type that nobody gives."""
+    return program.is_fixed(node.name) or program.is_sized(node.name)
 
 
 def _is_bias(node: fx.Node, program: Program) -> bool:

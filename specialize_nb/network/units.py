@@ -482,6 +482,10 @@ def trace(
 ) -> Network:
     """Which units does a model have, and which weights join them?
 
+    A head is what attention puts out for one query head, before the matrix that mixes them. Grouped queries share keys
+    and values: each query head is a unit, and what they share stays when one is silenced. A dimension of a residual
+    stream is the sum itself, before a norm of another module.
+
     Parameters
     ----------
     model : nn.Module

@@ -41,7 +41,7 @@ from specialize_nb.network.operations import (
 )
 from specialize_nb.network.program import Program
 from specialize_nb.network.recurrence import SEQUENCES, State
-from specialize_nb.network.sites import find_site
+from specialize_nb.network.sites import find_site, norms_another
 from specialize_nb.network.strands import (
     Links,
     Strand,
@@ -458,7 +458,8 @@ class _Follower:
         if any(varies(strand.unit, _positive(strand, axes)) for strand in strands):
             self._hold(name, node.name)
         owner = self._operation_of(value)
-        if owner is not None and len(value.users) == 1 and name != "instance_norm" and factor is not None:
+        alone = owner is not None and len(value.users) == 1 and name != "instance_norm" and factor is not None
+        if alone and not norms_another(node, self.flow.layers[owner], self.program):
             axis, units = self.flow.layers[owner].axis, self.flow.layers[owner].n_units
             line = factor.broadcast_to(shape_of(node)).movedim(axis, 0).flatten(1)
             if len(line) == units and not varies(line, [1]):

@@ -13,7 +13,7 @@ __all__ = ['Measured', 'MEASURES', 'CoherenceTally', 'CoherenceMeasure', 'Cohere
 
 # %% ../../nbs/13_coherence.ipynb #82308afa
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..base.signatures import picked
-from ..base.targets import TASKS, Task
+from ..base.targets import IGNORED, TASKS, Task
 from ..base.tasks import check_labels
 from ..base.words import check_choice
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import Null, check_testable, judged_layers
+from ..controls.matching import live_of
 from ..network.answers import answer_spread, answers_of, pictured_input, scores_of
+from ..network.beside import Beside, labels_beside
 from ..network.outputs import Scale
 from ..network.subject import Subject
+from ..network.tokens import Answers, all_tokens, answers_at, has_tokens, next_tokens, positions_of
 from ..network.units import Network
+from .attainability import ATTAINED, AttainabilityOptions, measure_attainability
 from .pictures import Parameterization, Visualization, group_weights, visualize
 from ..stats.effects import bootstrap_weights, effect_replicates
 from ..stats.evidence import Evidence, evidence_notes
@@ -82,11 +86,11 @@ def _class_information(
     weights: np.ndarray,  # (n_boot, n_images) how often each image counts, whole numbers
     n_bins: int,
 ) -> np.ndarray:  # (n_groups, n_boot) nats; less than 0 by chance if the response says nothing
-    n, n_boot = int(weights[0].sum()), len(weights)
-    counts = np.arange(1.0, n + 1)
+    n, n_boot = weights.sum(1).clip(1), len(weights)  # n differs between draws of sequences that are not equally long
+    counts = np.arange(1.0, n.max() + 1)
     f = np.concatenate([[0], counts * np.log(counts) - 0.5])
     above = response[:, None, :] > _edges(response, n_bins)[:, :, None]
-    bins, total = 0, np.full((len(response), n_boot), n * np.log(n) - 0.5)
+    bins, total = 0, np.tile(n * np.log(n) - 0.5, (len(response), 1))
     for label in np.unique(labels):
         here = labels == label
         each = weights[:, here].astype(np.float32)
@@ -122,6 +126,71 @@ def _target_information(response: np.ndarray, codes: np.ndarray, weights: np.nda
     if not codes.shape[1]:
         return np.zeros((len(response), len(weights)))
     return np.mean([_class_information(response, one, weights, n_bins) for one in codes.T], axis=0)
+
+# %% ../../nbs/13_coherence.ipynb #ff25713a
+def _position_correlation(
+    groups: np.ndarray,  # (n_groups, n_units) bool
+    answers: np.ndarray,  # (r, n_units) standardised, those of an example together
+    example: np.ndarray,  # (r,) which one
+    weights: np.ndarray,  # (n_boot, n) how often each example counts
+) -> np.ndarray:  # (n_groups, n_boot) from 0 to 1; NaN for groups of one unit
+    member, size = groups.astype(answers.dtype), groups.sum(1)
+    pairs = np.where(size > 1, size * (size - 1.0), np.nan)
+    if (weights == weights[:1, :1]).all():  # as one example, where all count alike
+        example, weights = np.zeros_like(example), np.ones((len(weights), 1))
+    parts = np.split(answers, np.cumsum(np.bincount(example, minlength=weights.shape[1]))[:-1])
+    share = (weights / (weights @ [len(one) for one in parts])[:, None]).astype(answers.dtype)
+    mean = share @ np.stack([one.sum(0) for one in parts])
+    sd = np.sqrt((share @ np.stack([(one**2).sum(0) for one in parts]) - mean**2).clip(0))
+    sd = np.where(sd > _STILL, sd, np.inf)
+    total = np.zeros((len(groups), len(weights)))
+    step = max(1, _MOST_NUMBERS // (answers.shape[1] * max(weights.shape)))
+    for rows in (slice(start, start + step) for start in range(0, answers.shape[1], step)):
+        products = np.stack([one[:, rows].T @ one for one in parts])
+        found = np.tensordot(share, products, 1) - mean[:, rows, None] * mean[:, None]
+        found = np.abs(found) / sd[:, rows, None] / sd[:, None]
+        own = np.arange(found.shape[1])
+        found[:, own, rows.start + own] = 0
+        total += np.einsum("brg,gr->gb", found @ member.T, member[:, rows])
+    return total / pairs[:, None]
+
+# %% ../../nbs/13_coherence.ipynb #5a0cfdb8
+_MOST_LABELS = 31  # that keep a row of their own
+_LEAST = 5  # positions of each of them in a bin, if the response says nothing
+
+
+def _frequent(
+    labels: np.ndarray,  # (r,) whole numbers
+    least: int,  # positions at which a label must stand
+) -> tuple[
+    np.ndarray, int, int
+]:  # (r,) from 0: one of the frequent ones, or the rest; how many kept theirs, and of all
+    found, place, n = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(-n, kind="stable")[:_MOST_LABELS]
+    kept = order[n[order] >= least]
+    row = np.full(len(found), len(kept))
+    row[kept] = np.arange(len(kept))
+    return row[place], len(kept), len(found)
+
+# %% ../../nbs/13_coherence.ipynb #c8299b11
+def _at_labels(
+    answers: Answers,  # Of a layer
+    codes: np.ndarray,  # (n, positions...) a label of each position; -100: it does not count
+    work: "CoherenceWork",
+    what: str,  # The labels are of, in the plural
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(groups, weights of examples) -> (n_groups, n_boot) nats about labels of positions."""
+    labels = codes.reshape(len(codes), -1)[answers.example, answers.place]
+    known = labels != IGNORED
+    if not known.any():
+        return lambda groups, weights: np.full((len(groups), len(weights)), np.nan)
+    labels, n_kept, n_all = _frequent(labels[known], _LEAST * work.options.n_bins)
+    if n_kept < n_all:
+        rest = f"{(labels == n_kept).mean():.0%} of positions"
+        told = f"Information about {what} is about the {n_kept} most frequent of {n_all:,}"
+        work.subject.note(f"{told}; the others, at {rest}, count as one.")
+    measure = _of_responses(answers.values[known], labels[:, None], work.options.n_bins)
+    return lambda groups, weights: measure(groups, weights[:, answers.example[known]])
 
 # %% ../../nbs/13_coherence.ipynb #5256008a
 def _visual(work: "CoherenceWork", layer: str, groups: np.ndarray) -> list[Visualization]:
@@ -237,8 +306,16 @@ class CoherenceTally:
         self.n_drawn[here] = n
 
     def _measure(self, name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        answers, order = answers_of(self.work.subject, [self.layer])[self.layer], self.work.order
-        return MEASURES[name].on_data(answers if order is None else answers[order], self.work)
+        measure, work = MEASURES[name], self.work
+        if not measure.at_positions(work):
+            answers = answers_of(work.subject, [self.layer])[self.layer]
+            return measure.on_data(answers if work.order is None else answers[work.order], work)
+        found = answers_at(work.subject, self.layer)
+        if found is None:
+            told = f"Layer {self.layer!r} has no answer at each position"
+            work.subject.note(f"{told}: there, {measure.label} at positions is undefined.")
+            return lambda groups, weights: np.full((len(groups), len(weights)), np.nan)
+        return measure.on_data(found if work.order is None else found.beside(work.order), work)
 
     def standing(self) -> Standing:
         """Where its tests stand in the main outcome."""
@@ -268,9 +345,12 @@ class CoherenceTally:
             return found
         labels = work.labels(self.layer, options.n_visual)
         different, place = _distinct(np.stack([labels == cluster for cluster in self.clusters], axis=1))
-        made = _visual(work, self.layer, different)
+        shown = any(MEASURES[name].on_pictures for name in names)
+        made = _visual(work, self.layer, different) if shown else []
         for name in names:
-            starts = np.stack([MEASURES[name].on_pictures(one) for one in made])[:, place]
+            read, measure = MEASURES[name].on_pictures, MEASURES[name].on_groups
+            starts = np.stack([read(one) for one in made]) if read else measure(work, self.layer, different)
+            starts = starts[:, place]
             found[name] = starts.mean(0), _picture_effects(starts, options.n_boot, options.seed)
         return found
 
@@ -287,22 +367,80 @@ def _correlation_of(recorded: np.ndarray, work: "CoherenceWork") -> Callable[[np
     return lambda groups, weights: _mean_correlation(groups, answers if len(weights) == 1 else single, weights)
 
 
-def _information_of(recorded: np.ndarray, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _of_responses(
+    recorded: np.ndarray,  # (rows, n_units)
+    codes: np.ndarray,  # (rows, n_targets)
+    n_bins: int,
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(groups, weights) -> (n_groups, n_boot), so many groups at a time as memory allows."""
     answers, scale = np.abs(recorded).astype(np.float64), answer_spread(recorded)
-    codes = work.subject.once(("codes", work.options.n_bins), lambda: _codes(work.subject, work.options.n_bins))
 
     def measure(groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        size = max(1, _MOST_NUMBERS // (work.options.n_bins * max(weights.size // len(answers), len(answers))))
+        size = max(1, _MOST_NUMBERS // (n_bins * max(weights.size // len(answers), len(answers))))
         parts = (group_weights(groups[s : s + size], scale) @ answers.T for s in range(0, len(groups), size))
-        return np.concatenate(
-            [_target_information(r.astype(np.float32), codes, weights, work.options.n_bins) for r in parts]
-        )
+        return np.concatenate([_target_information(r.astype(np.float32), codes, weights, n_bins) for r in parts])
 
     return measure
 
 
 _MOST_NUMBERS = 2**23  # numbers held at a time
+
+
+def _information_of(
+    recorded: np.ndarray | Answers, work: "CoherenceWork"
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """About what is to be predicted."""
+    subject, n_bins = work.subject, work.options.n_bins
+    if isinstance(recorded, Answers):
+        return _at_labels(recorded, subject.data.labels, work, "targets")
+    return _of_responses(recorded, subject.once(("codes", n_bins), lambda: _codes(subject, n_bins)), n_bins)
+
+# %% ../../nbs/13_coherence.ipynb #f79246ed
+def _correlation_at(answers: Answers, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(groups, weights of examples) -> (n_groups, n_boot); bootstrap draws in single precision."""
+    exact = _standardized(answers.values)
+    single = exact.astype(np.float32)
+
+    def measure(groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return _position_correlation(groups, exact if len(weights) == 1 else single, answers.example, weights)
+
+    return measure
+
+
+def _token_information(answers: Answers, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return _at_labels(answers, all_tokens(work.subject), work, "tokens")
+
+
+def _next_information(answers: Answers, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    tokens, known = next_tokens(work.subject)
+    return _at_labels(answers, np.where(known, tokens, IGNORED), work, "the next tokens")
+
+
+def _information_by(
+    recorded: np.ndarray | Answers, work: "CoherenceWork"
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """About labels beside the target."""
+    if isinstance(recorded, Answers):
+        return _at_labels(recorded, work.beside.codes, work, "labels of `by`")
+    known = work.beside.codes != IGNORED
+    labels, n_kept, n_all = _frequent(work.beside.codes[known], 1)
+    if n_kept < n_all:
+        told = f"Information about labels of `by` is about the {n_kept} most frequent of {n_all:,}"
+        work.subject.note(f"{told}; the others, of {(labels == n_kept).mean():.0%} of examples, count as one.")
+    measure = _of_responses(recorded[known], labels[:, None], work.options.n_bins)
+    return lambda groups, weights: measure(groups, weights[:, known])
+
+# %% ../../nbs/13_coherence.ipynb #038aace7
+def _attained(name: str) -> Callable[["CoherenceWork", str, np.ndarray], np.ndarray]:
+    """(work, layer, groups) -> (n_starts, n_groups) of one outcome of `attainability`; all are measured together."""
+
+    def measure(work: "CoherenceWork", layer: str, groups: np.ndarray) -> np.ndarray:
+        names = ("n_starts", "steps", "batch_size", "seed")
+        options = AttainabilityOptions(**{one: getattr(work.options, one) for one in names})
+        key = ("attained", layer, options, groups.tobytes())
+        return work.subject.once(key, lambda: measure_attainability(work.subject, layer, groups, options))[name]
+
+    return measure
 
 # %% ../../nbs/13_coherence.ipynb #e81e7ec3
 @dataclass(frozen=True, kw_only=True)
@@ -313,10 +451,14 @@ class CoherenceMeasure:
     ----------
     label : str
         In words, for people
-    on_data : Callable[[np.ndarray, 'CoherenceWork'], Callable] | None, default None
+    on_data : Callable[[Any, 'CoherenceWork'], Callable] | None, default None
         (answers, work) -> measure of groups
+    at_positions : Callable[['CoherenceWork'], bool], default lambda work: False
+        Does it get `Answers`, not means of examples?
     on_pictures : Callable[[Visualization], np.ndarray] | None, default None
         Pictures -> (n_groups,)
+    on_groups : Callable[['CoherenceWork', str, np.ndarray], np.ndarray] | None, default None
+        (work, layer, groups) -> (n_starts, n_groups), by pictures of its own
     tasks : tuple[Task, ...], default TASKS
         What has to be predicted for it
     floor : float, default -np.inf
@@ -326,11 +468,22 @@ class CoherenceMeasure:
     """
 
     label: str  # In words, for people
-    on_data: Callable[[np.ndarray, "CoherenceWork"], Callable] | None = None  # (answers, work) -> measure of groups
+    on_data: Callable[[Any, "CoherenceWork"], Callable] | None = None  # (answers, work) -> measure of groups
+    at_positions: Callable[["CoherenceWork"], bool] = lambda work: (
+        False
+    )  # Does it get `Answers`, not means of examples?
     on_pictures: Callable[[Visualization], np.ndarray] | None = None  # Pictures -> (n_groups,)
+    on_groups: Callable[["CoherenceWork", str, np.ndarray], np.ndarray] | None = (
+        None  # (work, layer, groups) -> (n_starts, n_groups), by pictures of its own
+    )
     tasks: tuple[Task, ...] = TASKS  # What has to be predicted for it
     floor: float = -np.inf  # What a value must be above to count at all
     on_targets: bool = False  # Does it look at what is to be predicted?
+
+    @property
+    def pictured(self) -> bool:
+        """Does it need pictures, and so a fixed number of controls?"""
+        return self.on_pictures is not None or self.on_groups is not None
 
 
 MEASURES = {  # Name -> measure; a new one is a row here
@@ -341,9 +494,29 @@ MEASURES = {  # Name -> measure; a new one is a row here
     "target_information": CoherenceMeasure(
         label="information about the targets",
         on_data=_information_of,
-        tasks=("labels", "numbers"),
+        at_positions=lambda work: work.subject.task == "dense",
+        tasks=("labels", "numbers", "dense"),
         floor=0.0,
         on_targets=True,
+    ),
+    "position_correlation": CoherenceMeasure(
+        label="correlation of its units over positions", on_data=_correlation_at, at_positions=lambda work: True
+    ),
+    "token_information": CoherenceMeasure(
+        label="information about the token", on_data=_token_information, at_positions=lambda work: True, floor=0.0
+    ),
+    "next_token_information": CoherenceMeasure(
+        label="information about the next token",
+        on_data=_next_information,
+        at_positions=lambda work: True,
+        floor=0.0,
+        on_targets=True,
+    ),
+    "information_by": CoherenceMeasure(
+        label="information about the label beside the target",
+        on_data=_information_by,
+        at_positions=lambda work: work.beside.at_positions,
+        floor=0.0,
     ),
     "visual_score": CoherenceMeasure(label="visualisation score", on_pictures=lambda made: made.score),
     "visual_entropy": CoherenceMeasure(
@@ -351,6 +524,7 @@ MEASURES = {  # Name -> measure; a new one is a row here
         on_pictures=lambda made: -made.entropy,
         tasks=("classes",),
     ),
+    **{name: CoherenceMeasure(label=label, on_groups=_attained(name)) for name, label in ATTAINED.items()},
 }
 
 # %% ../../nbs/13_coherence.ipynb #5ef193a7
@@ -412,6 +586,7 @@ def coherence(
     min_units: int = 1,  # Smaller sub-clusters are not tested
     n_boot: int = 200,  # Bootstrap draws
     batch_size: int = 256,  # Pictures made at a time
+    by: Any = None,  # (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     seed: int = 0,  # Seeds controls, pictures and bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
@@ -422,7 +597,8 @@ def coherence(
     """Do the units of each sub-cluster answer to the same thing, more than as many random live units of its layer?
 
     `outcomes` are the correlation, the information about what is to be predicted, and two of pictures, unless given:
-    what the data do not allow is left out, and a note says so.
+    what the data do not allow is left out, and a note says so. Of sequences of tokens, and where targets belong to
+    positions, both are measured at positions. With `by`, the information about these labels is measured too.
 
     Parameters
     ----------
@@ -452,6 +628,8 @@ def coherence(
         Bootstrap draws
     batch_size : int, default 256
         Pictures made at a time
+    by : Any, default None
+        (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
     seed : int, default 0
@@ -505,6 +683,8 @@ class CoherenceOptions:
         Bootstrap draws
     batch_size : int, default 256
         Pictures made at a time
+    by : Any
+        Labels beside the target, of examples or of their positions
     seed : int, default 0
         Seeds controls, pictures and bootstrap; global generators are left alone
 
@@ -521,6 +701,7 @@ class CoherenceOptions:
     min_units: int = 1  # Smaller sub-clusters are not tested
     n_boot: int = 200  # Bootstrap draws
     batch_size: int = 256  # Pictures made at a time
+    by: Any = field(default=None, compare=False)  # Labels beside the target, of examples or of their positions
     seed: int = 0  # Seeds controls, pictures and bootstrap; global generators are left alone
 
     def __post_init__(self):
@@ -542,7 +723,7 @@ class CoherenceOptions:
     def steers(self) -> bool:
         """Can the main outcome say when enough was drawn? What looks at pictures has a fixed number of them."""
         main = self.outcomes[0] if self.outcomes else _USUAL[0]
-        return isinstance(self.n_controls, Sequential) and MEASURES[main].on_pictures is None
+        return isinstance(self.n_controls, Sequential) and not MEASURES[main].pictured
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -587,6 +768,8 @@ class CoherenceWork:
         What was left out, a sentence each
     order : np.ndarray | None, default None
         (n_images,) whose answers stand beside each label; None: its own. For a null
+    beside : Beside | None, default None
+        Labels beside the target
     """
 
     subject: Subject  # Whose units
@@ -596,6 +779,7 @@ class CoherenceWork:
     untested: pd.DataFrame  # Those that cannot be tested, as `Controls.untested`
     notes: tuple[str, ...] = ()  # What was left out, a sentence each
     order: np.ndarray | None = None  # (n_images,) whose answers stand beside each label; None: its own. For a null
+    beside: Beside | None = None  # Labels beside the target
 
     def names(
         self,
@@ -613,7 +797,7 @@ class CoherenceWork:
         -------
         list[str]
         """
-        return [name for name in self.options.outcomes if (MEASURES[name].on_pictures is not None) == pictures]
+        return [name for name in self.options.outcomes if MEASURES[name].pictured == pictures]
 
     @property
     def layers(self) -> list[str]:
@@ -664,9 +848,7 @@ def possible_outcomes(
         Those that the data allow, and what was left out, a sentence each
     """
     found, whys = [], {}
-    for name in wanted:
-        other = name == "class_information" and subject.task in ("labels", "numbers")
-        name = "target_information" if other else name
+    for name in (own for one in wanted for own in _standing_for(subject, one)):
         error = _hindrance(subject, name)
         if error is None:
             found.append(name)
@@ -675,13 +857,32 @@ def possible_outcomes(
     told = (f"Coherence is measured without {' and '.join(names)}: {why}." for why, names in whys.items())
     return tuple(found), tuple(told)
 
+# %% ../../nbs/13_coherence.ipynb #8fa9e199
+def _standing_for(subject: Subject, name: str) -> tuple[str, ...]:
+    """What is measured of such data in the place of a measure of examples and their classes."""
+    tokens = subject.task in ("dense", "none") and has_tokens(subject)
+    if name == "correlation" and (tokens or subject.task == "dense"):
+        return ("position_correlation",)
+    if name == "class_information" and tokens:
+        return ("next_token_information", "token_information")
+    return ("target_information",) if name == "class_information" and subject.task in _OTHER_TARGETS else (name,)
 
-def _hindrance(subject: Subject, name: str) -> Exception | None:
+
+_OTHER_TARGETS = ("labels", "numbers", "dense")
+
+
+def _hindrance(subject: Subject, name: str, by: Any = None) -> Exception | None:
     """Why a measure cannot be had; None if it can."""
     measure = MEASURES[name]
+    if name == "information_by" and by is None:
+        return ValueError(f"{name!r} is about labels beside the target: give them with `by`")
+    if name == "position_correlation" and not positions_of(subject):
+        return ValueError(f"{name!r} needs positions: tokens among the inputs, or targets at positions")
+    if "token_information" in name and not has_tokens(subject):
+        return ValueError(f"{name!r} needs tokens: one input (n, positions) of whole numbers")
     if subject.task not in measure.tasks:
         return ValueError(f"{name!r} is for task={' or '.join(map(repr, measure.tasks))}, and this is {subject.task!r}")
-    if measure.on_pictures is None:
+    if not measure.pictured:
         return None
     try:
         pictured_input(subject.data.example)
@@ -712,22 +913,29 @@ def prepare_coherence(
 
     Raises: `ValueError` if partition, labels or the model's output do not fit; `TypeError` if no picture can be made.
     """
-    null = Null(
-        partition=partition,
-        layers=tuple(judged_layers(partition, subject.network)),
-        min_units=options.min_units,
-        seed=options.seed,
-    )
+    layers = tuple(judged_layers(partition, subject.network))
+    live = live_of(subject, partition, layers)
+    null = Null(partition=partition, layers=layers, min_units=options.min_units, seed=options.seed, live=live)
     if subject.task == "classes":
         check_labels(subject.data, scores_of(subject)[1])
-    outcomes, notes = possible_outcomes(subject) if options.outcomes is None else (options.outcomes, ())
-    for name in outcomes:
-        if (error := _hindrance(subject, name)) is not None:
-            others = [other for other in outcomes if _hindrance(subject, other) is not None]
-            raise type(error)(f"{error}; leave out the outcomes {others}, the others do without")
+    outcomes, notes = _asked(subject, options)
+    beside = None if options.by is None else labels_beside(subject, options.by)
+    notes = (*notes, beside.note) if beside and beside.note else notes
     first = null.controls(1)
-    tested = dict(subclusters=first.subclusters, untested=first.untested)
-    return CoherenceWork(subject=subject, options=replace(options, outcomes=outcomes), null=null, **tested, notes=notes)
+    tested = dict(subclusters=first.subclusters, untested=first.untested, notes=notes, beside=beside)
+    return CoherenceWork(subject=subject, options=replace(options, outcomes=outcomes), null=null, **tested)
+
+
+def _asked(subject: Subject, options: CoherenceOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The outcomes, and what is said of those left out."""
+    if options.outcomes is None:
+        found, notes = possible_outcomes(subject)
+        return (*found, *(("information_by",) if options.by is not None else ())), notes
+    hindered = {name: _hindrance(subject, name, options.by) for name in options.outcomes}
+    for error in filter(None, hindered.values()):
+        others = [name for name, one in hindered.items() if one is not None]
+        raise type(error)(f"{error}; leave out the outcomes {others}, the others do without")
+    return options.outcomes, ()
 
 # %% ../../nbs/13_coherence.ipynb #17ca7983
 def measure_coherence(
@@ -822,4 +1030,5 @@ def _settings(work: CoherenceWork) -> dict[str, Any]:
     subject = work.subject
     scored = "visual_entropy" in work.options.outcomes
     told |= dict(output=subject.output, scores=subject.scores) if scored else {}
+    told |= dict(by=work.beside.told) if work.beside else {}
     return told | dict(task=subject.task, n_examples=subject.data.n, model=subject.network.model)

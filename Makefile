@@ -11,8 +11,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One BLAS thread a process: two processes of two threads each are slower than two of one.
 export OMP_NUM_THREADS := 1
-# Notebooks that show the command line call it by its name; bars of progress are not for keeping.
-NOTEBOOKS := PATH="$(CURDIR)/.venv/bin:$$PATH" TQDM_DISABLE=1 $(BIN)/nbdev-test --n-workers 2
+# Notebooks that show the command line call it by its name; bars of progress are not for keeping; frames are as wide
+# wherever they are run.
+NOTEBOOKS := PATH="$(CURDIR)/.venv/bin:$$PATH" COLUMNS=80 TQDM_DISABLE=1 $(BIN)/nbdev-test --n-workers 2
 
 .PHONY: run test docs lab bench export notebooks check clean
 

@@ -165,7 +165,7 @@ def test_a_table_is_read_without_importing_it(tmp_path, monkeypatch):
 
 
 def test_every_option_reaches_its_function(monkeypatch):
-    "None is accepted and ignored: what is said arrives, and nothing else does."
+    "None is accepted and ignored: what is said arrives, and nothing else does but the words of a text, if it is one."
     given = {}
 
     class Stop(Exception):
@@ -179,7 +179,15 @@ def test_every_option_reaches_its_function(monkeypatch):
     with lesson(), pytest.raises(Stop):
         main(f"{AUDIT} --controls 7 --scopes local --store kept --n-jobs 1 --seed 3 --alpha 0.1 --exhibits 2".split())
     assert given == dict(
-        n_controls=7, scopes=["local"], store="kept", n_jobs=1, seed=3, alpha=0.1, n_exhibits=2, progress=False
+        n_controls=7,
+        scopes=["local"],
+        store="kept",
+        n_jobs=1,
+        seed=3,
+        alpha=0.1,
+        n_exhibits=2,
+        progress=False,
+        words=None,
     )
 
 

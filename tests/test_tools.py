@@ -433,4 +433,4 @@ def test_harness_takes_turns():
     assert calls == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
     assert len(one.ours_s) == len(one.peer_s) == 3 and one.agreement == "both None"
     one.ours_s[:], one.peer_s[:] = [1.0, 9.0, 2.0], [4.0, 5.0, 0.5]
-    assert one.row() == "| a | 2 (1 to 9) | 4 (0.5 to 5) | 2 | b | both None | 3 |"
+    assert one.row() == "| a | 2 (1 to 9) | 4 (0.5 to 5) | 0.556 | b | both None | 3 |"

@@ -801,7 +801,8 @@ def plan(
     given = dict(locals())
     start = time.perf_counter()
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
-    trial = prepare_importance(subject, [partition], picked(LesionOptions, given))
+    asked = picked(LesionOptions, {**given, "by": None})  # labels beside the target cost no lesion more
+    trial = prepare_importance(subject, [partition], asked)
     check_testable(trial.tallies[0][0].null.controls(1))
     took = time.perf_counter() - start
     return price(trial, probe_seconds=probe_seconds, important=important, setup_seconds=took)[0]

@@ -32,6 +32,7 @@ walls = load("tools/check_walls.py")
 docstrings = load("tools/docstrings.py")
 offline = load("tools/check_offline.py")
 readme = load("tools/readme.py")
+stories = load("tools/stories.py")
 harness = load("bench/harness.py")
 
 
@@ -434,3 +435,14 @@ def test_harness_takes_turns():
     assert len(one.ours_s) == len(one.peer_s) == 3 and one.agreement == "both None"
     one.ours_s[:], one.peer_s[:] = [1.0, 9.0, 2.0], [4.0, 5.0, 0.5]
     assert one.row() == "| a | 2 (1 to 9) | 4 (0.5 to 5) | 0.556 | b | both None | 3 |"
+
+
+# Stories
+
+
+def test_a_story_ends_where_its_checks_begin():
+    cells = [("markdown", "# Title"), ("code", "x = 1  # ## Checks"), ("markdown", "## Checks"), ("code", "assert x")]
+    notebook = {"cells": [{"cell_type": kind, "source": [source]} for kind, source in cells], "nbformat": 4}
+    assert stories.story(notebook) == notebook | {"cells": notebook["cells"][:2]}
+    short = notebook | {"cells": notebook["cells"][:2]}
+    assert stories.story(short) == short

@@ -1691,6 +1691,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes.loss_of': ( 'rooms/lesions_outcomes.html#loss_of',
                                                                                             'specialize_nb/lesions/outcomes.py'),
+                                                'specialize_nb.lesions.outcomes.of_first': ( 'rooms/lesions_outcomes.html#of_first',
+                                                                                             'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes.reading': ( 'rooms/lesions_outcomes.html#reading',
                                                                                             'specialize_nb/lesions/outcomes.py'),
                                                 'specialize_nb.lesions.outcomes.residual': ( 'rooms/lesions_outcomes.html#residual',

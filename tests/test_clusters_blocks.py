@@ -100,6 +100,13 @@ def test_without_modules_layers_are_shared_out_and_the_result_says_so():
     assert any("stand out from noise" in note for note in found.notes)
 
 
+def test_the_search_goes_on_until_no_unit_moves():
+    graph, _ = planted(6, n=24)  # so few units that 16 sweeps are not enough
+    blocks, alive = patterns(graph), graph.alive()
+    for seed in range(4):
+        assert not any("stopped" in note for note in find_modules(graph.sizes, blocks, alive, 6, seed=seed).notes)
+
+
 def test_order_of_units():
     graph, truth = planted(6, seed=3)
     rng = np.random.default_rng(0)

@@ -14,9 +14,20 @@ from numpy.testing import assert_allclose
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.dev.testing import unchanged
-from specialize_nb.lesions.importance import importance
+from specialize_nb.lesions.importance import LesionOptions, importance, prepare_importance
 from specialize_nb.lesions.lesion import LesionEngine
-from specialize_nb.lesions.plan import Plan, _Arithmetic, _scaled, _Seconds, going_on, layer_flops, makespan, plan
+from specialize_nb.lesions.plan import (
+    Plan,
+    _Arithmetic,
+    _scaled,
+    _Seconds,
+    going_on,
+    layer_flops,
+    makespan,
+    plan,
+    price,
+)
+from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.power import Study, detectable
 from specialize_nb.stats.sequential import Sequential, futile
@@ -221,6 +232,12 @@ def test_tasks():
         assert [*found.notes, *beside] == list(done.notes) and len(found.notes) == n_notes
         assert done.settings["task"] == task
         assert all(note in found.verdict for note in found.notes)
+    beside = LesionOptions(
+        by=["one", "two", None, "two"] * 10, n_controls=9, n_boot=3
+    )  # labels are cut with the examples
+    y = torch.arange(40) % 3
+    trial = prepare_importance(Subject.of(mlp((5, 8, 3)), (x, y)), [partition], beside)
+    assert price(trial, probe_seconds=1e-3)[0].n_lesions == price(trial, probe_seconds=1.0)[0].n_lesions > 0
     found
 
 

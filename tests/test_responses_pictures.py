@@ -20,6 +20,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from specialize_nb.base.data import digits
+from specialize_nb.clusters.partition import Partition
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.network.answers import input_range, record, unit_scales
 from specialize_nb.network.subject import Subject
@@ -681,6 +682,7 @@ def test_bad_input():
     mistakes = {
         "got no groups": dict(groups=[]),
         "is no group": dict(groups=[3]),
+        "such as partition.subclusters": dict(groups=Partition.from_labels({"0": [0, 1]})),
         "did you mean '1'": dict(groups=[("11", [0])]),
         r"units \[-1, 9\] are not in layer '1', which has units 0 to 3": dict(groups=[("1", [0, 9, -1])]),
         "names a unit twice": dict(groups=[("1", [0, 0])]),

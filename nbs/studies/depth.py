@@ -1,6 +1,6 @@
 """Are modules that run through layers found, and does each layer have something to test?
 
-    python nbs/studies/depth.py                 # all four tables: about 40 minutes on one core
+    python nbs/studies/depth.py                 # all four tables: about 90 minutes on one core
     python nbs/studies/depth.py recovery        # one of them: recovery, null, networks, audits
 
 Writes depth_recovery.csv, depth_null.csv, depth_networks.csv and depth_audits.csv beside this file, one row a graph or
@@ -220,16 +220,19 @@ AUDITED: dict[str, Callable[[int], tuple]] = {
     "planted modules, 6 layers": of_modules,
     "digits MLP, 3 layers": of_digits(lambda seed: mlp((64, 64, 64, 64, 10), seed=seed), 15, False),
     "digits MLP, 8 layers": of_digits(lambda seed: mlp((64, *[64] * 8, 10), seed=seed), 30, False),
+    "digits MLP of the tour": of_digits(lambda seed: mlp((64, 96, 96, 96, 10), dropout=0.5, seed=seed), 40, False),
     "digits CNN": of_digits(lambda seed: cnn(size=8, channels=(16, 32, 32), dense=64, seed=seed), 15, True),
+    "digits CNN of the tour": of_digits(lambda seed: cnn(size=8, channels=(32, 32, 32), dense=64, seed=seed), 40, True),
     "digits residual network": of_digits(residual, 15, True),
     "transformer of text": of_text,
 }
-FEW = dict(matched=False, n_visual=1, steps=1, n_exhibits=0, n_boot=1)
+SLOW = "digits residual network", "transformer of text"  # Three networks of each, and five of the others
+FEW = dict(n_visual=1, steps=1, n_exhibits=0, n_boot=1)
 
 
 def audits() -> Iterator[tuple[dict, dict]]:
-    for seed in range(3):
-        for name in AUDITED:
+    for seed in range(5):
+        for name in AUDITED if seed < 3 else [one for one in AUDITED if one not in SLOW]:
             for depth in ("keep", "remove"):
                 yield {"network": name, "seed": seed, "depth": depth}, {}
 
@@ -249,6 +252,7 @@ def audited(row: dict, options: dict) -> dict:
         "specialized": counts["specialized"],
         "important": counts["specialized"] + counts["important"],
         "coherent": counts["specialized"] + counts["coherent"],
+        "matched": int((rows.loc[rows["verdict"] == "specialized", "strength"] == "beyond").sum()),
         "different": rows.loc[rows["verdict"] == "specialized", "same"].nunique(),
         "layers": len(hidden),
         "layers_tested": int(hidden.isin(testable["layer"]).sum()),

@@ -34,6 +34,8 @@ _EXACT = 2**21  # Edges up to which the arithmetic is in double precision
 _WINDOWS = (3, 5)  # Layers that a first guess is made of: in longer chains, waves along the layers mix with modules
 _STARTS = 5  # Windows of each length that are tried, at most, besides the whole
 _GROW, _CLIMB = 4, 16  # Sweeps for all starts, and for the best two
+_FINISH = (8, 400)  # And for the one that is kept: at least, and at most, as far as there is
+_ENOUGH = 2**32  # multiplications for it
 _COLUMNS = 128  # Clusters of all starts together: as many columns are multiplied by a block at once
 _FLAT = 1e-9  # Relative variance below which a block has no pattern
 
@@ -541,15 +543,18 @@ def find_modules(
     climb.run(_GROW - 1 if large else _GROW, pooled=True)
     best = np.argsort(-np.round(climb.values(), 6), kind="stable")[:2]
     climb.keep(best)
-    settled = climb.run(n_climb)
+    climb.run(n_climb)
     winner = int(np.argmax(np.round(climb.values(), 6)))
     climb.keep([winner])
+    n_edges = sum(one.weights.numel() for one in blocks)
+    n_finish = int(np.clip(_ENOUGH // (2 * n_edges * k), *_FINISH))
+    settled = climb.run(n_finish)
     sure = np.where(alive, torch.cat(climb.member)[:, 0].amax(1).cpu().double().numpy(), 0.0)
     unsure = climb.unsure()
     if len(np.unique(climb.labels()[alive])) < 2 or unsure.sum() >= len(unsure) - 1:  # the nearest there is to modules
         unsure[:] = True
         climb = _Climb(sizes, blocks, k, [starts[best[winner]]])
-        settled = climb.run(n_climb, pooled=True, sharpness=1e6)
+        settled = climb.run(n_finish, pooled=True, sharpness=1e6)
     elif unsure.any():
         climb.settle(unsure)
     hard = np.where(alive, climb.labels(), -1)

@@ -244,6 +244,30 @@ def _means_by(damage: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> Ite
         n = here.sum(1) @ weights.T
         yield np.where(here, flat, 0.0).sum(2) @ weights.T / np.where(n > 0, n, np.nan)
 
+
+def of_first(
+    outcomes: Sequence[Outcome],  # Of whole data
+    n: int,  # Examples, at least 1
+) -> tuple[Outcome, ...]:
+    """The same outcomes, of the first examples alone: labels beside the target are cut with them.
+
+    Parameters
+    ----------
+    outcomes : Sequence[Outcome]
+        Of whole data
+    n : int
+        Examples, at least 1
+
+    Returns
+    -------
+    tuple[Outcome, ...]
+    """
+    cut = []
+    for one in outcomes:
+        codes = getattr(one.reduce, "keywords", {}).get("codes")
+        cut.append(one if codes is None else replace(one, reduce=partial(_selectivity_by, codes=codes[:n])))
+    return tuple(cut)
+
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #b35cec67
 def _class_range(damage: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """max - min over classes of (class change / mean change), as published; NaN where the mean change is none."""

@@ -49,6 +49,7 @@ from specialize_nb.lesions.importance import (
     steer,
 )
 from .lesion import Ablation, LesionEngine, Precision, distinct_lesions, lesion_engine
+from .outcomes import of_first
 from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.units import Network
@@ -300,7 +301,7 @@ def _shortened(work: Work, n: int) -> Work:
         return work
     source = list(_First(work.data, n))
     data = replace(work.data, source=source, labels=work.data.labels[:n], n_batches=len(source), sums={})
-    return replace(work, data=data)
+    return replace(work, data=data, outcomes=of_first(work.outcomes, n))
 
 # %% ../../nbs/rooms/lesions_plan.ipynb #42da8d44
 _FIRST, _ROUNDS = 32, 7  # images to begin with; how often the two sizes are timed at most

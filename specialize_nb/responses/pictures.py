@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from ..base.devices import typed_as
 from ..base.results import Result
 from ..base.words import check_choice
+from ..clusters.partition import Partition
 from ..lesions.outcomes import as_logits
 from ..network.answers import pictured_input, range_of, scores_of, summarize, unit_scales
 from ..network.gradients import check_backward
@@ -562,6 +563,9 @@ def parse_groups(
 
     Raises: `KeyError`, `IndexError`, `TypeError` or `ValueError` for groups that are not there, or are none.
     """
+    if isinstance(groups, Partition):
+        told = f"a partition of {len(groups.subclusters())} sub-clusters"
+        raise TypeError(f"got {told} as groups: give those you want, such as partition.subclusters()[:3]")
     groups = list(groups)
     if not groups:
         raise ValueError("got no groups: give at least one (layer, units) pair or sub-cluster")

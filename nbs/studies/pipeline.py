@@ -1,12 +1,13 @@
 """What does the whole pipeline find in networks that have learnt nothing?
 
-    python nbs/studies/pipeline.py            # about twenty minutes on one core; writes pipeline.csv beside this file
+    python nbs/studies/pipeline.py            # about an hour on one core; writes pipeline.csv beside this file
 
 Networks that were never trained are traced, their units clustered by each kind of graph on the training digits, and
 each sub-cluster asked on the test digits whether it is important and coherent, with 199 controls. A row a network,
 graph, evidence and outcome counts the sub-clusters asked, and those with p <= 0.05 and 0.01. `labels` says whether
 those of the test digits were shuffled; there the networks are trained ones, and measures
-of classes have nothing to find.
+of classes have nothing to find. Of a transformer of text, coherence alone is asked, of clusters by weights and
+activations; with the next tokens shuffled, what they tell of themselves is nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from specialize_nb import audit, cnn, digits, fit, mlp
-from specialize_nb.audits.kinds import KINDS
+from specialize_nb import audit, cnn, coherence, digits, fit, mlp, text
+from specialize_nb.audits.kinds import KINDS, Cutting
+from specialize_nb.network.subject import Subject
+from specialize_nb.training.models import transformer
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = "network seed labels graph scope evidence outcome n_tests at_05 at_01 mean_effect".split()
@@ -33,6 +37,8 @@ NETWORKS = {
     "MLP 128-32": lambda seed: mlp((64, 128, 32, 10), seed=seed),
     "CNN 16-32, 64": lambda seed: cnn(size=8, channels=(16, 32), dense=64, seed=seed),
 }
+TEXT = "transformer"
+ASKED = dict(n_controls=199, n_visual=1, steps=1, n_boot=1)
 
 
 def data(shuffled: int | None) -> tuple[Any, Any]:
@@ -47,13 +53,34 @@ def data(shuffled: int | None) -> tuple[Any, Any]:
 def measured(model: Any, seed: int, shuffled: int | None) -> Iterator[dict[str, Any]]:
     """What an audit says of one network, by kind of graph, scope and outcome."""
     find, judge = data(shuffled)
-    found = audit(model, judge, find=find, seed=seed, **OPTIONS).to_frame()
+    yield from counted(audit(model, judge, find=find, seed=seed, **OPTIONS).to_frame())
+
+
+def counted(found: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """How many p-values are small, by kind of graph, scope and outcome."""
     for keys, rows in found.groupby(["graph", "scope", "evidence", "outcome"], sort=False):
         p = rows["p_value"].dropna()
         told = dict(n_tests=len(p), at_05=int((p <= 0.05).sum()), at_01=int((p <= 0.01).sum()))
         effects = rows["effect"][np.isfinite(rows["effect"])]
         told["mean_effect"] = round(float(effects.mean()), 3) if len(effects) else ""
         yield dict(zip(("graph", "scope", "evidence", "outcome"), keys, strict=True)) | told
+
+
+def of_text(seed: int, shuffled: bool) -> Iterator[dict[str, Any]]:
+    """The same of a small language model, of what its units answer to."""
+    model = transformer(width=32, depth=2, length=32, seed=seed)
+    train, test = text("train", length=32), text("test", length=32)
+    y, order = test.y[:48], torch.randperm(48 * 32, generator=torch.Generator().manual_seed(seed))
+    if shuffled:
+        fit(model, (train.x[:6000], train.y[:6000]), epochs=4, seed=seed)
+    judge = test.x[:48], y.flatten()[order].view_as(y) if shuffled else y
+    subject = Subject.of(model.eval(), judge, find=(train.x[:96], train.y[:96]))
+    for name in ("weights", "activations"):
+        kind = KINDS[name]
+        cut = kind.cut(kind.build(subject), subject, Cutting(k=8, scopes=kind.scopes, depth="remove", seed=seed))
+        for scope, partition in cut.items():
+            found = coherence(subject, None, partition, seed=seed, **ASKED).to_frame()
+            yield from counted(found.assign(graph=name, scope=scope, evidence="coherence"))
 
 
 def main() -> None:
@@ -73,6 +100,9 @@ def main() -> None:
                     keys = dict(network=name, seed=seed, labels=labels)
                     for row in measured(model, seed, seed if labels == "shuffled" else None):
                         table.writerow(keys | row)
+            for labels in ("as they are", "shuffled"):
+                for row in of_text(seed, labels == "shuffled"):
+                    table.writerow(dict(network=TEXT, seed=seed, labels=labels) | row)
             file.flush()
             print(f"seed {seed} of {N_SEEDS}", file=sys.stderr, flush=True)
 

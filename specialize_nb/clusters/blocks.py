@@ -34,8 +34,8 @@ _EXACT = 2**21  # Edges up to which the arithmetic is in double precision
 _WINDOWS = (3, 5)  # Layers that a first guess is made of: in longer chains, waves along the layers mix with modules
 _STARTS = 5  # Windows of each length that are tried, at most, besides the whole
 _GROW, _CLIMB = 4, 16  # Sweeps for all starts, and for the best two
-_FINISH = (8, 400)  # And for the one that is kept: at least, and at most, as far as there is
-_ENOUGH = 2**32  # multiplications for it
+_FINISH = (4, 400)  # And for the one that is kept: at least, and at most, as far as there is
+_ENOUGH = 2**31  # multiplications for it
 _COLUMNS = 128  # Clusters of all starts together: as many columns are multiplied by a block at once
 _FLAT = 1e-9  # Relative variance below which a block has no pattern
 

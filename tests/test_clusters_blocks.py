@@ -56,6 +56,17 @@ def test_patterns_do_not_depend_on_strengths():
     assert_allclose(one.weights.mean(0).numpy(), np.ones(20), rtol=1e-2)
 
 
+def test_blocks_that_layers_share_are_held_once():
+    shared = torch.rand(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [("a", "c"), ("b", "c")]
+    one, apart = (
+        patterns(UnitGraph(layers=("a", "b", "c"), sizes=(6, 6, 5), blocks=dict(zip(pairs, blocks, strict=True))))
+        for blocks in ([shared, shared], [shared, shared.clone()])
+    )
+    assert one[0].weights is one[1].weights and [(x.first, x.second) for x in one] == [(0, 2), (1, 2)]
+    assert all(torch.equal(x.weights, y.weights) and x.noise == y.noise for x, y in zip(one, apart, strict=True))
+
+
 def test_score_of_clusters_by_hand():
     eye = torch.kron(torch.eye(2), torch.ones(2, 2)) + 1
     graph = UnitGraph(layers=("a", "b"), sizes=(4, 4), blocks={("a", "b"): eye.double()})

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from specialize_nb.dev.testing import planted_mlp, unchanged
-from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.graphs.weights import stored_edges, weight_graph
 from specialize_nb.network.units import trace
 
 
@@ -187,6 +187,33 @@ def test_stream():
     )
     assert graph.block("first", "head") is None
     graph
+
+
+def test_shared_blocks():
+    class Stream(nn.Module):
+        """Four layers that read from a sum and add to it, and one that reads it through scales of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + torch.relu(layer(x))
+            return self.head(x)
+
+    network = trace(randomize(Stream()), torch.zeros(2, 5))
+    for norm in ("l1", "l2", "max"):
+        graph = weight_graph(network, norm=norm)
+        alone = {id(block): block for block in graph.blocks.values()}
+        assert (
+            len(graph.blocks) == 15 and len(alone) == 5
+        )  # each layer's writers, the input among them, share one block
+        assert sum(block.numel() for block in alone.values()) == stored_edges(network) == 4 * 25 + 10
+        for reader, weight in [(f"layers.{i}", network.wires[0].weight) for i in range(1)]:
+            assert_allclose(graph.block("input", reader), weight[..., 0].abs().T.double(), rtol=1e-6, strict=True)
+    graph.to_frame()
 
 
 def test_normalize():

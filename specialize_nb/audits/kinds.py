@@ -18,7 +18,7 @@ from specialize_nb.clusters.spectral import local_partition, spectral_partition
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.graphs.graph import UnitGraph
 from specialize_nb.graphs.similarity import unit_similarity
-from specialize_nb.graphs.weights import weight_graph
+from specialize_nb.graphs.weights import stored_edges, weight_graph
 from specialize_nb.network.refusals import how_to_lift
 from specialize_nb.network.subject import Subject
 
@@ -137,8 +137,15 @@ def _free_memory() -> float:
 
 
 def _no_wiring(subject: Subject) -> str:
-    refused = subject.network.refused
-    return f"{refused}. To have them, {how_to_lift(subject.model, ValueError(refused))}" if refused else ""
+    if refused := subject.network.refused:
+        return f"{refused}. To have them, {how_to_lift(subject.model, ValueError(refused))}"
+    n_edges = stored_edges(subject.network)
+    need, free = _EDGE * n_edges / 1e9, _free_memory()
+    told = f"the weights between {n_edges:,} pairs of units need about {need:,.3g} GB of memory to be cut"
+    return f"{told}, and {free:,.3g} GB are free" if need > _SHARE * free else ""
+
+
+_EDGE = 24  # bytes that an edge takes while clusters are looked for
 
 
 def _no_gradients_by_inputs(subject: Subject) -> str:

@@ -91,12 +91,15 @@ def patterns(
     """
     place = {layer: i for i, layer in enumerate(graph.layers)}
     exact = sum(block.numel() for block in graph.blocks.values()) <= _EXACT
-    found = []
+    found, known = [], {}
     for (a, b), block in graph.blocks.items():
-        exact_here = exact and block.device.type != "mps"
-        weights = block.detach().to(torch.float64 if exact_here else torch.float32, copy=True)
-        if weights.any():
-            found.append(_pattern(place[a], place[b], weights.div_(weights.max())))
+        if not block.any():
+            continue
+        if (shared := (id(block), a == b)) not in known:  # a residual stream gives many pairs of layers one block
+            exact_here = exact and block.device.type != "mps"
+            weights = block.detach().to(torch.float64 if exact_here else torch.float32, copy=True)
+            known[shared] = _pattern(place[a], place[b], weights.div_(weights.max()))
+        found.append(replace(known[shared], first=place[a], second=place[b]))
     return found
 
 

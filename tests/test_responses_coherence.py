@@ -19,21 +19,19 @@ from specialize_nb.controls.controls import Null
 from specialize_nb.dev.testing import planted_mlp, unchanged
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.network.units import trace
-from specialize_nb.responses.attainability import attainability
+from specialize_nb.responses.attainability import attainability, distinct_groups
 from specialize_nb.responses.coherence import (
     Coherence,
     _class_information,
-    _distinct,
     _frequent,
     _image_effects,
     _mean_correlation,
-    _picture_effects,
     _position_correlation,
     _standardized,
     coherence,
 )
 from specialize_nb.responses.pictures import visualize
-from specialize_nb.stats.effects import bootstrap_weights, effect_size
+from specialize_nb.stats.effects import bootstrap_weights, effect_size, start_effects
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.training.models import mlp
 
@@ -166,7 +164,7 @@ def test_class_information_bias():
 def test_distinct():
     rng = np.random.default_rng(0)
     groups = rng.permuted(np.tile(np.arange(6) < 2, (7, 3, 1)), axis=2)
-    different, place = _distinct(groups)
+    different, place = distinct_groups(groups)
     assert len(different) == len({tuple(g) for g in groups.reshape(-1, 6).tolist()}) < 21
     assert_allclose(different[place], groups, rtol=1e-6, strict=True)
     place
@@ -187,7 +185,7 @@ def test_effects():
         assert (held[:, :3].std(0) > 0.1).all()
     shifted = _image_effects(rows, still + 7, 0)  # all groups move alike, which is no evidence
     assert_allclose(shifted[:, :3], _image_effects(rows, still, 0)[:, :3], rtol=1e-6, atol=1e-9)
-    drawn = _picture_effects(rows[None], 4000, 0)
+    drawn = start_effects(rows[None], 4000, 0)
     assert np.isnan(drawn[:, 3]).all() and (abs(np.median(drawn[:, :3], axis=0) - effect[:3]) < 0.15).all()
     effect
 
@@ -196,10 +194,10 @@ def test_picture_intervals():
     rng = np.random.default_rng(1)
     controls = scipy_stats.norm.ppf((np.arange(49) + 0.5) / 49)
     values = np.tile(np.r_[3.0, controls][None, :, None], (4, 1, 1))
-    spread = _picture_effects(values, 4000, 0).std()
+    spread = start_effects(values, 4000, 0).std()
     assert 0.8 < spread / np.sqrt(1 / 49 + 9 / 98) < 1.45
     lucky = values + rng.standard_normal((4, 1, 1)) * np.r_[1.0, np.zeros(49)][None, :, None]
-    assert _picture_effects(lucky, 4000, 0).std() > 1.2 * spread
+    assert start_effects(lucky, 4000, 0).std() > 1.2 * spread
     spread
 
 

@@ -31,7 +31,7 @@ from ..network.answers import answers_of, pictured_input, summarize, unit_scales
 from ..network.subject import Subject
 from ..network.units import Network
 from .pictures import Parameterization, soft_minimum, visualize
-from ..stats.effects import bootstrap_weights, effect_replicates
+from ..stats.effects import start_effects
 from ..stats.evidence import Evidence
 
 # %% ../../nbs/rooms/responses_attainability.ipynb #cf9701c1
@@ -282,33 +282,6 @@ def distinct_groups(
     _, first, place = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True, return_inverse=True)
     return flat[first], place.reshape(groups.shape[:-1])
 
-# %% ../../nbs/rooms/responses_attainability.ipynb #caf416df
-def _start_effects(
-    starts: np.ndarray,  # (n_starts, 1 + n_controls, m) values, the real ones first
-    n_boot: int,
-    seed: int,
-) -> np.ndarray:  # (n_boot, m)
-    """Where the effect may lie, had all starts and all random groups been measured: see `effect_replicates`."""
-    chosen = bootstrap_weights(len(starts), n_boot, seed=seed) / len(starts)
-    seen, again = starts.mean(0), np.tensordot(chosen, starts, 1)
-    (mean, sd), (other_mean, other_sd) = _moments(seen[1:]), _moments(again[:, 1:].swapaxes(0, 1))
-    moved = (again[:, 0] - seen[0]) - (other_mean - mean)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.where(sd > _ROUNDING * np.abs(mean), (other_sd / sd) ** 2, 1.0)
-    return effect_replicates(seen[0], seen[1:], moved, spread, seed=seed)
-
-
-_ROUNDING = 1e-9  # relative: controls that differ by less are equal
-
-
-def _moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation along the first axis, without NaN; 0 where all draws are equal."""
-    known = ~np.isnan(draws)
-    count = known.sum(0)
-    mean = np.where(known, draws, 0.0).sum(0) / np.maximum(count, 1)
-    spread = np.sqrt((np.where(known, draws - mean, 0.0) ** 2).sum(0) / np.maximum(count - 1, 1))
-    return np.where(count > 0, mean, np.nan), spread
-
 # %% ../../nbs/rooms/responses_attainability.ipynb #2cfb9bd7
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Attainability(Evidence):
@@ -469,7 +442,7 @@ def _judged(
         outcomes=tuple(found),
         value={name: one[:, 0].mean(0) for name, one in found.items()},
         draws={name: one[:, 1:].mean(0) for name, one in found.items()},
-        replicates={name: _start_effects(one, n_boot, seed) for name, one in found.items()},
+        replicates={name: start_effects(one, n_boot, seed) for name, one in found.items()},
         starts={name: one[:, 0] for name, one in found.items()},
         settings=settings | dict(n_examples=subject.data.n, model=subject.network.model),
         untested=controls.untested,

@@ -34,9 +34,14 @@ from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.tokens import Answers, all_tokens, answers_at, has_tokens, next_tokens, positions_of
 from ..network.units import Network
-from .attainability import ATTAINED, AttainabilityOptions, measure_attainability
+from specialize_nb.responses.attainability import (
+    ATTAINED,
+    AttainabilityOptions,
+    distinct_groups,
+    measure_attainability,
+)
 from .pictures import Parameterization, Visualization, group_weights, visualize
-from ..stats.effects import bootstrap_weights, effect_replicates
+from ..stats.effects import bootstrap_weights, effect_replicates, moments, start_effects
 from ..stats.evidence import Evidence, evidence_notes
 from ..stats.sequential import Sequential, Standing, undecided
 
@@ -201,26 +206,8 @@ def _visual(work: "CoherenceWork", layer: str, groups: np.ndarray) -> list[Visua
         made.append(visualize(work.subject, None, pairs, seed=work.options.seed + start, **options))
     return made
 
-# %% ../../nbs/13_coherence.ipynb #3cc14b66
-def _distinct(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different ones of (..., n_units) groups, (n_distinct, n_units), and the place of each among them, (...)."""
-    flat = groups.reshape(-1, groups.shape[-1])
-    packed = np.packbits(flat, axis=1)
-    _, first, place = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    return flat[first], place.reshape(groups.shape[:-1])
-
 # %% ../../nbs/13_coherence.ipynb #4a57dfc3
 _RESAMPLED = 99  # controls that are measured again in every bootstrap draw
-
-
-def _moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation along the first axis, without NaN; exactly 0 where all draws are equal."""
-    known = ~np.isnan(draws)
-    count = known.sum(0)
-    mean = np.where(known, draws, 0.0).sum(0) / np.maximum(count, 1)
-    spread = np.sqrt((np.where(known, draws - mean, 0.0) ** 2).sum(0) / np.maximum(count - 1, 1))
-    most, least = (f(draws, 0, where=known, initial=i) for f, i in ((np.max, -np.inf), (np.min, np.inf)))
-    return np.where(count > 0, mean, np.nan), np.where(most > least, spread, 0.0)
 
 
 def _image_effects(
@@ -229,29 +216,11 @@ def _image_effects(
     seed: int,
 ) -> np.ndarray:  # (n_boot, m)
     """Where the effect may lie, had all images and all random groups been measured: see `effect_replicates`."""
-    (mean, sd), (other_mean, other_sd) = map(_moments, (rows[1 : len(again)], again[1:]))
+    (mean, sd), (other_mean, other_sd) = map(moments, (rows[1 : len(again)], again[1:]))
     moved = (again[0].T - rows[0]) - (other_mean.T - mean)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.where(sd > 0, (other_sd.T / sd) ** 2, 1.0)
     return effect_replicates(rows[0], rows[1:], moved, spread, seed=seed)
-
-# %% ../../nbs/13_coherence.ipynb #2ed8b987
-def _picture_effects(
-    starts: np.ndarray,  # (n_starts, 1 + n_controls, m) values, the real ones first
-    n_boot: int,
-    seed: int,
-) -> np.ndarray:  # (n_boot, m)
-    """Where the effect may lie, had all starts and all random groups been measured: see `effect_replicates`."""
-    chosen = bootstrap_weights(len(starts), n_boot, seed=seed) / len(starts)
-    seen, again = starts.mean(0), np.tensordot(chosen, starts, 1)
-    (mean, sd), (other_mean, other_sd) = _moments(seen[1:]), _moments(again[:, 1:].swapaxes(0, 1))
-    moved = (again[:, 0] - seen[0]) - (other_mean - mean)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.where(sd > _ROUNDING * np.abs(mean), (other_sd / sd) ** 2, 1.0)
-    return effect_replicates(seen[0], seen[1:], moved, spread, seed=seed)
-
-
-_ROUNDING = 1e-9  # relative: controls that differ by less are equal
 
 # %% ../../nbs/13_coherence.ipynb #cce90dda
 Measured = dict[str, tuple[np.ndarray, np.ndarray]]  # Outcome -> values (1 + n, m), effects (n_boot, m)
@@ -297,7 +266,7 @@ class CoherenceTally:
         lacking = [(i, np.arange(self.n_drawn[i] + 1, 1 + n)) for i in here]
         groups = np.concatenate([labels[rows] == self.clusters[i] for i, rows in lacking])
         once = np.ones((1, self.work.subject.data.n), dtype=np.int64)
-        different, place = _distinct(groups)
+        different, place = distinct_groups(groups)
         for name in self.rows:
             found = np.split(self._measure(name)(different, once)[:, 0][place], np.cumsum([len(r) for _, r in lacking]))
             self.rows[name] = _longer(self.rows[name], n)
@@ -331,7 +300,7 @@ class CoherenceTally:
         labels = self.work.labels(self.layer, n)
         groups = np.stack([labels == cluster for cluster in self.clusters], axis=1)
         drawn = np.arange(1 + n)[:, None] <= self.n_drawn
-        different, place = _distinct(groups)
+        different, place = distinct_groups(groups)
         for name, rows in self.rows.items():
             again = self._measure(name)(different, weights)[place]
             found[name] = rows, _image_effects(rows, np.where(drawn[..., None], again, np.nan), options.seed)
@@ -344,14 +313,14 @@ class CoherenceTally:
         if not names:
             return found
         labels = work.labels(self.layer, options.n_visual)
-        different, place = _distinct(np.stack([labels == cluster for cluster in self.clusters], axis=1))
+        different, place = distinct_groups(np.stack([labels == cluster for cluster in self.clusters], axis=1))
         shown = any(MEASURES[name].on_pictures for name in names)
         made = _visual(work, self.layer, different) if shown else []
         for name in names:
             read, measure = MEASURES[name].on_pictures, MEASURES[name].on_groups
             starts = np.stack([read(one) for one in made]) if read else measure(work, self.layer, different)
             starts = starts[:, place]
-            found[name] = starts.mean(0), _picture_effects(starts, options.n_boot, options.seed)
+            found[name] = starts.mean(0), start_effects(starts, options.n_boot, options.seed)
         return found
 
 

@@ -177,7 +177,12 @@ KINDS: dict[str, GraphKind] = {
             missing=_no_room,
             coherence=("class_information", "correlation"),
             # the first, and those below, were measured in nbs/studies/pipeline.ipynb
-            by_construction=("correlation", "position_correlation"),
+            by_construction=(
+                "correlation",
+                "position_correlation",
+                "next_token_information",
+                "token_information",
+            ),
         ),
         GraphKind(
             name="upstream",
@@ -190,6 +195,8 @@ KINDS: dict[str, GraphKind] = {
             by_construction=(
                 "correlation",
                 "position_correlation",
+                "next_token_information",
+                "token_information",
                 "class_information",
                 "target_information",
                 "visual_score",

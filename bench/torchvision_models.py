@@ -3,11 +3,12 @@
     python bench/torchvision_models.py                 # all of them; goes on where it was broken off
     python bench/torchvision_models.py resnet18 vgg11  # these alone, anew
     python bench/torchvision_models.py --quick         # of those not known yet no clusters by activations, no audit
+    python bench/torchvision_models.py --brief         # and no clusters within layers, and no time of lesions
     python bench/torchvision_models.py --table         # what is known so far
 
 Each model is traced, partitioned and prepared on 8 small images in a process of its own, which ends at a limit of
 time and memory; of each family the smallest is audited as a whole, with few controls and short pictures, all else as
-it is by default; with `--quick` models are traced, cut by weights and prepared. A row a model goes to
+it is by default; with `--quick` and `--brief` models are traced, cut by weights and prepared. A row a model goes to
 bench/torchvision_models.csv: layers, units, seconds of one processor for each stage, and notes or the error.
 """
 
@@ -62,13 +63,13 @@ def stage(row: dict[str, Any], name: str) -> Iterator[None]:
     print(json.dumps(row), flush=True)  # the last line that is whole is what the parent keeps
 
 
-def examined(name: str, whole: bool, quick: bool) -> None:
+def examined(name: str, whole: bool, quick: bool, brief: bool) -> None:
     """One model, in a process of its own. Prints what is known after each stage."""
     import torch
     import torchvision
 
     from specialize_nb.audits.audit import audit
-    from specialize_nb.audits.kinds import KINDS, Cutting
+    from specialize_nb.audits.kinds import KINDS, Cutting, Scope
     from specialize_nb.lesions.importance import LesionOptions, prepare_importance
     from specialize_nb.lesions.plan import price
     from specialize_nb.network.subject import Subject
@@ -87,7 +88,8 @@ def examined(name: str, whole: bool, quick: bool) -> None:
         network = trace(model, data[0][:2])
     hidden = [layer for layer in network.layers if layer.kind == "hidden"]
     row |= {"layers": len(hidden), "units": sum(layer.n_units for layer in hidden)}
-    left = ["Clusters by activations were not tried."] * quick
+    scopes: tuple[Scope, ...] = ("global",) if brief else ("global", "local")
+    left = ["Clusters by activations were not tried."] * quick + ["Nor those within layers."] * brief
     row["notes"] = " ".join([*network.notes, *(f"unknown: {one.op}" for one in network.unknown), *left])
     subject, partitions = Subject.of(model, data, network=network, split=True), {}
     with stage(row, "partition_s"):
@@ -95,13 +97,14 @@ def examined(name: str, whole: bool, quick: bool) -> None:
             if why := kind.missing(subject):
                 row["notes"] = f"{row['notes']} No graph of {kind.label}: {why}.".strip()
                 continue
-            cut = kind.cut(kind.build(subject), subject, Cutting(k=8, scopes=("global", "local")))
+            cut = kind.cut(kind.build(subject), subject, Cutting(k=8, scopes=scopes))
             partitions |= {(kind.name, scope): partition for scope, partition in cut.items()}
     with stage(row, "prepare_s"):
         trial = prepare_importance(subject, list(partitions.values()), LesionOptions())
         for (kind, _), partition in partitions.items():
             prepare_coherence(subject, partition, CoherenceOptions(outcomes=KINDS[kind].coherence))
-        row["lesions"] = sum(one.n_lesions for one in price(trial, probe_seconds=0.5))
+        if not brief:
+            row["lesions"] = sum(one.n_lesions for one in price(trial, probe_seconds=0.5))
     if whole:
         with stage(row, "audit_s"):
             found = audit(model, data, network=network, **FEW)
@@ -118,9 +121,9 @@ def used(pid: int) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30, ticks / os.sysconf("SC_CLK_TCK")
 
 
-def asked(name: str, whole: bool, quick: bool, most_s: float) -> dict[str, Any]:
+def asked(name: str, kind: list[str], most_s: float) -> dict[str, Any]:
     """The row of one model, from a process that is watched."""
-    words = [sys.executable, __file__, "--one", name, *["--whole"] * whole, *["--quick"] * quick]
+    words = [sys.executable, __file__, "--one", name, *kind]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, ended = 0.0, ""
     while child.poll() is None and not ended:
@@ -157,19 +160,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="of computing, limit of one model (default: 600)")
     parser.add_argument("--prepare", action="store_true", help="no whole audits")
     parser.add_argument("--quick", action="store_true", help="no clusters by activations, no audits")
+    parser.add_argument("--brief", action="store_true", help="nor clusters within layers, nor the time of lesions")
     parser.add_argument("--table", action="store_true", help="print what is known")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        examined(options.one, options.whole, options.quick)
+        examined(options.one, options.whole, options.quick or options.brief, options.brief)
         return
     rows = known()
     for name, n_parameters, smallest in all_models() if not options.table else ():
         if name not in options.models if options.models else name in rows:
             continue
-        whole = smallest and not (options.prepare or options.quick)
-        row = asked(name, whole, options.quick, options.seconds)
+        whole = smallest and not (options.prepare or options.quick or options.brief)
+        kind = ["--whole"] * whole + ["--quick"] * options.quick + ["--brief"] * options.brief
+        row = asked(name, kind, options.seconds)
         rows = known() | {name: {"model": name, "parameters": n_parameters} | row}
         keep(rows)
         print(", ".join(f"{key} {value}" for key, value in rows[name].items() if value != ""), flush=True)

@@ -37,6 +37,7 @@ _GROW, _CLIMB = 4, 16  # Sweeps for all starts, and for the best two
 _FINISH = (4, 400)  # And for the one that is kept: at least, and at most, as far as there is
 _ENOUGH = 2**31  # multiplications for it
 _COLUMNS = 128  # Clusters of all starts together: as many columns are multiplied by a block at once
+_HUGE = 2**27  # Edges from which each window gets one start alone
 _FLAT = 1e-9  # Relative variance below which a block has no pattern
 
 
@@ -533,9 +534,11 @@ def find_modules(
     Modules
     """
     live = np.split(alive, np.cumsum(sizes)[:-1])
-    large = sum(one.weights.numel() for one in blocks) > _EXACT
+    n_edges = sum(one.weights.numel() for one in blocks)
+    large = n_edges > _EXACT
     windows = _windows(len(sizes), blocks, 2 if large else _STARTS)
-    rng, n_each = np.random.default_rng(seed), max(1, min(n_init, _COLUMNS // (k * len(windows))))
+    n_columns = 0 if n_edges > _HUGE else _COLUMNS
+    rng, n_each = np.random.default_rng(seed), max(1, min(n_init, n_columns // (k * len(windows))))
     starts = [
         labels
         for window in windows
@@ -549,7 +552,6 @@ def find_modules(
     climb.run(n_climb)
     winner = int(np.argmax(np.round(climb.values(), 6)))
     climb.keep([winner])
-    n_edges = sum(one.weights.numel() for one in blocks)
     n_finish = int(np.clip(_ENOUGH // (2 * n_edges * k), *_FINISH))
     settled = climb.run(n_finish)
     sure = np.where(alive, torch.cat(climb.member)[:, 0].amax(1).cpu().double().numpy(), 0.0)

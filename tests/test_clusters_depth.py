@@ -32,7 +32,7 @@ def test_planted_number():
     again = UnitGraph(
         layers=graph.layers, sizes=graph.sizes, blocks={key: one**1.1 for key, one in graph.blocks.items()}
     )
-    scan = module_scan(graph, (2, 3, 4, 5), n_null=19, n_seeds=2, others=[again])
+    scan = module_scan(graph, (2, 3, 4), n_null=19, n_seeds=2, others=[again])
     assert scan.to_frame()["same_data"][1] > 0.9 and "graphs of other data agree by" in scan.headline
     assert scan.k == 3 and scan.to_frame()["same"][1] > 0.9 and "3 modules" in scan.headline
     assert_allclose(scan.to_frame()["p_fwer"].min(), 1 / 20, rtol=1e-12)
@@ -40,7 +40,7 @@ def test_planted_number():
 
 
 def test_no_modules():
-    graphs = [planted_layers(4, 24, 3, 1.0, seed)[0] for seed in range(6)]
+    graphs = [planted_layers(4, 16, 3, 1.0, seed)[0] for seed in range(6)]
     scans = [module_scan(one, (2, 3), n_null=19, n_seeds=1, seed=seed) for seed, one in enumerate(graphs)]
     assert sum(scan.k is not None for scan in scans) <= 2
     assert any("no modules stand out" in scan.headline for scan in scans)

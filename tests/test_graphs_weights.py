@@ -211,8 +211,9 @@ def test_shared_blocks():
             len(graph.blocks) == 15 and len(alone) == 5
         )  # each layer's writers, the input among them, share one block
         assert sum(block.numel() for block in alone.values()) == stored_edges(network) == 4 * 25 + 10
-        for reader, weight in [(f"layers.{i}", network.wires[0].weight) for i in range(1)]:
-            assert_allclose(graph.block("input", reader), weight[..., 0].abs().T.double(), rtol=1e-6, strict=True)
+        read = network.wires[-1].weight[..., 0].abs().T.double()
+        for writer in ("input", "layers.0", "layers.3"):
+            assert_allclose(graph.block(writer, "head"), read, rtol=1e-6, strict=True)
     graph.to_frame()
 
 

@@ -132,10 +132,11 @@ def stored_edges(
         At least 0; blocks that several pairs of layers share count once
     """
     sizes = {layer.name: layer.n_units for layer in network.layers}
-    shapes = {
-        (wire.target, wire.parameter, sizes[wire.source], *_ends(wire)): sizes[wire.source] * sizes[wire.target]
-        for wire in network.wires
-    }
+    shapes = {}
+    for wire in network.wires:
+        scale = _wide(wire.scale_out).cpu().numpy().tobytes()
+        ends = wire.target, wire.parameter, sizes[wire.source], *_ends(wire), scale
+        shapes[ends] = sizes[wire.source] * sizes[wire.target]
     return sum(shapes.values())
 
 # %% ../../nbs/02_weight_graph.ipynb #de7a1c71

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import re
 import sys
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.utils.data import DataLoader
 
-from specialize_nb.audits.audit import Audit, _left_out, _partitions, audit, plan_audit
+from specialize_nb.audits.audit import Audit, _gathered, _left_out, _partitions, audit, plan_audit
 from specialize_nb.audits.findings import verdicts
 from specialize_nb.audits.kinds import KINDS, Cutting
 from specialize_nb.base.data import Batches, batches, digits
@@ -35,6 +36,7 @@ from specialize_nb.lesions.importance import Importance, importance
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
 from specialize_nb.responses import coherence as coherence_room
+from specialize_nb.stats.evidence import evidence_notes
 from specialize_nb.stats.many import benjamini_hochberg, conjunction
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.training.fit import fit
@@ -199,6 +201,24 @@ def test_rule():
         assert finding.graph == finding.partition.graph == graph.kind
         assert all(np.array_equal(finding.partition.labels[name], labels) for name, labels in again.labels.items())
     rows["verdict"].value_counts().to_frame()
+
+
+def test_shrunken():
+    def louder(finding, by):
+        "The finding with effects that are as much too small."
+        wide = {name: by * again for name, again in finding.importance.replicates.items()}
+        evidence = replace(finding.importance, replicates=wide, notes=())
+        return replace(finding, importance=replace(evidence, notes=evidence_notes(evidence)))
+
+    data = digits("test")
+    options = QUICK | dict(k=4, n_boot=20, n_exhibits=0)
+    one = audit(digits_network(), data, graphs=("weights",), scopes=("local",), **options).findings[0]
+    twice = [louder(one, 2), louder(one, 4)]
+    told = _gathered(Subject.of(digits_network(), data), (), twice, ())
+    alone = [note for finding in twice for note in finding.importance.notes if "in cross_entropy" in note]
+    together = [note for note in told if "in cross_entropy" in note]
+    assert len(set(alone)) == 2 and len(together) == 1 and re.search(r"about \d+% to \d+% too small", together[0])
+    together[0]
 
 
 def test_several_inputs():

@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 
 from specialize_nb.base.files import read_result, write_result
 from specialize_nb.stats.effects import effect_size
-from specialize_nb.stats.evidence import Evidence, evidence_notes
+from specialize_nb.stats.evidence import Evidence, evidence_notes, shrinkage_notes
 from specialize_nb.stats.many import benjamini_hochberg, holm, max_t
 from specialize_nb.stats.sequential import look_p_values
 from specialize_nb.stats.tests import p_values
@@ -339,6 +339,9 @@ def test_notes():
     wide = {"loss": 1.5 * effect + 0.1 * np.random.default_rng(0).standard_normal((100, 6))}
     assert evidence_notes(toy_evidence(replicates=wide))[0].startswith("Effects in loss are about 33% too small: noise")
     assert evidence_notes(toy_evidence(replicates={"loss": wide["loss"][:9]})) == ()  # too few to tell
+    wider = {"loss": wide["loss"] + 0.5 * effect}
+    both = [plain, toy_evidence(replicates=wide), toy_evidence(replicates=wider)]
+    assert [note.split(":")[0] for note in shrinkage_notes(both)] == ["Effects in loss are about 33% to 50% too small"]
     unknown = plain.draws["loss"].copy()
     assert evidence_notes(toy_evidence(matched={"loss": unknown})) == ()
     unknown[:, [0, 4]] = np.nan

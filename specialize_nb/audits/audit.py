@@ -83,7 +83,7 @@ from specialize_nb.responses.coherence import (
 from ..responses.contexts import Contexts, top_contexts
 from ..responses.examples import top_images
 from ..responses.pictures import Parameterization, visualize
-from ..stats.evidence import UNTESTED_COLUMNS, Evidence
+from ..stats.evidence import UNTESTED_COLUMNS, Evidence, shrinkage_notes
 from ..stats.sequential import Sequential
 from ..stats.tests import passes_level
 
@@ -1089,7 +1089,9 @@ def _gathered(
 ) -> tuple[str, ...]:
     """The notes of all parts, each once."""
     parts = [part for one in findings for part in (one.importance, one.coherence, one)]
-    told = (note for part in parts for note in part.notes)
+    judged = [part for one in findings for part in (one.importance, one.coherence)]
+    alone = {note for part in judged for note in shrinkage_notes([part])}
+    told = [*(note for part in parts for note in part.notes if note not in alone), *shrinkage_notes(judged)]
     notes = [*subject.network.notes, *subject.notes, *before, *_of_clusters(findings), *told, *after]
     none = (
         [] if subject.network.hidden else [f"{subject.network.model} has no hidden layer, so there is nothing to test."]

@@ -33,7 +33,6 @@ from .responses.attainability import attainability as attainability
 from .responses.coherence import coherence as coherence
 from .responses.concepts import concept_table as concept_table
 from .responses.contexts import top_contexts as top_contexts
-from .responses.patches import map_agreement as map_agreement
 from .responses.patches import top_patches as top_patches
 from .responses.pictures import visualize as visualize
 from .stats.discoveries import true_discoveries as true_discoveries

@@ -221,6 +221,28 @@ def test_shrunken():
     together[0]
 
 
+def test_pictures_where_they_decide():
+    model = nn.Sequential(nn.Flatten(), mlp((64, 16, 10), seed=0)).eval()
+    whole, outcomes = digits("test"), {}
+    options = dict(k=3, scopes=("local",), graphs=("activations",), n_exhibits=0, steps=1, n_boot=5, matched=False)
+    few = Sequential(first=19, most=59)
+    for name, data, more in (
+        ("classes", whole, {}),
+        ("asked", whole, dict(n_visual=3)),
+        ("none", whole.x, {}),
+    ):
+        with mock.patch.object(coherence_room, "visualize", wraps=coherence_room.visualize) as made:
+            evidence = audit(model, data, n_controls=few, **options, **more).findings[0].coherence
+        outcomes[name] = evidence.outcomes
+        n_groups = sum(len(call.args[2]) for call in made.call_args_list)
+        assert n_groups == 0 if name == "classes" else n_groups > len(evidence.keys)
+    assert outcomes["classes"] == ("class_information", "correlation")
+    assert set(outcomes["asked"]) == {"class_information", "correlation", "visual_score", "visual_entropy"}
+    assert outcomes["none"] == ("visual_score", "correlation")
+    assert set(evidence.n_drawn["visual_score"]) <= set(few.looks)
+    pd.Series(outcomes).to_frame("outcomes")
+
+
 def test_several_inputs():
     model, data = worded()
     with unchanged(model):

@@ -175,8 +175,8 @@ def test_a_failing_lesion_is_raised(planted):
             measure_together(trial, agreements)
 
 
-def test_pictures_have_a_fixed_number_and_do_not_steer(planted):
-    """What looks at pictures first says nothing of when to stop; its real data are measured to the fixed number."""
+def test_pictures_steer_where_they_come_first(planted):
+    """They are drawn look by look, as many as real data; beside another outcome their number is fixed."""
     found = planted_mlp(hidden=(16, 16))
     x = found.x.unflatten(1, (1, 1, -1))
     model = torch.nn.Sequential(torch.nn.Flatten(), *found.model).eval()
@@ -184,8 +184,11 @@ def test_pictures_have_a_fixed_number_and_do_not_steer(planted):
     labels = {name: found.labels[str(int(name) - 1)] for name in subject.network.hidden}
     partition = Partition.from_labels(labels)
     trial = prepare_importance(subject, [partition], LesionOptions(n_controls=DESIGN, **LOSS))
-    options = CoherenceOptions(n_controls=DESIGN, outcomes=("visual_score", "correlation"), n_visual=9, n_boot=5)
+    options = CoherenceOptions(n_controls=DESIGN, outcomes=("visual_score", "correlation"), steps=2, n_boot=5)
     work = prepare_coherence(subject, partition, options)
     agreements = {0: [CoherenceTally(work, name) for name in work.layers]}
-    assert not options.steers and measure_together(trial, agreements) == {}
-    assert all((one.n_drawn == 9).all() and one.going.all() for one in agreements[0])
+    assert measure_together(trial, agreements) == {}
+    for one in agreements[0]:
+        assert set(one.n_drawn) <= set(DESIGN.looks)
+        for rows in (one.on_pictures()["visual_score"][0], one.on_data()["correlation"][0]):
+            assert np.array_equal(np.isfinite(rows).sum(0), 1 + one.n_drawn)

@@ -23,6 +23,7 @@ from specialize_nb.responses.attainability import attainability, distinct_groups
 from specialize_nb.responses.coherence import (
     Coherence,
     _class_information,
+    _correlation_of_maps,
     _frequent,
     _image_effects,
     _mean_correlation,
@@ -30,6 +31,7 @@ from specialize_nb.responses.coherence import (
     _standardized,
     coherence,
 )
+from specialize_nb.responses.patches import Maps
 from specialize_nb.responses.pictures import visualize
 from specialize_nb.stats.effects import bootstrap_weights, effect_size, start_effects
 from specialize_nb.stats.sequential import Sequential
@@ -122,6 +124,21 @@ def test_correlation_oracle():
     by_hand = [np.abs(c)[[0, 0, 2], [2, 5, 5]].mean() for c in twice]
     assert_allclose(_mean_correlation(group, _standardized(answers), weights), [by_hand], rtol=1e-6, strict=True)
     assert np.ptp(by_hand) > 0.01
+    by_hand
+
+
+def test_maps():
+    rng = np.random.default_rng(0)
+    answers = rng.standard_normal((40, 3, 4)).astype(np.float32)
+    maps = Maps(answers - answers.mean((0, 1)), (3,), np.arange(0, 80, 2))  # every other image is held
+    group, weights = np.array([[True, False, True, True]]), bootstrap_weights(80, 3, seed=1)
+    by_hand = []
+    for own in (np.ones(80, dtype=int), *weights):
+        flat = np.repeat(answers, own[maps.index], axis=0).reshape(-1, 4)
+        by_hand.append(np.abs(np.corrcoef(flat.T))[[0, 0, 2], [2, 3, 3]].mean())
+    read = _correlation_of_maps(maps, None)
+    assert_allclose(read(group, np.ones((1, 80))), [by_hand[:1]], rtol=1e-5, strict=True)
+    assert_allclose(read(group, weights), [by_hand[1:]], rtol=1e-4)
     by_hand
 
 
@@ -349,7 +366,10 @@ def test_bad_input():
         "got outcomes='colour': allowed are 'correlation'": dict(outcomes=("correlation", "colour")),
         "each once": dict(outcomes=("correlation", "correlation")),
         "choose one or more of": dict(outcomes=()),
-        "n_visual=0": dict(n_visual=0),
+        "n_visual=-1": dict(n_visual=-1),
+        r"n_visual=0 and outcomes \['visual_score'\] of pictures": dict(
+            n_visual=0, outcomes=("correlation", "visual_score")
+        ),
         "n_starts=0": dict(n_starts=0),
         "n_bins=1": dict(n_bins=1),
         "steps=0": dict(steps=0),
@@ -401,6 +421,8 @@ def test_tokens():
             "Coherence is measured without 'visualisation score' and 'decisiveness of the output on its visualisation': "
         )
     )
+    with pytest.raises(ValueError, match=r"'map_correlation' is of maps of images; of tokens, 'position_correlation'"):
+        coherence(model, data, halves, outcomes=("map_correlation",))
     with pytest.raises(
         TypeError, match=r"int64.*; leave out the outcomes \['visual_score'\], the others do without"
     ) as caught:
@@ -494,7 +516,15 @@ def test_sequential():
     listed = [one.q_values("correlation") <= 0.05 for one in (many, few)]
     assert np.array_equal(*listed) and listed[0].all()
     pictures = coherence(model, data, truth, outcomes=("visual_score", "correlation"), n_visual=3, steps=2, n_boot=5)
-    assert pictures.n_drawn == {} and len(pictures.draws["correlation"]) == 3  # pictures cannot say when to stop
+    drawn = pictures.n_drawn["visual_score"]  # pictures say when to stop as well
+    assert np.array_equal(drawn, pictures.n_drawn["correlation"]) and drawn.max() < 999 and drawn.min() >= 19
+    for i, own in enumerate(drawn):
+        assert_allclose(
+            pictures.draws["visual_score"][:3, i], many.draws["visual_score"][:3, i], rtol=1e-4, strict=True
+        )
+        assert np.isfinite(pictures.draws["visual_score"][:own, i]).all()
+    plain = coherence(model, data, truth, n_controls=9, n_visual=0, n_boot=5)
+    assert plain.outcomes == ("correlation", "class_information")  # none of pictures
     few
 
 

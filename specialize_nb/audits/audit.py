@@ -424,7 +424,7 @@ def _check(k: int, graphs: Sequence[str], scopes: Sequence[str], alpha: float) -
         raise ValueError(f"alpha={alpha!r}: give a false discovery rate between 0 and 1, such as 0.05")
 
 
-_LEAST = dict(min_units=1, n_boot=1, n_visual=1, n_starts=1, steps=1, n_bins=2, batch_size=1, n_exhibits=0, seed=0)
+_LEAST = dict(min_units=1, n_boot=1, n_visual=0, n_starts=1, steps=1, n_bins=2, batch_size=1, n_exhibits=0, seed=0)
 
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
@@ -576,10 +576,11 @@ def _for_coherence(
     """What is asked of clusters of one kind of graph, None if nothing can be; and a sentence on what is left out."""
     kind = KINDS[graph]
     pictures = [name for name, measure in MEASURES.items() if measure.on_pictures and pictured]
-    names, notes = possible_outcomes(subject, (*kind.coherence, *pictures))
+    names, notes = possible_outcomes(subject, (*kind.coherence, *(pictures if given["n_visual"] else ())))
     if not possible_outcomes(subject, kind.coherence[:1])[0]:  # by what is left on real data, the clusters were cut
-        names = tuple(sorted(names, key=lambda name: MEASURES[name].on_pictures is None))
-        if not names or MEASURES[names[0]].on_pictures is None:
+        main = possible_outcomes(subject, pictures)[0][:1]
+        names = (*main, *(name for name in names if name not in main))
+        if not main:
             why = "nothing is left to ask that they were not cut by"
             told = f"Coherence of clusters by {kind.label} was not tested: {why}."
             return None, (*notes, told)
@@ -828,7 +829,7 @@ def audit(
     outcomes: Sequence[str | Callable] | None = None,  # Names or functions of (outputs, labels), the main one first
     matched: bool = True,  # Also compare with groups of units that are as strong?
     min_units: int = 1,  # Smaller sub-clusters are not tested
-    n_visual: int = 49,  # The first so many of them get pictures; never more than `n_controls`
+    n_visual: int = 0,  # As many of them get pictures beside what decides; 0: only what is shown gets pictures
     n_starts: int = 1,  # Pictures of each group, from different noise
     steps: int = 64,  # Steps of Adam for a picture
     parameterization: Parameterization = "fft",  # How a picture is described: by frequencies or by pixels
@@ -879,8 +880,8 @@ def audit(
         Also compare with groups of units that are as strong?
     min_units : int, default 1
         Smaller sub-clusters are not tested
-    n_visual : int, default 49
-        The first so many of them get pictures; never more than `n_controls`
+    n_visual : int, default 0
+        As many of them get pictures beside what decides; 0: only what is shown gets pictures
     n_starts : int, default 1
         Pictures of each group, from different noise
     steps : int, default 64
@@ -930,7 +931,7 @@ def audit(
     return _audited(dict(locals()))
 
 # %% ../../nbs/14_audit.ipynb #f4860e16
-_TWIN = dict(twin=0, n_controls=99, matched=False, n_boot=1, n_visual=1, n_exhibits=0, store=None, progress=False)
+_TWIN = dict(twin=0, n_controls=99, matched=False, n_boot=1, n_visual=0, n_exhibits=0, store=None, progress=False)
 _N_TWINS = 3  # where a function makes them
 
 

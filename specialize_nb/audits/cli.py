@@ -61,7 +61,7 @@ _LEAST = {
     "k": 2,
     "n": 4,
     "n_controls": 1,
-    "n_visual": 1,
+    "n_visual": 0,
     "n_jobs": 1,
     "repeats": 1,
     "examples": 1,

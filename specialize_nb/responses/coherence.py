@@ -40,6 +40,7 @@ from specialize_nb.responses.attainability import (
     distinct_groups,
     measure_attainability,
 )
+from .patches import Maps, maps_of, predictability
 from .pictures import Parameterization, Visualization, group_weights, visualize
 from ..stats.effects import bootstrap_weights, effect_replicates, moments, start_effects
 from ..stats.evidence import Evidence, evidence_notes
@@ -198,6 +199,18 @@ def _at_labels(
     return lambda groups, weights: measure(groups, weights[:, answers.example[known]])
 
 # %% ../../nbs/13_coherence.ipynb #5256008a
+def _pictured(
+    work: "CoherenceWork", layer: str, names: Sequence[str], groups: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outcome -> (n_starts, n_groups) of those named."""
+    made = _visual(work, layer, groups) if any(MEASURES[name].on_pictures for name in names) else []
+    found = {}
+    for name in names:
+        read, measure = MEASURES[name].on_pictures, MEASURES[name].on_groups
+        found[name] = np.stack([read(one) for one in made]) if read else measure(work, layer, groups)
+    return found
+
+
 def _visual(work: "CoherenceWork", layer: str, groups: np.ndarray) -> list[Visualization]:
     """Pictures of groups of one layer, from each start."""
     pairs, made = [(layer, np.flatnonzero(group)) for group in groups], []
@@ -246,13 +259,14 @@ class CoherenceTally:
         self.clusters = [sub.cluster for sub in work.subclusters if sub.layer == layer]
         self.n_drawn = np.full(len(self.clusters), -1)  # -1: not even the sub-cluster itself
         self.going = np.ones(len(self.clusters), dtype=bool)  # Is its verdict still open?
-        self.rows = {name: np.full((1, len(self.clusters)), np.nan) for name in work.names(pictures=False)}
+        empty = np.full((1, len(self.clusters)), np.nan)
+        self.rows = {name: empty[None].repeat(n, 0) for name, n in work.drawn.items()}  # (readings, 1 + n_controls, m)
 
     def grow(
         self,
         n: int,  # Controls wanted of each open sub-cluster
     ) -> None:
-        """Measure what open sub-clusters lack of n controls, on real data.
+        """Measure what open sub-clusters lack of n controls.
 
         Parameters
         ----------
@@ -265,17 +279,30 @@ class CoherenceTally:
         labels = self.work.labels(self.layer, n)
         lacking = [(i, np.arange(self.n_drawn[i] + 1, 1 + n)) for i in here]
         groups = np.concatenate([labels[rows] == self.clusters[i] for i, rows in lacking])
-        once = np.ones((1, self.work.subject.data.n), dtype=np.int64)
         different, place = distinct_groups(groups)
-        for name in self.rows:
-            found = np.split(self._measure(name)(different, once)[:, 0][place], np.cumsum([len(r) for _, r in lacking]))
+        for name, found in self._read(different).items():
+            parts = np.split(found[:, place], np.cumsum([len(rows) for _, rows in lacking]), axis=1)
             self.rows[name] = _longer(self.rows[name], n)
-            for (i, rows), part in zip(lacking, found, strict=False):
-                self.rows[name][rows, i] = part
+            for (i, rows), part in zip(lacking, parts, strict=False):
+                self.rows[name][:, rows, i] = part
         self.n_drawn[here] = n
 
-    def _measure(self, name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def _read(self, groups: np.ndarray) -> dict[str, np.ndarray]:
+        """Outcome -> (readings, n_groups): one on real data, one from each start on pictures."""
+        once = np.ones((1, self.work.subject.data.n), dtype=np.int64)
+        found = {name: measure(groups, once).T for name, measure in self._measures().items()}
+        return found | _pictured(self.work, self.layer, [name for name in self.rows if name not in found], groups)
+
+    def _measures(self) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+        """Outcome on real data -> measure of groups; maps are read once for all of them."""
+        names = self.work.names(pictures=False)
+        maps = maps_of(self.work.subject, self.layer) if any(MEASURES[name].on_maps for name in names) else None
+        return {name: self._measure(name, maps) for name in names}
+
+    def _measure(self, name: str, maps: Maps | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         measure, work = MEASURES[name], self.work
+        if measure.on_maps:
+            return measure.on_maps(maps, work)
         if not measure.at_positions(work):
             answers = answers_of(work.subject, [self.layer])[self.layer]
             return measure.on_data(answers if work.order is None else answers[work.order], work)
@@ -289,7 +316,7 @@ class CoherenceTally:
     def standing(self) -> Standing:
         """Where its tests stand in the main outcome."""
         name = self.work.options.outcomes[0]
-        rows, looks = self.rows[name], self.work.options.looks
+        rows, looks = self.rows[name].mean(0), self.work.options.looks
         return Standing.of(rows[0], rows[1:], self.n_drawn, looks, floor=MEASURES[name].floor)
 
     def on_data(self) -> Measured:
@@ -301,32 +328,31 @@ class CoherenceTally:
         groups = np.stack([labels == cluster for cluster in self.clusters], axis=1)
         drawn = np.arange(1 + n)[:, None] <= self.n_drawn
         different, place = distinct_groups(groups)
-        for name, rows in self.rows.items():
-            again = self._measure(name)(different, weights)[place]
+        for name, measure in self._measures().items():
+            again, rows = measure(different, weights)[place], self.rows[name][0]
             found[name] = rows, _image_effects(rows, np.where(drawn[..., None], again, np.nan), options.seed)
         return found
 
     def on_pictures(self) -> Measured:
-        """What is to be measured on pictures of its sub-clusters, and of the first `n_visual` controls of each."""
-        work, found = self.work, {}
-        names, options = work.names(pictures=True), work.options
-        if not names:
-            return found
-        labels = work.labels(self.layer, options.n_visual)
-        different, place = distinct_groups(np.stack([labels == cluster for cluster in self.clusters], axis=1))
-        shown = any(MEASURES[name].on_pictures for name in names)
-        made = _visual(work, self.layer, different) if shown else []
-        for name in names:
-            read, measure = MEASURES[name].on_pictures, MEASURES[name].on_groups
-            starts = np.stack([read(one) for one in made]) if read else measure(work, self.layer, different)
-            starts = starts[:, place]
-            found[name] = starts.mean(0), start_effects(starts, options.n_boot, options.seed)
+        """What is measured on pictures: those drawn until it is clear, and those of a fixed number of controls."""
+        work, options, found = self.work, self.work.options, {}
+        starts = {name: rows for name, rows in self.rows.items() if MEASURES[name].pictured}
+        names = [name for name in work.names(pictures=True) if name not in starts]
+        if names:
+            labels = work.labels(self.layer, options.n_pictured)
+            different, place = distinct_groups(np.stack([labels == cluster for cluster in self.clusters], axis=1))
+            made = _pictured(work, self.layer, names, different)
+            starts |= {name: one[:, place] for name, one in made.items()}
+        for name, one in starts.items():
+            found[name] = one.mean(0), start_effects(one, options.n_boot, options.seed)
         return found
 
 
 def _longer(rows: np.ndarray, n: int) -> np.ndarray:
-    """Room for n controls."""
-    return np.pad(rows, ((0, max(0, 1 + n - len(rows))), (0, 0)), constant_values=np.nan)
+    """Room for n controls, along the axis before the last."""
+    none = [(0, 0)] * (rows.ndim - 2)
+    return np.pad(rows, (*none, (0, max(0, 1 + n - rows.shape[-2])), (0, 0)), constant_values=np.nan)
+
 
 # %% ../../nbs/13_coherence.ipynb #457b81d9
 def _correlation_of(recorded: np.ndarray, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -399,6 +425,22 @@ def _information_by(
     measure = _of_responses(recorded[known], labels[:, None], work.options.n_bins)
     return lambda groups, weights: measure(groups, weights[:, known])
 
+# %% ../../nbs/13_coherence.ipynb #0b26fc2a
+def _correlation_of_maps(maps: Maps, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(groups, weights of examples) -> (n_groups, n_boot); bootstrap draws in single precision."""
+    n, n_places, n_units = maps.answers.shape
+    flat, example = maps.answers.reshape(-1, n_units), np.repeat(np.arange(n), n_places)
+
+    def measure(groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        answers = flat.astype(np.float64) if len(weights) == 1 else flat
+        return _position_correlation(groups, answers, example, weights[:, maps.index])
+
+    return measure
+
+
+def _predictability_of(maps: Maps, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda groups, weights: predictability(maps, groups, weights, seed=work.options.seed)
+
 # %% ../../nbs/13_coherence.ipynb #038aace7
 def _attained(name: str) -> Callable[["CoherenceWork", str, np.ndarray], np.ndarray]:
     """(work, layer, groups) -> (n_starts, n_groups) of one outcome of `attainability`; all are measured together."""
@@ -424,6 +466,8 @@ class CoherenceMeasure:
         (answers, work) -> measure of groups
     at_positions : Callable[['CoherenceWork'], bool], default lambda work: False
         Does it get `Answers`, not means of examples?
+    on_maps : Callable[[Maps, 'CoherenceWork'], Callable] | None, default None
+        (maps, work) -> measure of groups
     on_pictures : Callable[[Visualization], np.ndarray] | None, default None
         Pictures -> (n_groups,)
     on_groups : Callable[['CoherenceWork', str, np.ndarray], np.ndarray] | None, default None
@@ -441,6 +485,7 @@ class CoherenceMeasure:
     at_positions: Callable[["CoherenceWork"], bool] = lambda work: (
         False
     )  # Does it get `Answers`, not means of examples?
+    on_maps: Callable[[Maps, "CoherenceWork"], Callable] | None = None  # (maps, work) -> measure of groups
     on_pictures: Callable[[Visualization], np.ndarray] | None = None  # Pictures -> (n_groups,)
     on_groups: Callable[["CoherenceWork", str, np.ndarray], np.ndarray] | None = (
         None  # (work, layer, groups) -> (n_starts, n_groups), by pictures of its own
@@ -451,7 +496,7 @@ class CoherenceMeasure:
 
     @property
     def pictured(self) -> bool:
-        """Does it need pictures, and so a fixed number of controls?"""
+        """Does it need pictures?"""
         return self.on_pictures is not None or self.on_groups is not None
 
 
@@ -486,6 +531,19 @@ MEASURES = {  # Name -> measure; a new one is a row here
         on_data=_information_by,
         at_positions=lambda work: work.beside.at_positions,
         floor=0.0,
+    ),
+    "map_correlation": CoherenceMeasure(label="correlation of its maps", on_maps=_correlation_of_maps),
+    "map_correlation_rest": CoherenceMeasure(
+        label="correlation of its maps without the layer's first component",
+        on_maps=lambda maps, work: _correlation_of_maps(maps.rest(), work),
+    ),
+    "predictability": CoherenceMeasure(
+        label="half of it picks out the top patches of the other", on_maps=_predictability_of, floor=0.5
+    ),
+    "predictability_rest": CoherenceMeasure(
+        label="half of it picks out the top patches of the other, without the layer's first component",
+        on_maps=lambda maps, work: _predictability_of(maps.rest(), work),
+        floor=0.5,
     ),
     "visual_score": CoherenceMeasure(label="visualisation score", on_pictures=lambda made: made.score),
     "visual_entropy": CoherenceMeasure(
@@ -547,7 +605,7 @@ def coherence(
     *,
     outcomes: Sequence[str] | None = None,  # Main one first; None: all that the data allow
     n_controls: int | Sequential = Sequential(),  # Random groups for each: until it is clear, or a fixed number
-    n_visual: int = 49,  # The first so many of them get pictures; never more than `n_controls`
+    n_visual: int = 49,  # As many of them get pictures, where these are not the main outcome; 0: no pictures beside it
     n_starts: int = 1,  # Pictures of each group, from different noise
     steps: int = 64,  # Steps of Adam for a picture
     parameterization: Parameterization = "fft",  # How a picture is described: by frequencies or by pixels
@@ -582,7 +640,7 @@ def coherence(
     n_controls : int | Sequential, default Sequential()
         Random groups for each: until it is clear, or a fixed number
     n_visual : int, default 49
-        The first so many of them get pictures; never more than `n_controls`
+        As many of them get pictures, where these are not the main outcome; 0: no pictures beside it
     n_starts : int, default 1
         Pictures of each group, from different noise
     steps : int, default 64
@@ -637,7 +695,7 @@ class CoherenceOptions:
     n_controls : int | Sequential, default Sequential()
         Random groups for each: until it is clear, or a fixed number
     n_visual : int, default 49
-        The first so many of them get pictures; never more than `n_controls`
+        As many of them get pictures, where these are not the main outcome; 0: no pictures beside it
     n_starts : int, default 1
         Pictures of each group, from different noise
     steps : int, default 64
@@ -662,7 +720,7 @@ class CoherenceOptions:
 
     outcomes: Sequence[str] | None = None  # Main one first; None: all that the data allow
     n_controls: int | Sequential = Sequential()  # Random groups for each: until it is clear, or a fixed number
-    n_visual: int = 49  # The first so many of them get pictures; never more than `n_controls`
+    n_visual: int = 49  # As many of them get pictures, where these are not the main outcome; 0: no pictures beside it
     n_starts: int = 1  # Pictures of each group, from different noise
     steps: int = 64  # Steps of Adam for a picture
     parameterization: Parameterization = "fft"  # How a picture is described: by frequencies or by pixels
@@ -678,10 +736,13 @@ class CoherenceOptions:
             object.__setattr__(self, "outcomes", _named(self.outcomes))
         if self.most < 1:
             raise ValueError(f"got n_controls={self.n_controls}: give at least 1, or a `Sequential` design")
-        if self.n_visual < 1 or self.n_starts < 1 or self.n_bins < 2:
+        if self.n_visual < 0 or self.n_starts < 1 or self.n_bins < 2:
             told = f"n_visual={self.n_visual}, n_starts={self.n_starts} and n_bins={self.n_bins}"
-            raise ValueError(f"got {told}: give at least 1 control with pictures, 1 start and 2 bins")
+            raise ValueError(f"got {told}: give at least 0 controls with pictures, 1 start and 2 bins")
         object.__setattr__(self, "n_visual", min(self.n_visual, self.most))
+        beside = [name for name in (self.outcomes or ())[1:] if MEASURES[name].pictured]
+        if beside and not self.n_visual:
+            raise ValueError(f"got n_visual=0 and outcomes {beside} of pictures: leave them out, or give n_visual=49")
 
     @property
     def most(self) -> int:
@@ -689,17 +750,19 @@ class CoherenceOptions:
         return self.n_controls.most if isinstance(self.n_controls, Sequential) else int(self.n_controls)
 
     @property
+    def n_pictured(self) -> int:
+        """Controls that get pictures, where their number is fixed."""
+        return self.n_visual or self.most
+
+    @property
     def steers(self) -> bool:
-        """Can the main outcome say when enough was drawn? What looks at pictures has a fixed number of them."""
-        main = self.outcomes[0] if self.outcomes else _USUAL[0]
-        return isinstance(self.n_controls, Sequential) and not MEASURES[main].pictured
+        """Does the main outcome say when enough was drawn?"""
+        return isinstance(self.n_controls, Sequential)
 
     @property
     def looks(self) -> tuple[int, ...]:
         """Numbers of controls at which it is asked which tests go on; or the one number."""
-        if isinstance(self.n_controls, Sequential):
-            return self.n_controls.looks if self.steers else (self.n_visual,)
-        return (int(self.n_controls),)
+        return self.n_controls.looks if isinstance(self.n_controls, Sequential) else (int(self.n_controls),)
 
     @property
     def alpha(self) -> float:
@@ -767,6 +830,13 @@ class CoherenceWork:
         list[str]
         """
         return [name for name in self.options.outcomes if MEASURES[name].pictured == pictures]
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Outcome -> readings of each group, of all whose controls are drawn until it is clear."""
+        main, n_starts = self.options.outcomes[0], self.options.n_starts
+        pictured = {main: n_starts} if self.options.steers and MEASURES[main].pictured else {}
+        return dict.fromkeys(self.names(pictures=False), 1) | pictured
 
     @property
     def layers(self) -> list[str]:
@@ -849,6 +919,8 @@ def _hindrance(subject: Subject, name: str, by: Any = None) -> Exception | None:
         return ValueError(f"{name!r} needs positions: tokens among the inputs, or targets at positions")
     if "token_information" in name and not has_tokens(subject):
         return ValueError(f"{name!r} needs tokens: one input (n, positions) of whole numbers")
+    if measure.on_maps and has_tokens(subject):
+        return ValueError(f"{name!r} is of maps of images; of tokens, 'position_correlation' is the same")
     if subject.task not in measure.tasks:
         return ValueError(f"{name!r} is for task={' or '.join(map(repr, measure.tasks))}, and this is {subject.task!r}")
     if not measure.pictured:
@@ -898,7 +970,8 @@ def prepare_coherence(
 def _asked(subject: Subject, options: CoherenceOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The outcomes, and what is said of those left out."""
     if options.outcomes is None:
-        found, notes = possible_outcomes(subject)
+        wanted = [name for name in _USUAL if options.n_visual or not MEASURES[name].pictured]
+        found, notes = possible_outcomes(subject, wanted)
         return (*found, *(("information_by",) if options.by is not None else ())), notes
     hindered = {name: _hindrance(subject, name, options.by) for name in options.outcomes}
     for error in filter(None, hindered.values()):
@@ -912,7 +985,7 @@ def measure_coherence(
     *,
     progress: bool = False,  # Show a progress bar?
 ) -> list[tuple[CoherenceTally, Measured]]:  # For each layer; outcome -> values (1 + n, m), effects (n_boot, m)
-    """How much does each group agree? On real data until it is clear; the first `n_visual` controls get pictures.
+    """How much does each group agree? The main outcome and those on real data until it is clear.
 
     Parameters
     ----------
@@ -988,7 +1061,7 @@ def _stops(work: CoherenceWork, found: Sequence[tuple[CoherenceTally, Measured]]
     if not work.options.steers:
         return {}
     n_drawn = np.concatenate([one.n_drawn for one, _ in found]) if found else np.zeros(0, dtype=int)
-    return dict(looks=work.options.looks, n_drawn=dict.fromkeys(work.names(pictures=False), n_drawn))
+    return dict(looks=work.options.looks, n_drawn=dict.fromkeys(work.drawn, n_drawn))
 
 
 def _settings(work: CoherenceWork) -> dict[str, Any]:

@@ -2045,6 +2045,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'specialize_nb/responses/coherence.py'),
                                                    'specialize_nb.responses.coherence._correlations': ( 'coherence.html#_correlations',
                                                                                                         'specialize_nb/responses/coherence.py'),
+                                                   'specialize_nb.responses.coherence._disagreement': ( 'coherence.html#_disagreement',
+                                                                                                        'specialize_nb/responses/coherence.py'),
                                                    'specialize_nb.responses.coherence._edges': ( 'coherence.html#_edges',
                                                                                                  'specialize_nb/responses/coherence.py'),
                                                    'specialize_nb.responses.coherence._frequent': ( 'coherence.html#_frequent',

@@ -203,6 +203,39 @@ def test_rule():
     rows["verdict"].value_counts().to_frame()
 
 
+def test_several_inputs():
+    model, data = worded()
+    with unchanged(model):
+        found = audit(model, data, k=4, n_controls=19, scopes=("global",))
+    assert {one.coherence.outcomes for one in found.findings} == {
+        ("correlation", "class_information"),
+        ("class_information", "correlation"),
+    }
+    told = [note for note in found.notes if "takes 2 inputs" in note]
+    assert found.exhibits == () and len(told) == 1 and told[0] in found.verdict
+    found.verdict
+
+
+def test_refused():
+    model, data = worded(branches=True)
+    with unchanged(model), pytest.warns(RuntimeWarning, match="no wires are known"):
+        found = audit(model, data, k=2, n_controls=19)
+    assert [finding.graph for finding in found.findings] == ["activations"] * 2
+    assert (
+        "could not trace Worded" in found.refused
+        and f"Clusters by weights are missing: {found.refused}" in found.verdict
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        again = Audit.load(found.save(Path(folder) / "audit.npz"))
+    assert again.notes == found.notes and again.refused == found.refused
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match=r"none can be built .*To have them, .*write `.*; use 'activations'"),
+    ):
+        audit(model, data, k=2, graphs=("weights",))
+    found.notes[0]
+
+
 def test_shrunken():
     def louder(finding, by):
         "The finding with effects that are as much too small."
@@ -241,39 +274,6 @@ def test_pictures_where_they_decide():
     assert outcomes["none"] == ("visual_score", "correlation")
     assert set(evidence.n_drawn["visual_score"]) <= set(few.looks)
     pd.Series(outcomes).to_frame("outcomes")
-
-
-def test_several_inputs():
-    model, data = worded()
-    with unchanged(model):
-        found = audit(model, data, k=4, n_controls=19, scopes=("global",))
-    assert {one.coherence.outcomes for one in found.findings} == {
-        ("correlation", "class_information"),
-        ("class_information", "correlation"),
-    }
-    told = [note for note in found.notes if "takes 2 inputs" in note]
-    assert found.exhibits == () and len(told) == 1 and told[0] in found.verdict
-    found.verdict
-
-
-def test_refused():
-    model, data = worded(branches=True)
-    with unchanged(model), pytest.warns(RuntimeWarning, match="no wires are known"):
-        found = audit(model, data, k=2, n_controls=19)
-    assert [finding.graph for finding in found.findings] == ["activations"] * 2
-    assert (
-        "could not trace Worded" in found.refused
-        and f"Clusters by weights are missing: {found.refused}" in found.verdict
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        again = Audit.load(found.save(Path(folder) / "audit.npz"))
-    assert again.notes == found.notes and again.refused == found.refused
-    with (
-        pytest.warns(RuntimeWarning),
-        pytest.raises(ValueError, match=r"none can be built .*To have them, .*write `.*; use 'activations'"),
-    ):
-        audit(model, data, k=2, graphs=("weights",))
-    found.notes[0]
 
 
 def test_tasks():

@@ -367,9 +367,7 @@ def test_bad_input():
         "each once": dict(outcomes=("correlation", "correlation")),
         "choose one or more of": dict(outcomes=()),
         "n_visual=-1": dict(n_visual=-1),
-        r"n_visual=0 and outcomes \['visual_score'\] of pictures": dict(
-            n_visual=0, outcomes=("correlation", "visual_score")
-        ),
+        r"n_visual=0 and outcomes \['visual_score'\]": dict(n_visual=0, outcomes=("correlation", "visual_score")),
         "n_starts=0": dict(n_starts=0),
         "n_bins=1": dict(n_bins=1),
         "steps=0": dict(steps=0),
@@ -501,6 +499,35 @@ def test_attained():
     assert (frame["p_value"][:3] <= 1 / 20 + 1e-9).all() and (frame["effect"] > 0).all()
     assert frame["n_controls"].eq(19).all() and all("visual" not in name for name in found.outcomes)
     frame[["outcome", "cluster", "value", "effect", "p_value"]]
+
+
+def test_pictures_that_mislead():
+    def gated(seed):
+        "24 units, of which the first six share a gate; the digits, and four groups."
+        data, generator = digits("test"), torch.Generator().manual_seed(seed)
+        x, weight = data.x.flatten(1), torch.randn(25, 64, generator=generator)
+        weight = weight / ((x - x.mean(0)) @ weight.T).std(0)[:, None]
+        first, second = nn.Linear(64, 25), nn.Linear(25, 24)
+        model = nn.Sequential(nn.Flatten(), first, nn.Softplus(), second, nn.ReLU(), nn.Linear(24, 10))
+        model.requires_grad_(False)
+        first.weight.copy_(weight)
+        first.bias.copy_(-weight @ x.mean(0))
+        first.bias[24] -= 5
+        second.weight.copy_(torch.eye(24, 25))
+        second.weight[:6, 24] = 20
+        second.bias.zero_()
+        return model.eval(), data, Partition.from_labels({"3": np.repeat([0, 1, 2, 3], 6)})
+
+    asked = dict(outcomes=("correlation", "attainability"), n_visual=99, n_controls=99, n_boot=2)
+    told = {}
+    for seed in range(2):
+        found = coherence(*gated(seed), **asked)
+        told[seed] = [note for note in found.notes if note.startswith("Pictures and data disagree on")]
+        assert len(told[seed]) == 1 and "(3/0 by pictures alone)" in told[seed][0]
+    planted = coherence(*pattern_net(), **asked)
+    assert not any("disagree" in note for note in planted.notes)
+    assert (planted.to_frame()["p_value"][:3] <= 1 / 100 + 1e-9).all()
+    told[0]
 
 
 def test_sequential():

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..base.signatures import picked
 from ..base.targets import IGNORED, TASKS, Task
 from ..base.tasks import check_labels
-from ..base.words import check_choice
+from ..base.words import check_choice, counted
 from ..clusters.partition import Partition, SubCluster
 from ..controls.controls import Null, check_testable, judged_layers
 from ..controls.matching import live_of
@@ -45,6 +45,7 @@ from .pictures import Parameterization, Visualization, group_weights, visualize
 from ..stats.effects import bootstrap_weights, effect_replicates, moments, start_effects
 from ..stats.evidence import Evidence, evidence_notes
 from ..stats.sequential import Sequential, Standing, undecided
+from ..stats.tests import passes_level
 
 # %% ../../nbs/13_coherence.ipynb #42cd595a
 def _standardized(answers: np.ndarray) -> np.ndarray:
@@ -199,9 +200,7 @@ def _at_labels(
     return lambda groups, weights: measure(groups, weights[:, answers.example[known]])
 
 # %% ../../nbs/13_coherence.ipynb #5256008a
-def _pictured(
-    work: "CoherenceWork", layer: str, names: Sequence[str], groups: np.ndarray
-) -> dict[str, np.ndarray]:
+def _pictured(work: "CoherenceWork", layer: str, names: Sequence[str], groups: np.ndarray) -> dict[str, np.ndarray]:
     """Outcome -> (n_starts, n_groups) of those named."""
     made = _visual(work, layer, groups) if any(MEASURES[name].on_pictures for name in names) else []
     found = {}
@@ -352,7 +351,6 @@ def _longer(rows: np.ndarray, n: int) -> np.ndarray:
     """Room for n controls, along the axis before the last."""
     none = [(0, 0)] * (rows.ndim - 2)
     return np.pad(rows, (*none, (0, max(0, 1 + n - rows.shape[-2])), (0, 0)), constant_values=np.nan)
-
 
 # %% ../../nbs/13_coherence.ipynb #457b81d9
 def _correlation_of(recorded: np.ndarray, work: "CoherenceWork") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -1047,13 +1045,36 @@ def judge_coherence(
         notes=tuple(dict.fromkeys([*work.subject.notes, *work.notes])),
         **_stops(work, found),
     )
-    return replace(judged, notes=(*judged.notes, *evidence_notes(judged)))
+    return replace(judged, notes=(*judged.notes, *evidence_notes(judged), *_disagreement(judged)))
 
 
 def _side_by_side(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Columns of several layers, with room for the most controls."""
     most = max(map(len, parts))
     return np.concatenate([_longer(part, most - 1) for part in parts], axis=1)
+
+# %% ../../nbs/13_coherence.ipynb #bf1543f4
+_FAR = 0.1  # p-value of evidence that is far from passing
+
+
+def _disagreement(judged: Coherence) -> tuple[str, ...]:
+    """A sentence where units agree by pictures and not on data, or on data and not by pictures."""
+    pictures = [name for name in judged.outcomes if name in ATTAINED]
+    data = [name for name in judged.outcomes if "correlation" in name]
+    if not pictures or not data:
+        return ()
+    passes = lambda names: np.any([passes_level(judged.q_values(one), 1 - judged.level) for one in names], axis=0)  # noqa: E731
+    far = lambda names: np.all([judged.p_values(one) > _FAR for one in names], axis=0)  # noqa: E731
+    kinds = {"pictures": passes(pictures) & far(data), "data": passes(data) & far(pictures)}
+    where = [
+        f"{layer}/{cluster} by {kind} alone"
+        for kind, found in kinds.items()
+        for layer, cluster in judged.keys.loc[found, ["layer", "cluster"]].to_numpy()
+    ]
+    told = f"Pictures and data disagree on {counted(len(where), 'sub-cluster')} ({', '.join(where)})"
+    return (
+        f"{told}: pictures may reach what no image does, and units may agree on images for several reasons.",
+    ) * bool(where)
 
 # %% ../../nbs/13_coherence.ipynb #480dbca7
 def _stops(work: CoherenceWork, found: Sequence[tuple[CoherenceTally, Measured]]) -> dict[str, Any]:

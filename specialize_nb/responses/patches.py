@@ -52,7 +52,6 @@ class Maps(NamedTuple):
         left = flat - (flat @ first)[:, None] * first
         return self._replace(answers=left.reshape(self.answers.shape).astype(np.float32))
 
-
 # %% ../../nbs/rooms/responses_patches.ipynb #41fc2fb6
 def maps_of(
     subject: Subject,  # Whose units and data
@@ -386,9 +385,9 @@ def _halves(maps: Maps, distractors: np.ndarray, units: np.ndarray, weights: np.
             found.append(_chance(seen, rest, weights[:, best], max(5, n // _SHARE)))
     return np.mean(found, axis=0)
 
-
+# %% ../../nbs/rooms/responses_patches.ipynb #23b59145
 def _chance(seen: np.ndarray, rest: np.ndarray, weights: np.ndarray, top: int) -> np.ndarray:
-    """(n_boot,) how often what is seen in the first `top` images is above `rest` of the others; weights say how many."""
+    """(n_boot,) how often `seen` of the first `top` images is above `rest` of the others; weights count images."""
     first = (top - (weights.cumsum(1) - weights)).clip(0, weights)
     others = np.where(first > 0, 0, weights)
     order = np.argsort(rest, kind="stable")
@@ -396,4 +395,3 @@ def _chance(seen: np.ndarray, rest: np.ndarray, weights: np.ndarray, top: int) -
     lower, same = (np.searchsorted(rest[order], seen, side) for side in ("left", "right"))
     with np.errstate(invalid="ignore"):  # where no other image is left
         return (first * (upto[:, lower] + upto[:, same]) / 2).sum(1) / (first.sum(1) * others.sum(1))
-

@@ -126,7 +126,7 @@ def sided(n=160, **options):
     return planted, np.array(["left", "right"])[planted.labels["4"][planted.y]]
 
 
-TWO = dict(k=2, graphs=("weights",), n_visual=1, n_exhibits=0, n_boot=5, n_controls=199)
+TWO = dict(k=2, graphs=("weights",), n_exhibits=0, n_boot=5, n_controls=199)
 
 
 def test_halves():
@@ -145,7 +145,7 @@ def test_plan():
     model, data = mlp((64, 24, 24, 10)), digits("test")
     options = dict(k=3, graphs=("weights",), n_controls=19)
     planned = plan_audit(model, data, probe_seconds=0.2, **options)
-    done = audit(model, data, n_visual=1, n_exhibits=0, **options)
+    done = audit(model, data, n_exhibits=0, **options)
     for finding in done.findings:
         tested = len(finding.importance.keys)
         assert tested * 20 <= planned[finding.name].n_lesions <= tested * 40
@@ -175,7 +175,7 @@ def test_untrained():
 
 def test_rule():
     model, train, data = digits_network(), digits("train"), digits("test")
-    judged = audit(model, data, find=train, k=4, scopes=("global",), n_controls=59, n_visual=1, n_exhibits=0, alpha=0.2)
+    judged = audit(model, data, find=train, k=4, scopes=("global",), n_controls=59, n_exhibits=0, alpha=0.2)
     rows, network = judged.verdicts(), trace(model, data.x)
     for evidence in ("importance", "coherence"):
         assert_allclose(
@@ -554,7 +554,7 @@ def test_mistakes_raise():
 
 def test_twins():
     model, data = digits_network(), digits("test")
-    quick = dict(k=6, n_visual=1, steps=1, n_exhibits=0, n_boot=5, matched=False)
+    quick = dict(k=6, steps=1, n_exhibits=0, n_boot=5, matched=False)
     plain = audit(model, data, graphs=("activations",), **quick)
     with unchanged(model):
         beside = spelled(audit(model, data, graphs=("activations",), twin=2, **quick))
@@ -571,7 +571,7 @@ def test_twins():
     assert any("'correlation' does not hold its level" in note for note in turned.notes)
     only = replace(KINDS["activations"], coherence=("correlation",))
     with mock.patch.dict(KINDS, activations=only):
-        mute = audit(model, data, graphs=("activations",), twin=2, **quick | dict(n_visual=1))
+        mute = audit(model, data, graphs=("activations",), twin=2, **quick)
     assert mute.verdicts()["coherence_q"].isna().all() or mute.findings[0].coherence.outcomes[0] != "correlation"
     assert plain.twins is None and turned.settings["twin"] == "<lambda>"
     for wrong in (-1, True, "three"):
@@ -584,7 +584,7 @@ def test_twins():
 
 def test_upstream_and_downstream():
     planted = planted_mlp()
-    options = dict(k=2, graphs=("upstream", "downstream"), n_controls=99, n_visual=1, n_exhibits=0)
+    options = dict(k=2, graphs=("upstream", "downstream"), n_controls=99, n_exhibits=0)
     modular = audit(planted.model, (planted.x, planted.y), **options)
     assert "The graph of downstream, local falls apart into 2 components" in modular.verdict
     assert [finding.name for finding in modular.findings] == ["upstream, local", "downstream, local"]
@@ -641,7 +641,7 @@ def test_tokens():
 def test_long():
     model, data = mlp((64, 24, 24, 10)), digits("test")
     fit(model, digits("train"), epochs=5)
-    quick = dict(k=3, graphs=("weights",), scopes=("global",), n_visual=1, n_exhibits=0, n_controls=Sequential(most=99))
+    quick = dict(k=3, graphs=("weights",), scopes=("global",), n_exhibits=0, n_controls=Sequential(most=99))
     with tempfile.TemporaryDirectory() as folder:
         first = audit(model, data, store=Path(folder) / "lesions", **quick)
         again = audit(model, data, store=Path(folder) / "lesions", **quick)
@@ -655,7 +655,7 @@ def test_long():
 
 def test_doubt():
     model, data = mlp((64, 24, 24, 10)), digits("test")
-    quick = dict(k=3, graphs=("weights",), scopes=("global",), n_visual=1, n_exhibits=0, n_controls=99)
+    quick = dict(k=3, graphs=("weights",), scopes=("global",), n_exhibits=0, n_controls=99)
     first = audit(model, data, **quick)
     weak = replace(
         first.findings[0].importance,
@@ -680,7 +680,7 @@ def test_error_rate():
             audit(model, data, k=3, n_controls=few, alpha=alpha)
     with pytest.raises(ValueError, match="18 controls allow no p-value"):
         plan_audit(model, data, k=3, n_controls=18)
-    quick = dict(k=3, scopes=("global",), n_visual=1, n_exhibits=0, n_boot=5, steps=1, matched=False)
+    quick = dict(k=3, scopes=("global",), n_exhibits=0, n_boot=5, steps=1, matched=False)
     loose = audit(model, data, alpha=0.2, n_controls=Sequential(most=99, alpha=0.01), **quick)
     assert loose.settings["n_controls"]["alpha"] == 0.2  # the audit's, not the design's
     assert {round(1 - one.importance.level, 9) for one in loose.findings} == {0.2}

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from specialize_nb.dev.testing import copier, planted_mlp, unchanged
+from specialize_nb.dev.testing import copier, planted_filters, planted_mlp, unchanged
 
 
 def test_unchanged():
@@ -152,3 +152,26 @@ def test_planted_seed():
     ) as caught:
         planted_mlp(hidden=(0,))
     str(caught.value)
+
+
+def test_planted_filters():
+    model, labels = planted_filters()
+    filters = model[0].weight.flatten(1)
+    alike = (filters[labels == 0] @ filters[labels == 0].T).numpy()[~np.eye(8, dtype=bool)]
+    apart = (filters[labels == 1] @ filters[labels == 1].T).numpy()[~np.eye(8, dtype=bool)]
+    assert alike.min() > 0.5 and np.abs(apart).mean() < 0.3 and np.bincount(labels).tolist() == [8, 8, 16]
+    assert_allclose(filters.norm(dim=1), np.ones(32, np.float32), rtol=1e-5)
+    where = {"offset": "bias", "rare": "bias", "scale": "weight", "loud": "head"}
+    for change, part in where.items():
+        other, same = planted_filters(change)
+        moved = {
+            "bias": other[0].bias != model[0].bias,
+            "weight": (other[0].weight != model[0].weight).flatten(1).any(1),
+            "head": (other[4].weight != model[4].weight).any(0),
+        }
+        assert np.array_equal(same, labels)
+        assert all(np.array_equal(one, (labels == 1) & (name == part)) for name, one in moved.items())
+    for wrong, told in ((dict(change="thin"), "allowed are 'plain'"), (dict(copies=16), "from 2 to 15")):
+        with pytest.raises(ValueError, match=told):
+            planted_filters(**wrong)
+    alike.min(), np.abs(apart).mean()

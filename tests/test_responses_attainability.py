@@ -13,7 +13,7 @@ from torch import nn
 
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
-from specialize_nb.dev.testing import unchanged
+from specialize_nb.dev.testing import planted_filters, unchanged
 from specialize_nb.network.subject import Subject
 from specialize_nb.responses.attainability import (
     ATTAINED,
@@ -38,25 +38,9 @@ def opposites(n=40):
 
 
 def filters(kind="plain", seed=0, noise=0.5):
-    "32 filters in random order: cluster 0 is eight copies of a grating with noise, 1 and 2 are unrelated filters."
-    rng = np.random.default_rng(seed)
-    at, angle = np.arange(5) - 2, rng.uniform(0, np.pi)
-    along = at * np.cos(angle) + at[:, None] * np.sin(angle)
-    grating = np.exp(-(at**2 + at[:, None] ** 2) / 6) * np.cos(1.6 * along)
-    grating = (grating - grating.mean()).ravel()
-    weight = rng.standard_normal((32, 25))
-    weight[:8] = grating / np.linalg.norm(grating) + noise * weight[:8] / 5
-    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
-    bias, head, b = np.zeros(32), rng.standard_normal((10, 32)), slice(8, 16)
-    weight[b] *= 5 if kind == "scale" else 1
-    bias[b] = {"offset": 2.0, "rare": -0.5}.get(kind, 0.0)
-    head[:, b] *= 10 if kind == "loud" else 1
-    order, pool = rng.permutation(32), [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    model = nn.Sequential(nn.Conv2d(1, 32, 5, padding=2), *pool, nn.Linear(32, 10)).requires_grad_(False)
-    model[0].weight.copy_(torch.tensor(weight[order]).reshape(32, 1, 5, 5))
-    model[0].bias.copy_(torch.tensor(bias[order]))
-    model[4].weight.copy_(torch.tensor(head[:, order]))
-    return model.eval(), Partition.from_labels({"0": np.repeat([0, 1, 2, 2], 8)[order]})
+    "32 filters: cluster 0 is eight copies of a grating with noise, 1 and 2 are unrelated filters."
+    model, labels = planted_filters(kind, noise=noise, seed=seed)
+    return model, Partition.from_labels({"0": labels})
 
 
 @functools.cache

@@ -83,6 +83,45 @@ def test_planted():
     frame
 
 
+def test_colour_shape_texture():
+    NINE = ["red", "green", "blue", "disk", "square", "cross", "stripes", "checks", "spots"]
+
+    def things(seed, n=240):
+        "Images (n, 3, 20, 20), and the nine attributes of each; a filter bank that knows three of them."
+        rng, at, grid = np.random.default_rng(seed), np.arange(9) - 4, np.indices((9, 9))
+        far, down = at[:, None], np.abs(at)
+        shapes = [far**2 + at**2 <= 18, np.maximum(abs(far), down) <= 3, np.minimum(abs(far), down) <= 1]
+        textures = [grid[1] % 2, grid.sum(0) % 2, grid[0] % 2 * (grid[1] % 2)]
+        kinds, x = rng.integers(3, size=(n, 3)), 0.2 * rng.standard_normal((n, 3, 20, 20))
+        for one, (colour, shape, texture) in zip(x, kinds, strict=True):
+            top, left = rng.integers(12, size=2)
+            inside, bright = shapes[shape], 0.2 + 0.2 * (textures[texture] - textures[texture][shapes[shape]].mean())
+            one[:, top : top + 9, left : left + 9] += inside * bright
+            one[colour, top : top + 9, left : left + 9] += inside * 0.6
+        weight, bias, centre = np.zeros((72, 3, 9, 9)), np.full(72, -0.1), slice(2, 7)
+        weight[:4, :, centre, centre], weight[:4, 0, centre, centre] = -1 / 50, 1 / 25
+        weight[4:8, :, centre, centre] = np.where(np.arange(5) % 2, 3, -2) / 100
+        weight[8:12] = (shapes[2] / shapes[2].sum() - ~shapes[2] / (~shapes[2]).sum()) / 3
+        weight[12:] = rng.standard_normal((60, 3, 9, 9)) / 16
+        bias[:12] = np.repeat([-0.15, -0.12, -0.28], 4)
+        model = nn.Sequential(nn.Conv2d(3, 72, 9, padding=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.append(nn.Linear(72, 2)).requires_grad_(False)
+        model[0].weight.copy_(torch.tensor(weight * (1 + 0.1 * rng.standard_normal(weight.shape))))
+        model[0].bias.copy_(torch.tensor(bias))
+        attributes = (kinds[:, :, None] == np.arange(3)).reshape(n, 9).astype(int)
+        return model.eval(), torch.tensor(x, dtype=torch.float32), attributes
+
+    units = [range(4), range(4, 8), range(8, 12), range(12, 72, 15), range(20, 72, 15)]
+    frames = {}
+    for seed in range(3):
+        model, x, attributes = things(seed)
+        groups = [("0", list(one)) for one in units]
+        frames[seed] = concept_table(model, x, groups, attributes, names=NINE, n_permutations=199).to_frame()
+        assert frames[seed]["concept"].tolist()[:3] == ["red", "stripes", "cross"]
+        assert (frames[seed]["p_fwer"][:3] <= 0.01).all() and (frames[seed]["p_random"][3:] > 0.05).all()
+    pd.concat(frames, names=["network", "group"])[["concept", "value", "control_mean", "p_fwer", "p_random"]].round(3)
+
+
 def test_known_null():
     model, x, _, _, groups = bars()
     subject, rng, ps, best = Subject.of(model, x), np.random.default_rng(0), [], []

@@ -40,9 +40,9 @@ def test_planted_number():
 
 
 def test_no_modules():
-    graphs = [planted_layers(4, 16, 3, 1.0, seed)[0] for seed in range(6)]
+    graphs = [planted_layers(4, 16, 3, 1.0, seed)[0] for seed in range(4)]
     scans = [module_scan(one, (2, 3), n_null=19, n_seeds=1, seed=seed) for seed, one in enumerate(graphs)]
-    assert sum(scan.k is not None for scan in scans) <= 2
+    assert sum(scan.k is not None for scan in scans) <= 1
     assert any("no modules stand out" in scan.headline for scan in scans)
     pd.Series([scan.to_frame()["p_fwer"].min() for scan in scans]).round(2).tolist()
 

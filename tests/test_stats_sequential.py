@@ -364,7 +364,7 @@ def test_lockstep():
     rng, design, rows = np.random.default_rng(12), Sequential(), {}
     for sizes, delta in (((0, 0, 0, 46), 4.0), ((3, 3, 3, 37), 5.0), ((3, 8, 5, 30), 4.0), ((20, 10, 10, 6), 4.0)):
         kinds, played_out = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], sizes, axis=0), []
-        for _ in range(40):
+        for _ in range(24):
             noise = rng.standard_normal(kinds.shape)
             noise[:, 1] = 0.3 * noise[:, 0] + np.sqrt(1 - 0.3**2) * noise[:, 1]
             share = stats.norm.sf(noise + delta * kinds).T

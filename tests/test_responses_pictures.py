@@ -448,7 +448,12 @@ def test_like_the_data():
     assert (held.images > 0.99).mean() < 0.05 and held.images.min() >= 0 and held.images.max() <= 1
     share = held.score[free.score > 0] / free.score[free.score > 0]
     assert np.median(share) > 0.6
-    near.median()
+    strong = visualize(subject, None, groups, parameterization="spectrum", contrast=1.4)
+    near = torch.cdist(torch.tensor(strong.images).flatten(1), real.flatten(1)).amin(1) / far
+    assert near.max() < 3 and (strong.images > 0.99).mean() < (real > 0.99).float().mean()
+    share = strong.score[free.score > 0] / free.score[free.score > 0]
+    assert np.median(share) > 0.8
+    near.median(), np.median(share)
 
 
 def test_soft_minimum():
@@ -652,6 +657,7 @@ def test_wrong_choices():
         "got aim='most': allowed are 'mean', 'least', 'direction'": dict(aim="most"),
         "got luck='bad': allowed are 'shared', 'own'": dict(luck="bad"),
         "got variety=-1": dict(variety=-1),
+        "contrast=2 and parameterization='fft'": dict(contrast=2),
         "'spectrum' goes without `preprocess`": dict(parameterization="spectrum", preprocess=torch.sqrt),
     }.items():
         with pytest.raises(ValueError, match=match) as caught:

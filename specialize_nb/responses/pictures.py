@@ -616,12 +616,15 @@ class _Studio(NamedTuple):
     variety: float = 0.0
     luck: str = "shared"
     preprocess: Callable[[Tensor], Tensor] | None = None
+    contrast: float = 1.0
 
     def start(self, n: int) -> tuple[Tensor, Callable[[], Tensor]]:
         """What Adam moves, and the function that paints `n` inputs in the range of the data, on the model's device."""
         each = (-1, *[1] * (len(self.shape) - 1))
         if self.parameterization == "spectrum":
-            moved, paint = _spectral_picture(spectrum_of(self.subject), self.shape[2], n, self.seed)
+            mean = spectrum_of(self.subject)
+            spectrum = mean._replace(magnitude=self.contrast * mean.magnitude)
+            moved, paint = _spectral_picture(spectrum, self.shape[2], n, self.seed)
             low, high = (torch.tensor(end).to(moved).reshape(each) for end in (self.low, self.high))
             return moved, lambda: typed_as(torch.clamp(paint(), low, high), self.subject.model)
         moved, paint = _picture(self.shape, n, self.parameterization, self.seed)
@@ -775,6 +778,10 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         raise ValueError(f"{found}: give at least 1 step, lr above 0, and at least 1 picture at a time")
     for name, allowed in _CHOICES.items():
         check_choice(name, given[name], allowed)
+    contrast, kind = given["contrast"], given["parameterization"]
+    if not 0 < contrast < math.inf or (contrast != 1 and kind != "spectrum"):
+        told = f"got contrast={contrast} and parameterization={kind!r}"
+        raise ValueError(f"{told}: give a contrast above 0, and other than 1 with 'spectrum' alone")
     if not 0 <= variety < math.inf:
         raise ValueError(f"got variety={variety}: give 0 for none, or how much difference counts beside the response")
 
@@ -799,6 +806,7 @@ def visualize(
     steps: int = 64,  # Steps of Adam
     lr: float = 0.05,  # Size of a step
     parameterization: Parameterization = "fft",  # Frequencies or pixels; inputs that are no images are always 'pixel'
+    contrast: float = 1.0,  # Of 'spectrum', against the mean image's: more excites more, and more of it is clipped
     aim: Aim = "mean",  # Raise the group's mean answer, its least (softly), or its direction against other units
     variety: float = 0.0,  # How much pictures of a group that is listed several times are to differ; 0 makes them equal
     transforms: Sequence[Callable] = (),  # Such as `jitter(2)`: (images, generator) -> images, before each step
@@ -828,6 +836,8 @@ def visualize(
         Size of a step
     parameterization : Parameterization, default 'fft'
         Frequencies or pixels; inputs that are no images are always 'pixel'
+    contrast : float, default 1.0
+        Of 'spectrum', against the mean image's: more excites more, and more of it is clipped
     aim : Aim, default 'mean'
         Raise the group's mean answer, its least (softly), or its direction against other units
     variety : float, default 0.0
@@ -880,13 +890,13 @@ def _studio(subject: Subject, given: Mapping[str, Any]) -> _Studio:
     low, high = _range_for(subject, given["value_range"], preprocess, kind, shape)
     if kind == "spectrum":
         spectrum_of(subject)
-    names = ("steps", "lr", "parameterization", "seed", "aim", "variety", "luck", "preprocess")
+    names = ("steps", "lr", "parameterization", "contrast", "seed", "aim", "variety", "luck", "preprocess")
     told = {name: given[name] for name in names}
     return _Studio(subject=subject, shape=shape, low=low, high=high, transforms=tuple(given["transforms"]), **told)
 
 
 def _settings(studio: _Studio) -> dict[str, Any]:
-    names = ("steps", "lr", "parameterization", "seed", "aim", "variety", "luck")
+    names = ("steps", "lr", "parameterization", "contrast", "seed", "aim", "variety", "luck")
     told = {name: getattr(studio, name) for name in names}
     return told | dict(n_transforms=len(studio.transforms), preprocessed=studio.preprocess is not None)
 

@@ -7,7 +7,7 @@
     python bench/torchvision_models.py --table         # what is known so far
 
 Each model is traced, partitioned and prepared on 8 small images in a process of its own, which ends at a limit of
-time and memory; of each family the smallest is audited as a whole, with few controls and short pictures, all else as
+time and memory; of each family the smallest is audited as a whole, with few controls and one short picture, all else as
 it is by default; with `--quick` and `--brief` models are traced, cut by weights and prepared. A row a model goes to
 bench/torchvision_models.csv: layers, units, seconds of one processor for each stage, and notes or the error.
 """
@@ -34,7 +34,7 @@ COLUMNS = ["model", "parameters", "pixels", "layers", "units", "trace_s", "parti
 COLUMNS += ["audit_s", "sub_clusters", "memory_gb", "notes", "error"]
 
 PIXELS = {"vit": 224, "maxvit": 224, "inception": 96}  # Of models that need more than 64
-FEW: dict[str, Any] = dict(alpha=0.5, n_controls=3, n_visual=1, steps=2, n_boot=5, n_exhibits=1)
+FEW: dict[str, Any] = dict(alpha=0.5, n_controls=3, steps=2, n_boot=5, n_exhibits=1)
 MOST_GB = 20.0
 
 

@@ -71,6 +71,7 @@ Modules:
 - `specialize_nb.responses.contexts`: Where in a text does a group of units answer most?
 - `specialize_nb.responses.patches`: Which parts of real images excite a group, and do its units agree on where?
 - `specialize_nb.responses.pictures`: What a group of units asks to see
+- `specialize_nb.responses.sheets`: Everything there is to see of the groups of a layer, a row a group
 - `specialize_nb.stats.discoveries`: How many findings are real, in any set picked after looking?
 - `specialize_nb.stats.effects`: Standard deviations of random groups, with an interval over images and controls
 - `specialize_nb.stats.equivalence`: Which groups can be left out at no more than a stated cost?

@@ -35,6 +35,7 @@ from .responses.concepts import concept_table as concept_table
 from .responses.contexts import top_contexts as top_contexts
 from .responses.patches import top_patches as top_patches
 from .responses.pictures import visualize as visualize
+from .responses.sheets import contact_sheet as contact_sheet
 from .stats.discoveries import true_discoveries as true_discoveries
 from .stats.equivalence import equivalent as equivalent
 from .stats.power import detectable as detectable

@@ -36,6 +36,7 @@ from specialize_nb.lesions.importance import Importance, importance
 from specialize_nb.network.subject import Subject, find_and_confirm
 from specialize_nb.network.units import trace
 from specialize_nb.responses import coherence as coherence_room
+from specialize_nb.responses.patches import top_patches
 from specialize_nb.stats.evidence import evidence_notes
 from specialize_nb.stats.many import benjamini_hochberg, conjunction
 from specialize_nb.stats.sequential import Sequential
@@ -166,6 +167,11 @@ def test_planted():
 
 def test_untrained():
     blind = audit(digits_network(trained=False), digits("test"), k=6, n_visual=19)
+    first = blind.exhibits[0]
+    judged = Subject.of(digits_network(trained=False), digits("test"), split=True)
+    alone = top_patches(judged, None, [(first.layer, first.units)], n=6)
+    for side, places in ((first.highest, range(6)), (first.lowest, range(6, 12))):
+        assert_allclose(side, [alone.image(0, j) for j in places])
     rows = blind.verdicts()
     assert (rows["importance_q"] <= 0.05).mean() <= 0.1
     assert (rows["coherence_q"] <= 0.05).mean() <= 0.1
@@ -810,6 +816,8 @@ def test_save_load():
     pd.testing.assert_frame_equal(again.verdicts(), kept.verdicts())
     assert again.verdict == kept.verdict and again.settings == kept.settings
     assert_allclose(again.exhibits[0].image, kept.exhibits[0].image, rtol=1e-6, strict=True)
+    assert again.exhibits[0].notes[-1].startswith("No patches are shown: inputs of shape")
+    assert not len(again.exhibits[0].lowest)
     again
 
 

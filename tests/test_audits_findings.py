@@ -181,6 +181,12 @@ def test_save_load():
     for name, one in pictures.items():
         assert_allclose(getattr(shown, name), one, rtol=0, strict=True)
     pd.testing.assert_frame_equal(shown.to_frame(), exhibit.to_frame())
+    assert len(shown.highest) == len(shown.lowest) == 0  # what a file of an older version, without the fields, loads as
+    seen = replace(exhibit, highest=pixels[:2, :2, :2], lowest=pixels[2:4, :2, :2])
+    with tempfile.TemporaryDirectory() as folder:
+        again = Exhibit.load(seen.save(Path(folder) / "seen.npz"))
+    assert_allclose(again.highest, pixels[:2, :2, :2], strict=True)
+    assert_allclose(again.lowest, pixels[2:4, :2, :2], strict=True)
     assert shown.verdict == "weights, global: fc/2, 3 units beside 3 random groups and 2 real images"
     assert len(shown.plot().texts) == 6 and not shown.image.flags.writeable
     shown

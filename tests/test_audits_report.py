@@ -345,6 +345,20 @@ def test_exhibits():
     assert "holds no pictures" in part("pictures", replace(toy, exhibits=()))
 
 
+def test_sheets():
+    toy, patches = toy_audit(), np.random.default_rng(1).random((5, 3, 3, 1))
+    first = replace(toy.exhibits[0], highest=patches[:3], lowest=patches[3:])
+    others = [replace(first, layer="classifier.1", cluster=c) for c in (0, 1)]
+    shelf = part("pictures", replace(toy, exhibits=(first, *others, replace(first, cluster=3))))
+    assert re.findall("<h4>(.*?)</h4>", shelf) == ["features.0", "classifier.1"]
+    assert re.findall('figure id="a?[^"]*-picture-([0-9])"', shelf) == ["0", "3", "1", "2"]
+    assert len(re.findall('alt="Part of a real image that excites [^"]* most, rank [123]"', shelf)) == 4 * 3
+    assert len(re.findall('alt="Part of a real image that excites [^"]* least, rank [12]"', shelf)) == 4 * 2
+    assert "scaled alike" in shelf and shelf.count("<img") == shelf.count("alt=") == 4 * (1 + 6 + 6 + 5)
+    bare = part("pictures", toy)
+    assert "Part of" not in bare and "<h5>parts that" not in bare
+
+
 def test_method():
     flat = report._flat({"a": 1, "b": {"c": "x", "d": [1, "y"]}, "e": None})
     assert flat == {"a": "1", "b.c": "x", "b.d": "1, y", "e": "null"}

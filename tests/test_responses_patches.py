@@ -24,7 +24,7 @@ from specialize_nb.responses.patches import (
     _chance,
     _standard,
     predictability,
-    receptive_field,
+    receptive_fields,
     top_patches,
 )
 from specialize_nb.training.fit import fit
@@ -86,16 +86,17 @@ def test_predictability():
     by_hand
 
 
-def test_receptive_field():
+def test_receptive_fields():
     first = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)
     layers = *first, nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)
     model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(4, 2)).eval()
     subject = Subject.of(model, (torch.rand(6, 1, 10, 11), torch.arange(6) % 2))
-    rows, columns = receptive_field(subject, "0")
+    fields = receptive_fields(subject, ["0", "3", "6"])
+    rows, columns = fields["0"]
     assert rows.tolist() == [[i, i + 3] for i in range(8)] and columns.tolist() == [[i, i + 3] for i in range(9)]
-    rows, columns = receptive_field(subject, "3")
+    rows, columns = fields["3"]
     assert rows.tolist() == [[0, 8], [2, 10]] == columns.tolist()
-    rows, columns = receptive_field(subject, "6")
+    rows, columns = fields["6"]
     assert rows.tolist() == [[0, 10]] and columns.tolist() == [[0, 10]]  # the last column is dropped by the pooling
     rows
 

@@ -82,6 +82,7 @@ from specialize_nb.responses.coherence import (
 )
 from ..responses.contexts import Contexts, top_contexts
 from ..responses.examples import top_images
+from ..responses.patches import top_patches
 from ..responses.pictures import Parameterization, visualize
 from ..stats.evidence import UNTESTED_COLUMNS, Evidence, shrinkage_notes
 from ..stats.sequential import Sequential
@@ -504,10 +505,10 @@ def _exhibits(
     real, error = _tried(top_images, subject, None, subs, n=min(6, subject.data.n))
     if real is None:
         return (), [f"No pictures are shown: {_why(error)}."]
-    exhibits, missing = [], {}
+    exhibits, missing, patches = [], {}, _patched(subject, shown)
     for i, one in enumerate(shown):
-        seen = np.stack([real.image(i, j) for j in range(real.index.shape[1])])
-        made, error = _tried(_exhibit, subject, one, seen, given)
+        seen = {"real": np.stack([real.image(i, j) for j in range(real.index.shape[1])])} | patches[i].images
+        made, error = _tried(_exhibit, subject, one, _Real(seen, patches[i].notes), given)
         exhibits += [] if made is None else [made]
         told = [note for note in one.finding.coherence.notes if note.startswith("No pictures were made")]
         known = error is None or any(repr(one.layer) in note for note in told)
@@ -546,14 +547,39 @@ def _spared_contexts(
     return (top_contexts(subject, None, rest, **options) if rest else None), failed
 
 # %% ../../nbs/14_audit.ipynb #9b197a3b
-def _exhibit(subject: Subject, one: _Shown, real: np.ndarray, given: Mapping[str, Any]) -> Exhibit:
+class _Real(NamedTuple):
+    """Real images, or parts of them, that a sub-cluster answers to."""
+
+    images: dict[str, np.ndarray]  # Fields of `Exhibit`
+    notes: tuple[str, ...]  # Why there are none
+
+
+def _patched(subject: Subject, shown: Sequence[_Shown]) -> list[_Real]:
+    """The patches of each of these sub-clusters, or a sentence on why there are none; one by one if any fails."""
+    n = min(_N_PATCHES, subject.data.n)
+    made, error = _tried(top_patches, subject, None, [(one.layer, one.units) for one in shown], n=n)
+    if made is None and len(shown) > 1:
+        return [found for one in shown for found in _patched(subject, [one])]
+    if made is None:
+        return [_Real({}, (f"No patches are shown: {_why(error)}.",)) for _ in shown]
+    found = []
+    for i in range(len(shown)):
+        highest, lowest = np.split(np.stack([made.image(i, j) for j in range(made.index.shape[1])]), 2)
+        found.append(_Real({"highest": highest, "lowest": lowest}, ()))
+    return found
+
+
+_N_PATCHES = 6  # on each side
+
+
+def _exhibit(subject: Subject, one: _Shown, real: _Real, given: Mapping[str, Any]) -> Exhibit:
     """The picture of a sub-cluster beside those of random groups."""
     groups = [(one.layer, np.flatnonzero(group)) for group in one.groups]
     made = visualize(subject, None, groups, **{name: given[name] for name in _PAINTED})
     image, *others = (made.image(i) for i in range(len(groups)))
     keys = dict(graph=one.finding.graph, scope=one.finding.scope, layer=one.layer, cluster=int(one.cluster))
-    pictures = dict(image=image, controls=np.stack(others), real=real)
-    return Exhibit(**keys, units=tuple(one.units.tolist()), **pictures, notes=_noise(made.moved))
+    pictures = dict(image=image, controls=np.stack(others), **real.images)
+    return Exhibit(**keys, units=tuple(one.units.tolist()), **pictures, notes=(*_noise(made.moved), *real.notes))
 
 
 def _noise(moved: np.ndarray) -> tuple[str, ...]:

@@ -98,6 +98,10 @@ class Finding(Result):
         return f"{self.name}: {'; '.join(parts)}"
 
 # %% ../../nbs/rooms/audits_findings.ipynb #6ff038bf
+def _no_pictures() -> np.ndarray:  # (0, 1, 1, 1)
+    return np.zeros((0, 1, 1, 1))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Exhibit(Result):
     """Pictures of one sub-cluster.
@@ -122,6 +126,10 @@ class Exhibit(Result):
         (n, H, W, C) the same for random groups of as many units
     real : np.ndarray
         (m, H, W, C) the real images that excite the group most
+    highest : np.ndarray
+        (p, h, w, C) the parts of them that excite it most
+    lowest : np.ndarray
+        (p, h, w, C) and least; none in files of older versions
     """
 
     graph: str  # Of its finding
@@ -132,6 +140,8 @@ class Exhibit(Result):
     image: np.ndarray  # (H, W, C) from 0 to 1: the image that excites the group most
     controls: np.ndarray  # (n, H, W, C) the same for random groups of as many units
     real: np.ndarray  # (m, H, W, C) the real images that excite the group most
+    highest: np.ndarray = field(default_factory=_no_pictures)  # (p, h, w, C) the parts of them that excite it most
+    lowest: np.ndarray = field(default_factory=_no_pictures)  # (p, h, w, C) and least; none in files of older versions
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: graph, scope, layer, cluster, unit."""

@@ -180,7 +180,7 @@ def _section(audit: Reported, anchor: str) -> dict[str, Any]:
         "outcome": next((one.importance.outcomes[0] for one in audit.findings), "damage"),
         "listed": _listed(verdicts, exhibits),
         "clusters": [_clusters(finding, own) for finding, own in pairs],
-        "exhibits": exhibits,
+        "sheets": _sheets(exhibits),
         "evidence": [_evidence(finding, own, audit.alpha) for finding, own in pairs],
         "contexts": [_contexts(name, found) for name, found in audit.contexts.items()],
         "tasks": [_tasks(name, found) for name, found in audit.dissociations.items()],
@@ -447,13 +447,22 @@ def _exhibits(exhibits: Sequence[Exhibit], verdicts: pd.DataFrame, anchor: str) 
     found = []
     for i, exhibit in enumerate(exhibits):
         keys = {key: getattr(exhibit, key) for key in _KEYS}
-        pictures = {name: [_picture(one, "small") for one in getattr(exhibit, name)] for name in ("controls", "real")}
+        pictures = {name: [_picture(one, "small") for one in getattr(exhibit, name)] for name in _ROWS_OF}
         told = {"n_units": len(exhibit.units), "verdict": known.get(tuple(keys.values()), "neither")}
         told["notes"] = exhibit.notes
         found.append(
             keys | told | pictures | {"image": _picture(exhibit.image, "large"), "anchor": f"{anchor}-picture-{i}"}
         )
     return found
+
+
+_ROWS_OF = ("controls", "real", "highest", "lowest")  # Pictures of an exhibit beside its own
+
+
+def _sheets(exhibits: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Each layer once, in the order in which it comes first, with its groups."""
+    layers = dict.fromkeys(one["layer"] for one in exhibits)
+    return [(layer, [one for one in exhibits if one["layer"] == layer]) for layer in layers]
 
 
 _SHOWN = {"large": 116, "small": 44}  # Pixels on the screen, as the style sheet has them

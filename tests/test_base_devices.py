@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from specialize_nb.base.devices import leading, taken_by, to_model, typed_as
+from specialize_nb.base.devices import free_memory, leading, taken_by, to_model, typed_as
 
 
 def test_most_numbers_decide():
@@ -46,3 +46,12 @@ def test_types_are_changed_only_where_a_model_refuses_them():
     assert taken_by(x, Wide().eval()) is x and bool((x == 1).all())
     assert taken_by(x, Wide()).dtype == torch.float32  # in training mode it is not called
     assert taken_by(x.long(), nn.Linear(3, 2).eval()).dtype == torch.int64
+
+
+def test_memory_that_can_be_taken(monkeypatch):
+    "What torch holds on a GPU and does not use can be taken as well."
+    assert 0.1 < free_memory() < 1e5
+    told = dict(mem_get_info=lambda _: (int(3e9), int(8e9)), memory_reserved=lambda _: int(4e9))
+    for name, answer in (told | dict(memory_allocated=lambda _: int(1e9))).items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    assert free_memory("cuda:0") == 6.0

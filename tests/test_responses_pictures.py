@@ -26,13 +26,19 @@ from specialize_nb.network.answers import input_range, record, unit_scales
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.responses.pictures import (
+    _BESIDE,
+    _SHARE,
     Aim,
     Visualization,
     _alike_objective,
+    _batch,
     _before,
     _chunks,
+    _differentiable,
+    _gigabytes,
     _picture,
     _spectral_picture,
+    _Studio,
     _waking_objective,
     as_picture,
     group_objective,
@@ -210,10 +216,30 @@ def test_shown():
 
 def test_chunks():
     layers = ["a", "b", "a", "a"]
-    chunks = list(_chunks(layers, 2, (1, 8, 8)))
+    chunks = list(_chunks(layers, lambda layer, n: min(n, 2)))
     assert chunks == [("a", [0, 2]), ("a", [3]), ("b", [1])]
-    assert len(list(_chunks(layers, 256, (3, 1024, 1024)))) == 4
+    assert list(_chunks(layers, lambda layer, n: n)) == [("a", [0, 2, 3]), ("b", [1])]
     chunks
+
+
+def test_batches_follow_memory():
+    def needs(channels):
+        "GB that a picture of the first layer of a small network takes, and how many are made at a time in so many GB."
+        model = nn.Sequential(
+            nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 14 * 14, 2)
+        ).eval()
+        subject = Subject.of(model, torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+        layer = subject.network.hidden[0]
+        studio = _Studio(subject, (1, 16, 16), np.zeros(1), np.ones(1), 1, 0.1, "fft", (), 0)
+        with _differentiable(subject, [layer]):
+            one = _gigabytes(studio, layer)
+            room = (math.inf, *(n * one / _SHARE for n in (101, 99, 64.5, 63, 3, 0.5)))
+            return one, [_batch(studio, layer, 100, free) for free in room]
+
+    (few, sizes), (many, _) = needs(10), needs(20)
+    assert_allclose(1e9 * (many - few), _BESIDE * 4 * 10 * 14 * 14)  # what ten more units put out, in float32
+    assert sizes == [100, 100, 64, 64, 32, 2, 1]
+    sizes
 
 
 def test_planted_pattern():
@@ -517,7 +543,7 @@ def test_variety():
     gram = nn.functional.normalize((flat @ flat.mT).flatten(1))
     assert_allclose(told, 2 * float(gram[0] @ gram[1]), rtol=1e-4)
     with pytest.raises(
-        ValueError, match="groups 0 and 1 are the same, and fall into different batches: with `variety`"
+        ValueError, match=r"groups 0 and 1 are the same, and fall into different batches: .* allow 1 at"
     ):
         visualize(subject, None, pair, steps=2, variety=1.0, batch_size=1)
     apart

@@ -6,12 +6,11 @@ report and the shell read everything else from the row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
+from specialize_nb.base.devices import free_memory
 from specialize_nb.clusters.modularity import modularity_partition
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import local_partition, spectral_partition
@@ -119,7 +118,7 @@ def _never(subject: Subject) -> str:
 def _no_room(subject: Subject) -> str:
     """Every unit is joined to every other; a process that takes more memory than there is, is killed without a word."""
     n_units = sum(subject.network.layer(name).n_units for name in subject.network.hidden)
-    need, free = 8 * n_units**2 / 1e9, _free_memory()
+    need, free = 8 * n_units**2 / 1e9, free_memory()
     told = f"edges between all {n_units:,} units need about {need:,.3g} GB of memory, and {free:,.3g} GB are free"
     return told if need > _SHARE * free else ""
 
@@ -127,20 +126,11 @@ def _no_room(subject: Subject) -> str:
 _SHARE = 0.8  # of the free memory that one graph may take
 
 
-def _free_memory() -> float:
-    """How many GB can be taken? Infinite where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return math.inf
-
-
 def _no_wiring(subject: Subject) -> str:
     if refused := subject.network.refused:
         return f"{refused}. To have them, {how_to_lift(subject.model, ValueError(refused))}"
     n_edges = stored_edges(subject.network)
-    need, free = _EDGE * n_edges / 1e9, _free_memory()
+    need, free = _EDGE * n_edges / 1e9, free_memory()
     told = f"the weights between {n_edges:,} pairs of units need about {need:,.3g} GB of memory to be cut"
     return f"{told}, and {free:,.3g} GB are free" if need > _SHARE * free else ""
 

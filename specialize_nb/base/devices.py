@@ -1,18 +1,45 @@
-"""Inputs on the device of a model, and in its type where that is asked for.
+"""Inputs on the device of a model, and in its type where that is asked for; and how much memory a device has left.
 
 A plain module, not a notebook: mechanism without a story.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["floating_type", "leading", "taken_by", "to_like", "to_model", "typed_as"]
+__all__ = ["floating_type", "free_memory", "leading", "taken_by", "to_like", "to_model", "typed_as", "typed_for"]
+
+
+def free_memory(
+    device: torch.device | str = "cpu",  # Whose memory
+) -> float:  # GB; infinite where the system does not tell
+    """How much memory can still be taken? What torch holds on a GPU without need counts as free.
+
+    Parameters
+    ----------
+    device : torch.device | str, default 'cpu'
+        Whose memory
+
+    Returns
+    -------
+    float
+        GB; infinite where the system does not tell
+    """
+    if torch.device(device).type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + idle) / 1e9
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def leading(
@@ -113,8 +140,31 @@ def typed_as(
     -------
     Any
     """
-    own, x = floating_type(model), to_model(x, model)
-    return pytree.tree_map_only(Tensor, lambda one: one.to(own) if own and one.is_floating_point() else one, x)
+    return typed_for(model)(x)
+
+
+def typed_for(
+    model: nn.Module,  # Its parameters and buffers
+) -> Callable[[Any], Any]:
+    """A function that does to inputs what `typed_as` does, for those who ask often: the model is looked at once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters and buffers
+
+    Returns
+    -------
+    Callable[[Any], Any]
+    """
+    own, like = floating_type(model), leading(model)
+    placed = any(True for _ in (*model.parameters(), *model.buffers()))
+
+    def typed(x: Any) -> Any:
+        x = to_like(x, like) if placed else x
+        return pytree.tree_map_only(Tensor, lambda one: one.to(own) if own and one.is_floating_point() else one, x)
+
+    return typed
 
 
 def taken_by(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..base.devices import typed_as
+from ..base.devices import free_memory, leading, typed_as, typed_for
 from ..base.results import Result
 from ..base.words import check_choice
 from ..clusters.partition import Partition
@@ -589,14 +589,11 @@ def _check_units(network: Network, layer: str, units: Any) -> np.ndarray:
     return units.astype(np.int64)
 
 # %% ../../nbs/12_pictures.ipynb #9eae761d
-_MOST_NUMBERS = 2**20  # numbers of the pictures made at a time
-
-
-def _chunks(layers: Sequence[str], batch_size: int, shape: tuple[int, ...]) -> Iterator[tuple[str, list[int]]]:
-    """Layer, and places in the list of groups, of each batch."""
-    size = max(1, min(batch_size, _MOST_NUMBERS // math.prod(shape)))
+def _chunks(layers: Sequence[str], size_of: Callable[[str, int], int]) -> Iterator[tuple[str, list[int]]]:
+    """Layer, and places in the list of groups, of each batch, which has `size_of(layer, groups)` of them."""
     for layer in dict.fromkeys(layers):
         where = [i for i, name in enumerate(layers) if name == layer]
+        size = size_of(layer, len(where))
         yield from ((layer, where[start : start + size]) for start in range(0, len(where), size))
 
 # %% ../../nbs/12_pictures.ipynb #4e0dea25
@@ -620,16 +617,16 @@ class _Studio(NamedTuple):
 
     def start(self, n: int) -> tuple[Tensor, Callable[[], Tensor]]:
         """What Adam moves, and the function that paints `n` inputs in the range of the data, on the model's device."""
-        each = (-1, *[1] * (len(self.shape) - 1))
+        each, typed = (-1, *[1] * (len(self.shape) - 1)), typed_for(self.subject.model)
         if self.parameterization == "spectrum":
             mean = spectrum_of(self.subject)
             spectrum = mean._replace(magnitude=self.contrast * mean.magnitude)
             moved, paint = _spectral_picture(spectrum, self.shape[2], n, self.seed)
             low, high = (torch.tensor(end).to(moved).reshape(each) for end in (self.low, self.high))
-            return moved, lambda: typed_as(torch.clamp(paint(), low, high), self.subject.model)
+            return moved, lambda: typed(torch.clamp(paint(), low, high))
         moved, paint = _picture(self.shape, n, self.parameterization, self.seed)
         low, high = (torch.tensor(end).to(moved).reshape(each) for end in (self.low, self.high))
-        return moved, lambda: typed_as(low + (high - low) * paint(), self.subject.model)
+        return moved, lambda: typed(low + (high - low) * paint())
 
     def seen(self, x: Tensor) -> Tensor:
         """What the model gets of these pictures. Raises: `ValueError` if preprocessing gives another shape."""
@@ -640,24 +637,34 @@ class _Studio(NamedTuple):
             raise ValueError(f"{told}, and the model takes {self.shape}: give the part that keeps the size")
         return found
 
+    def values(self, nodes: tuple[str, ...], x: Tensor) -> Sequence[Tensor]:
+        """Of some nodes of the network's program, for these pictures."""
+        program = self.subject.network.program
+        return program.extract(program.inputs, nodes)(*program.arguments(self.seen(x)))
+
     def activations(self, layer: str, x: Tensor) -> Callable[[str], Tensor]:
         """What the units of `layer` put out, and what they got before their activation."""
         found, program = self.subject.network.layer(layer), self.subject.network.program
         nodes = (found.site, found.pre)
-        values = program.extract(program.inputs, nodes)(*program.arguments(self.seen(x)))
-        values = [program.examples_first(node, value) for node, value in zip(nodes, values, strict=True)]
+        values = [program.examples_first(node, value) for node, value in zip(nodes, self.values(nodes, x), strict=True)]
         return dict(zip((layer, _before(layer)), values, strict=True)).__getitem__
 
-    def scores(self, x: Tensor) -> Tensor:  # (n, n_classes), or no columns
-        """What the network says of each picture."""
-        none, program = x.new_zeros(len(x), 0), self.subject.network.program
+    def finished(self, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:  # (n, ...) and (n, n_classes), or no columns
+        """What `layer` puts out, and what the network says, of finished pictures: one pass."""
+        site, program, node = self.subject.network.layer(layer).site, self.subject.network.program, self.score_node
+        value, *said = self.values((site, node) if node else (site,), x)
+        scores = as_logits(said[0], self.subject.scores, "classes") if node else x.new_zeros(len(x), 0)
+        return program.examples_first(site, value), scores
+
+    @property
+    def score_node(self) -> str:
+        """What puts out the network's class scores; '' if it has none."""
         try:
-            node, kind = scores_of(self.subject)[0], self.subject.scores
-        except ValueError:  # it puts out something else than class scores
-            return none
-        if self.subject.task not in ("classes", "none") or len(program.shape(node)) != 1:
-            return none
-        return as_logits(program.extract(program.inputs, [node])(*program.arguments(self.seen(x)))[0], kind, "classes")
+            node = scores_of(self.subject)[0]
+        except ValueError:  # it puts out something else
+            return ""
+        known = self.subject.task in ("classes", "none") and len(self.subject.network.program.shape(node)) == 1
+        return node if known else ""
 
 # %% ../../nbs/12_pictures.ipynb #1d4e71f8
 _Made = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -671,17 +678,18 @@ def _make(studio: _Studio, layer: str, rows: _Rows, units: Sequence[np.ndarray])
     objective, adam = _objective(studio, layer, rows, units), torch.optim.Adam([moved], lr=studio.lr)
     waking, generators = objective + _waking_objective(layer, rows.weights, unit_dim), _generators(studio, layer, units)
     _apart(moved, studio, units)
-    pulled = torch.zeros(len(units), dtype=torch.bool)
+    pulled = torch.zeros(len(units), dtype=torch.bool, device=moved.device)
     for step in range(studio.steps):
         found = studio.activations(layer, _shaken(paint(), studio.transforms, generators))
         course.append(rows.response(found(layer).detach(), unit_dim))
         moved.grad = _gradient((waking if step < studio.steps // 4 else objective)(found), moved, studio, layer)
-        pulled |= moved.grad.flatten(1).ne(0).any(1).cpu()
+        pulled |= moved.grad.flatten(1).ne(0).any(1)
         adam.step()
     with torch.no_grad():
         x = paint()
-        course.append(rows.response(studio.activations(layer, x)(layer), unit_dim))
-        parts = x.float(), torch.stack(course, 1).double(), studio.scores(x).double(), pulled
+        value, scores = studio.finished(layer, x)
+        course.append(rows.response(value, unit_dim))
+    parts = x.float(), torch.stack(course, 1).double(), scores.double(), pulled
     return tuple(part.cpu().numpy() for part in parts)
 
 # %% ../../nbs/12_pictures.ipynb #533153da
@@ -761,6 +769,13 @@ def _plain_weights(owners: Sequence[nn.Module]) -> Iterator[None]:
             table[name] = one
 
 
+@contextmanager
+def _differentiable(subject: Subject, layers: Sequence[str]) -> Iterator[None]:
+    """Inside the block, the passes up to these layers keep what gradients need, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad(), _plain_weights(_owners(subject, layers)):
+        yield
+
+
 def _owners(subject: Subject, layers: Sequence[str]) -> list[nn.Module]:
     """What holds the weights of the passes up to some layers."""
     program = subject.network.program
@@ -816,7 +831,7 @@ def visualize(
     scales: Mapping[str, np.ndarray] | None = None,  # From `unit_scales`; measured on `data` if None
     baselines: Mapping[str, np.ndarray] | None = None,  # Layer -> (n_units,), what answers are counted from; None: 0
     value_range: tuple[Any, Any] | None = None,  # Smallest and largest value, (n_channels,) or numbers; None: of `data`
-    batch_size: int = 256,  # Pictures made at a time; 1 if the model's code looks at its whole batch
+    batch_size: int = 256,  # Pictures made at a time, fewer if memory is short; 1 if the model looks at its whole batch
     seed: int = 0,  # Seeds the start, the same for all groups, and the transforms; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Visualization:
@@ -857,7 +872,7 @@ def visualize(
     value_range : tuple[Any, Any] | None, default None
         Smallest and largest value, (n_channels,) or numbers; None: of `data`
     batch_size : int, default 256
-        Pictures made at a time; 1 if the model's code looks at its whole batch
+        Pictures made at a time, fewer if memory is short; 1 if the model looks at its whole batch
     seed : int, default 0
         Seeds the start, the same for all groups, and the transforms; global generators are left alone
     progress : bool, default False
@@ -877,7 +892,8 @@ def visualize(
     check_backward(subject, "a picture")
     studio, parsed = _studio(subject, given), parse_groups(subject.network, groups)
     rows, (layers, units) = _rows(parsed, subject, scales, baselines), zip(*parsed, strict=True)
-    found = _all_made(studio, parsed, rows, _chunked(parsed, batch_size, studio.shape, variety), progress)
+    with _differentiable(subject, layers):
+        found = _all_made(studio, parsed, rows, _chunked(parsed, batch_size, studio), progress)
     notes = (*subject.notes, *_unanswered(found["moved"], found["course"], based=baselines is not None))
     fields = dict(layers=layers, units=units, low=studio.low, high=studio.high, settings=_settings(studio))
     return Visualization(notes=notes, **found, **fields)
@@ -910,10 +926,8 @@ def _all_made(
 ) -> dict[str, np.ndarray]:
     """Pictures, responses, scores, and who moved, in the order of the groups."""
     parts, order = [], [i for _, where in chunks for i in where]
-    owners = _owners(studio.subject, [layer for layer, _ in parsed])
-    with torch.inference_mode(False), torch.enable_grad(), _plain_weights(owners):
-        for layer, where in tqdm(chunks, desc="visualize", disable=not progress):
-            parts.append(_make(studio, layer, rows(layer, where), [parsed[i][1] for i in where]))
+    for layer, where in tqdm(chunks, desc="visualize", disable=not progress):
+        parts.append(_make(studio, layer, rows(layer, where), [parsed[i][1] for i in where]))
     found = (np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True))
     return dict(zip(("images", "course", "logits", "moved"), found, strict=True))
 
@@ -1017,15 +1031,51 @@ def _range_for(
     return range_of(subject) if preprocess is None else _check_range((0.0, 1.0), shape)
 
 # %% ../../nbs/12_pictures.ipynb #4380c1a5
-def _chunked(
-    parsed: Sequence[tuple[str, np.ndarray]], batch_size: int, shape: tuple[int, ...], variety: float
-) -> list[tuple[str, list[int]]]:
+def _chunked(parsed: Sequence[tuple[str, np.ndarray]], batch_size: int, studio: _Studio) -> list[tuple[str, list[int]]]:
     """Layer and places of each batch. Raises: `ValueError` if pictures that are to differ would be parted."""
-    chunks = list(_chunks([layer for layer, _ in parsed], batch_size, shape))
+    free = free_memory(leading(studio.subject.model).device)
+    layers = [layer for layer, _ in parsed]
+    chunks = list(_chunks(layers, lambda layer, n: _batch(studio, layer, min(n, batch_size), free)))
     batch_of = {i: b for b, (_, where) in enumerate(chunks) for i in where}
-    first = {}
-    for i, (layer, units) in enumerate(parsed) if variety else ():
+    first, largest = {}, max(len(where) for _, where in chunks)
+    for i, (layer, units) in enumerate(parsed) if studio.variety else ():
         if batch_of[first.setdefault((layer, units.tobytes()), i)] != batch_of[i]:
             told = f"groups {first[layer, units.tobytes()]} and {i} are the same, and fall into different batches"
-            raise ValueError(f"{told}: with `variety`, list them side by side, or raise batch_size={batch_size}")
+            room = f"batch_size={batch_size} and {free:,.3g} GB of free memory allow {largest} at a time"
+            raise ValueError(f"{told}: with `variety`, list them side by side, or more together ({room})")
     return chunks
+
+# %% ../../nbs/12_pictures.ipynb #faca233d
+def _batch(studio: _Studio, layer: str, most: int, free: float) -> int:
+    """How many pictures are made at a time: `most`, or a power of two if `free` GB hold no more.
+
+    A power, so that a little more or less memory does not change how numbers are rounded."""
+    if most == 1:
+        return 1
+    room = _SHARE * free / (_gigabytes(studio, layer) or math.inf)
+    return most if room >= most else 1 << max(0, int(room).bit_length() - 1)
+
+
+_SHARE = 0.25  # of the free memory that pictures made at a time may take
+
+
+def _gigabytes(studio: _Studio, layer: str) -> float:
+    """How much memory does one picture take while it is made? Of the weights, which all share, nothing."""
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value.detach()
+
+    moved, paint = studio.start(1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        found = studio.activations(layer, paint())  # not as shaken: transforms may count how often they are called
+    keep(found(layer))
+    owners = _owners(studio.subject, [layer])
+    shared = {one.untyped_storage().data_ptr() for owner in owners for one in (*owner.parameters(), *owner.buffers())}
+    own = sum(size for place, size in kept.items() if place not in shared)
+    return (_BESIDE * own + _ADAM * moved.untyped_storage().nbytes()) / 1e9
+
+
+_BESIDE = 2  # times what a pass keeps: gradients of it, and room to compute in
+_ADAM = 4  # times what is moved: itself, its gradient and two running means

@@ -22,6 +22,7 @@ APART = {  # Option -> functions for which it is another thing than for the rest
     "by": ["LesionOptions CoherenceOptions", "audit plan_audit"],  # as checked; the task of each example
     "n_controls": ["interactions"],  # no `Sequential` design
     "outcomes": ["coherence CoherenceOptions"],  # measures of coherence, not of damage
+    "n_visual": ["coherence CoherenceOptions"],  # an audit makes pictures of what it shows, unless others are asked for
     "n_boot": ["coherence CoherenceOptions"],  # of images, and of the controls of pictures
     "store": ["plan plan_audit"],  # read, not written
     "seed": ["coherence CoherenceOptions", "plan", "audit", "plan_audit"],  # each says what it seeds

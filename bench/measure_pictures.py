@@ -17,6 +17,7 @@ from lucent.optvis.render import render_vis
 from torch import Tensor, nn
 from torchvision.models import vgg11
 
+from specialize_nb.base.devices import leading
 from specialize_nb.network.answers import unit_scales
 from specialize_nb.network.subject import Subject
 from specialize_nb.responses.pictures import visualize
@@ -42,7 +43,7 @@ class Scene(NamedTuple):
         rows = np.zeros((len(self.groups), len(self.scales)), np.float32)
         for row, group in zip(rows, self.groups, strict=True):
             row[group] = 1 / self.scales[group] / len(group)
-        return torch.tensor(rows)
+        return torch.tensor(rows, device=leading(self.subject.model).device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,12 +130,12 @@ def until(model: nn.Module, last: str) -> Iterator[nn.Module]:
 
 def reached(given: Scene, images: np.ndarray) -> np.ndarray:
     """The response of each group to its picture."""
-    value = torch.tensor(images, dtype=torch.float32)
+    value = torch.tensor(images, dtype=torch.float32, device=given.weights.device)
     value = value if value.shape[1:] == given.shape else value.movedim(3, 1)
     with torch.inference_mode():
         for part in until(given.subject.model, given.module):
             value = part(value)
-    return (value.flatten(2).mean(2) * given.weights).sum(1).numpy()
+    return (value.flatten(2).mean(2) * given.weights).sum(1).cpu().numpy()
 
 
 def against_render(given: Scene) -> Race:

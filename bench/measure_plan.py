@@ -13,7 +13,7 @@ from specialize_nb.base.data import digits, torchvision_images
 from specialize_nb.clusters.spectral import spectral_partition
 from specialize_nb.graphs.weights import weight_graph
 from specialize_nb.lesions.importance import importance
-from specialize_nb.lesions.plan import plan
+from specialize_nb.lesions.plan import Plan, plan
 from specialize_nb.network.units import trace
 from specialize_nb.training.fit import fit
 from specialize_nb.training.models import cnn, mlp
@@ -32,10 +32,12 @@ def race(model: nn.Module, data: Any, k: int, **options: Any) -> Race:
         importance(model, data, **same)
         return perf_counter() - start
 
-    def told(took: float, planned: float) -> str:
-        return f"planned {planned:.3g} s, took {took:.3g} s: {planned / took:.2f}"
+    def told(took: float, planned: Plan) -> str:
+        low, high = planned.wall["low"], planned.wall["high"]
+        where = "in" if low <= took <= high else "out of"
+        return f"planned {planned.seconds:.3g} s, took {took:.3g} s, {where} its range of {low:.3g} to {high:.3g} s"
 
-    return Race(ours, lambda: plan(model, data, probe_seconds=5, **same).seconds, told)
+    return Race(ours, lambda: plan(model, data, probe_seconds=5, **same), told)
 
 
 def dense() -> nn.Module:

@@ -35,6 +35,7 @@ Modules:
 - `specialize_nb.graphs.similarity`: Which units share what drives them, and which share what they drive
 - `specialize_nb.layers.distances`: How far apart are the layers of a network, in what they tell apart?
 - `specialize_nb.layers.segments`: Which runs of layers do the same thing, and where does it change?
+- `specialize_nb.lesions.attribution`: How much damage does one backward pass expect of every group?
 - `specialize_nb.lesions.damage`: The damage of many lesions, in blocks that are kept, resumed and shared out
 - `specialize_nb.lesions.dense`: Damage where each position of an example has a class, as in language models and segmentation.
 - `specialize_nb.lesions.dissociation`: Does one group of units serve one task, and another group another task?
@@ -48,7 +49,7 @@ Modules:
 - `specialize_nb.network.apart`: Does a model answer to every example by itself? Found out on the first batch of the data.
 - `specialize_nb.network.beside`: Labels beside the target: what an example, or each of its positions, belongs to besides what is to be predicted.
 - `specialize_nb.network.bounds`: Between which numbers an output lies by the operations that make it, whatever the inputs are.
-- `specialize_nb.network.gradients`: Are the derivatives of a traced program those of its model, example by example?
+- `specialize_nb.network.gradients`: Are the derivatives of a traced program those of its model, example by example? And the part to differentiate.
 - `specialize_nb.network.hooked`: Runs a model that torch.export refuses: cut at the calls of its modules, by hooks.
 - `specialize_nb.network.inputs`: What a network is given: which types of numbers it takes, and which positions of a sequence are padding.
 - `specialize_nb.network.lookups`: What a table of embeddings is asked for and does not hold: tokens of another vocabulary, or too many positions.

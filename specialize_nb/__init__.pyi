@@ -21,6 +21,7 @@ from .graphs.similarity import unit_similarity as unit_similarity
 from .graphs.weights import weight_graph as weight_graph
 from .layers.distances import layer_distances as layer_distances
 from .layers.segments import layer_groups as layer_groups
+from .lesions.attribution import attribution as attribution
 from .lesions.dissociation import dissociation as dissociation
 from .lesions.importance import importance as importance
 from .lesions.interactions import interactions as interactions

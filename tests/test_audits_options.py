@@ -11,6 +11,7 @@ FUNCTIONS = (
     "responses.coherence.coherence",
     "responses.coherence.CoherenceOptions",
     "lesions.interactions.interactions",
+    "lesions.attribution.attribution",
     "lesions.plan.plan",
     "audits.audit.audit",
     "audits.audit.plan_audit",
@@ -20,7 +21,7 @@ APART = {  # Option -> functions for which it is another thing than for the rest
     "model": ["audit plan_audit"],  # they split the data, so they take no `Subject`
     "data": ["audit plan_audit"],  # of several tasks as well
     "by": ["LesionOptions CoherenceOptions", "audit plan_audit"],  # as checked; the task of each example
-    "n_controls": ["interactions"],  # no `Sequential` design
+    "n_controls": ["interactions", "attribution"],  # no `Sequential` design
     "outcomes": ["coherence CoherenceOptions"],  # measures of coherence, not of damage
     "n_visual": ["coherence CoherenceOptions"],  # an audit makes pictures of what it shows, unless others are asked for
     "n_boot": ["coherence CoherenceOptions"],  # of images, and of the controls of pictures
@@ -29,6 +30,9 @@ APART = {  # Option -> functions for which it is another thing than for the rest
     "alpha": ["interactions"],
     "probe_seconds": ["plan_audit"],  # of a run that is planned on the way to something else
 }
+
+
+INNER = {"n_tried"}  # Set by what plans lesions, and no option of a function
 
 
 def taken():
@@ -59,7 +63,7 @@ def test_exceptions_are_of_options_that_there_are():
 
 def test_what_an_audit_passes_on_is_what_its_rooms_take():
     "Every option of lesions and of coherence is one of the audit, but what a kind of graph decides."
-    rooms = {one.name for path in FUNCTIONS[1:4:2] for one in parameters(*file_of(path))}
+    rooms = {one.name for path in FUNCTIONS[1:4:2] for one in parameters(*file_of(path))} - INNER
     assert rooms <= set(TAKEN) and all("audit" in TAKEN[name] for name in rooms)
-    lesions = {one.name for one in parameters(*file_of(FUNCTIONS[1]))}
+    lesions = {one.name for one in parameters(*file_of(FUNCTIONS[1]))} - INNER
     assert lesions <= {one.name for one in parameters(*file_of(FUNCTIONS[-1]))}

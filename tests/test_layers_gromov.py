@@ -5,14 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import ot
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist, squareform
 
 from specialize_nb.layers.gromov import (
+    _BLURS,
+    _FEW,
     GromovWasserstein,
+    _best_pairing,
     _loss,
     _misfit,
+    _starts,
     best_start,
     gromov_wasserstein,
     point_distances,
@@ -103,3 +109,93 @@ def test_trust():
     with pytest.raises(ValueError, match="these are not"):
         gromov_wasserstein(a, a + 1)
     [round(kept.misfit, 3), *solver_doubts(np.array([False]), np.array([kept.misfit]), 9)]
+
+
+def test_best_pairing():
+    rng = np.random.default_rng(7)
+    kinds = {
+        "random": rng.standard_normal((30, 30)),
+        "rank one": np.outer(rng.random(30), rng.random(30)),
+        "the same": np.ones((30, 30)),
+        "far out": rng.standard_normal((30, 30)) * np.where(np.arange(30) == 4, 1e6, 1.0),
+        "tiny": 1e-12 * rng.standard_normal((30, 30)),
+        "two": np.array([[1.0, 3.0], [2.0, 5.0]]),
+    }
+    for worth in kinds.values():
+        n = len(worth)
+        right = worth[linear_sum_assignment(-worth)].sum()
+        for guess in (np.zeros(n), 30 * worth.max() * rng.standard_normal(n)):
+            partner, price = _best_pairing(worth, guess, _BLURS)
+            assert sorted(partner) == [*range(n)] and np.isfinite(price).all()
+            assert_allclose(worth[np.arange(n), partner].sum(), right, rtol=1e-9)
+    pd.Series(
+        {
+            kind: worth[np.arange(len(worth)), _best_pairing(worth, np.zeros(len(worth)), _BLURS)[0]].mean()
+            for kind, worth in kinds.items()
+        },
+        name="mean worth",
+    ).to_frame()
+
+
+def test_against_pot():
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((20, 6)), rng.standard_normal((_FEW + 26, 6))
+
+    def symmetric(size):
+        "Symmetric numbers with a zero diagonal."
+        found = rng.random((size, size))
+        return (found + found.T) * (1 - np.eye(size))
+
+    pairs = {
+        "squashed": [point_distances(one) for one in (x, np.tanh(2 * x))],
+        "rectified": [point_distances(one) for one in (x, np.maximum(x @ rng.standard_normal((6, 6)), 0))],
+        "unlike": [point_distances(one) for one in (x, rng.standard_normal((20, 2)))],
+        "on a line": [point_distances(one) for one in (x[:, :1], x[:, 1:2])],
+        "heavy tails": [point_distances(one) for one in (x, rng.standard_t(2, (20, 3)))],
+        "coincident": [point_distances(one) for one in (x[:, :2].round(), x[:, 2:4].round())],
+        "largest coordinate": [squareform(pdist(one, "chebyshev")) for one in (x, x**3)],
+        "no distances": [symmetric(20), symmetric(20)],
+        "many points": [point_distances(one) for one in (y, np.tanh(y @ rng.standard_normal((6, 4))))],
+        "opposite": [1 - np.eye(2), np.eye(2) - 1],
+    }
+    rows = []
+    for a, b in pairs.values():
+        n, found, ends = len(a), gromov_wasserstein(a, b, seed=3), {}
+        for name, (share, partner) in _starts(n, 2, np.random.default_rng(3)).items():
+            start = share * np.eye(n)[partner] / n + (1 - share) / n**2
+            plan, log = ot.gromov.gromov_wasserstein(a, b, G0=start, symmetric=True, log=True)
+            ends[name] = log["gw_dist"]
+        best = min(*ends.values(), found.identity)
+        assert found.loss <= 1.01 * best and found.loss <= found.identity and found.converged and found.misfit < 1e-9
+        same = np.mean([abs(found.starts[name] / end - 1) < 1e-6 for name, end in ends.items()])
+        rows.append((found.loss, best, same, (found.plan > 1e-6).sum() == n))
+    table = pd.DataFrame(rows, index=list(pairs), columns=["loss", "POT", "starts with the same end", "a pairing"])
+    assert (
+        table["starts with the same end"][["squashed", "rectified", "unlike", "heavy tails", "many points", "opposite"]]
+        == 1
+    ).all()
+    assert not table["a pairing"]["opposite"] and table["a pairing"].drop("opposite").all()
+    assert_allclose(table["loss"]["opposite"], 1.5, rtol=1e-9)
+    table
+
+
+def test_copies():
+    rng = np.random.default_rng(9)
+    x, order = rng.standard_normal((150, 3)), rng.permutation(150)
+    a = point_distances(x)
+    copy = gromov_wasserstein(a, a[np.ix_(order, order)], n_random=0)
+    assert copy.loss == 0.0 == copy.starts["product"] and copy.identity > 0.1 and copy.misfit < 1e-12
+    assert_allclose(copy.plan * 150, np.eye(150)[order].T, rtol=1e-9, atol=1e-12, strict=True)
+    assert gromov_wasserstein(a, a, n_random=0).loss == 0.0
+    y = np.tanh(x * [3, 1, 1])
+    turned = y @ np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    moved = y + 0.5 * np.eye(150, 3)
+    there, back, rotated, other = (
+        gromov_wasserstein(*(point_distances(one) for one in both), n_random=0)
+        for both in ((x, y), (y, x), (x, turned), (x, moved))
+    )
+    assert_allclose(back.loss, there.loss, rtol=1e-9)
+    assert_allclose(back.plan, there.plan.T, atol=1e-12)
+    assert_allclose(rotated.loss, there.loss, rtol=1e-6)
+    assert abs(other.loss / there.loss - 1) > 1e-3 and there.loss <= there.identity
+    [one.distance for one in (copy, there, back, rotated, other)]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.stats import binom
 
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
@@ -17,10 +18,13 @@ from specialize_nb.dev.testing import unchanged
 from specialize_nb.lesions.importance import LesionOptions, importance, prepare_importance
 from specialize_nb.lesions.lesion import LesionEngine
 from specialize_nb.lesions.plan import (
+    _CASES,
+    _PATH,
     Plan,
     _Arithmetic,
     _scaled,
     _Seconds,
+    _simulated,
     going_on,
     layer_flops,
     makespan,
@@ -78,18 +82,25 @@ def test_flops():
 
 
 def test_going_on():
-    design = Sequential(most=999)
-    null = going_on(design, important=0)
-    rng = np.random.default_rng(0)
-    beaten = (rng.random((4000, 999)) < rng.random((4000, 1))).cumsum(1)  # how often, by a control of each test
-    stopped = np.zeros(4000, dtype=bool)
-    for share, n in zip(null[:-1], design.looks, strict=False):
-        stopped |= futile(beaten[:, n - 1], n, design)
-        assert_allclose(
-            share, 1 - stopped.mean(), rtol=0, atol=4 * np.sqrt(share * (1 - share) / 4000) + 1e-9, strict=True
-        )
-    assert going_on(design, important=1)[0] == 1 and going_on(design)[-1] == 0
-    pd.DataFrame({"controls": design.looks, "random": null, "half important": going_on(design)}).head(6)
+    design, n_runs = Sequential(most=999), 2000
+    u, look = np.linspace(0, 1, 4001)[1:], design.looks[0]
+    goes = ~futile(np.arange(look + 1), look, design)
+    exact = (
+        binom.pmf(np.flatnonzero(goes), look, u[:, None]).sum(1).mean()
+    )  # of a random group that is a list of its own
+    gone = np.mean([_simulated(design, 1, 0.0, np.random.default_rng(i))[0] for i in range(n_runs)])
+    assert abs(gone - exact) < 4 * np.sqrt(exact * (1 - exact) / n_runs)
+    sure = going_on(design, n_tests=12, important=1)
+    assert (sure.loc[sure["n_controls"] < design.settled, list(_PATH)] == 1).all(
+        axis=None
+    )  # never beaten: until settled
+    assert (sure.loc[sure["n_controls"] >= design.settled, list(_PATH)] == 0).all(axis=None)
+    any_share, cases = going_on(design), list(_CASES)
+    assert (any_share[cases].iloc[-1] == 0).all() and (np.diff(any_share[cases], axis=0) <= 0).all()
+    cost = (any_share[cases].iloc[:-1].T * np.diff(design.looks)).sum(axis=1)
+    assert cost.is_monotonic_increasing and cost["high"] > 2 * cost["low"]
+    assert going_on(design, seed=1).equals(going_on(design, seed=1)) and not going_on(design, seed=1).equals(any_share)
+    any_share.round(2)
 
 
 def test_makespan():
@@ -251,6 +262,8 @@ def test_bad_input():
         plan(model, data, partition, n_controls=9.5)
     with pytest.raises(ValueError, match="give a share, from 0 to 1"):
         going_on(Sequential(), important=2)
+    with pytest.raises(ValueError, match="at least 1 test"):
+        going_on(Sequential(), n_tests=0)
     traced = trace(mlp((64, 24, 24, 10), seed=1), data[0])
     with pytest.raises(ValueError, match="traced from another Sequential"):
         plan(model, data, partition, network=traced)

@@ -8,8 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 from specialize_nb.dev.zoo import ACROSS, Between
 from specialize_nb.graphs.similarity import measure_similarity
-from specialize_nb.network.gradients import check_backward, check_gradients, own_backwards
+from specialize_nb.network.gradients import Downstream, check_backward, check_gradients, own_backwards
 from specialize_nb.network.subject import Subject
+from specialize_nb.network.units import trace
 
 X = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 3
@@ -130,3 +131,19 @@ def test_inference_mode_changes_nothing(made, called):
             torch.testing.assert_close(one.mean[layer], other.mean[layer], rtol=1e-12, atol=1e-12)
     assert all(value.is_inference() == made for value in model.parameters())
     assert isinstance(model.first, nn.Linear)
+
+
+def test_outputs_without_an_axis_of_their_own():
+    """One number an example, as (n,), is differentiated as (n, 1) is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).eval()
+    flat, x = nn.Sequential(*wide, nn.Flatten(0)).eval(), torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (wide, flat):
+        network = trace(model, x)
+        part = Downstream(network, [network.layer("0")], network.program.outputs[0])
+        (hidden,), said = part.run((x,))
+        assert said.shape == (6, 1)
+        found.append(torch.autograd.grad(said.sum(), hidden)[0])
+    assert torch.equal(*found) and torch.equal(found[0], wide[2].weight.expand(6, 5))

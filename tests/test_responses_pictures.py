@@ -140,12 +140,12 @@ def test_objective():
 
 
 def test_waking_objective():
-    before = torch.tensor([[-2.0, 3.0, -5.0]], requires_grad=True)
+    before = torch.tensor([[-2.0, 3.0, -5.0], [-2.0, -3.0, 5.0]], requires_grad=True)
     values = {"fc": before.relu(), _before("fc"): before}
-    weights = torch.tensor([[1.0, 1.0, 0.0]])
+    weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 2.0, 0.0]])
     both = (group_objective("fc", weights) + _waking_objective("fc", weights))(values.get)
     (gradient,) = torch.autograd.grad(both, [before])
-    assert_allclose(gradient, np.array([[-1, -1, 0]], np.float32), rtol=1e-6, strict=True)
+    assert_allclose(gradient, np.array([[0, -1, 0], [-1, -2, 0]], np.float32), rtol=1e-6, strict=True)
     gradient
 
 
@@ -474,11 +474,11 @@ def test_like_the_data():
     assert (held.images > 0.99).mean() < 0.05 and held.images.min() >= 0 and held.images.max() <= 1
     share = held.score[free.score > 0] / free.score[free.score > 0]
     assert np.median(share) > 0.6
-    strong = visualize(subject, None, groups, parameterization="spectrum", contrast=1.4)
+    strong = visualize(subject, None, groups, parameterization="spectrum", contrast=1.35)
     near = torch.cdist(torch.tensor(strong.images).flatten(1), real.flatten(1)).amin(1) / far
     assert near.max() < 3 and (strong.images > 0.99).mean() < (real > 0.99).float().mean()
     share = strong.score[free.score > 0] / free.score[free.score > 0]
-    assert np.median(share) > 0.8
+    assert np.median(share) > 0.75
     near.median(), np.median(share)
 
 

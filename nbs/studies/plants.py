@@ -1,6 +1,6 @@
 """Which measures of coherence find filters that look for one thing, and no others? Writes plants.csv next to this.
 
-    python nbs/studies/plants.py            # about two hours on one core
+    python nbs/studies/plants.py            # about half an hour of one core
     python nbs/studies/plants.py plain      # these changes alone
 
 A convolutional layer holds eight copies of a grating, with noise, and as many unrelated filters (`planted_filters`).

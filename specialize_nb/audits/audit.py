@@ -62,7 +62,7 @@ from specialize_nb.lesions.importance import (
 )
 from ..lesions.lesion import Ablation, Precision
 from ..lesions.outcomes import as_logits, right_of
-from ..lesions.plan import Plan, price
+from ..lesions.plan import Plan, price, to_plan
 from ..network.answers import outputs_of, pictured_input
 from ..network.outputs import Scale
 from ..network.subject import Subject
@@ -1282,7 +1282,7 @@ def plan_audit(
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # As of the audit
     probe_seconds: float = 3.0,  # Time for the probe, about
-    important: float = 0.5,  # Share of the sub-clusters taken to be important, for what a `Sequential` design needs
+    important: float | None = None,  # Share of the sub-clusters that are, as a `Sequential` design asks; None: any
 ) -> dict[str, Plan]:  # Graph and scope in words -> what the lesions of that partition will take
     """How many lesions will an audit do, and how long will they take?
 
@@ -1334,8 +1334,8 @@ def plan_audit(
         As of the audit
     probe_seconds : float, default 3.0
         Time for the probe, about
-    important : float, default 0.5
-        Share of the sub-clusters taken to be important, for what a `Sequential` design needs
+    important : float | None, default None
+        Share of the sub-clusters that are, as a `Sequential` design asks; None: any
 
     Returns
     -------
@@ -1352,7 +1352,7 @@ def _planned(given: Mapping[str, Any]) -> dict[str, Plan]:
     """The plan of each partition that has something to lesion, with what was left out."""
     start, (subject, possible, given, *_) = time.perf_counter(), _begun(given)
     partitions, missing = _partitions(subject, given["graphs"], picked(Cutting, given))
-    asked = picked(LesionOptions, {**given, "by": None})  # labels beside the target cost no lesion more
+    asked = to_plan(given)
     lesioned = _lesioned(subject, partitions, asked, subject.network.hidden)
     took, probe = time.perf_counter() - start, {name: given[name] for name in ("probe_seconds", "important")}
     plans = price(lesioned.trial, setup_seconds=took, **probe)

@@ -285,7 +285,7 @@ def picked(
     kind: type,  # A dataclass of options
     given: Mapping[str, Any],  # Everything that was given, by name
 ) -> Any:
-    """The options of one kind, from all that were given to a function.
+    """The options of one kind, from all that were given to a function; fields marked "inner" are no options of it.
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def picked(
     -------
     Any
     """
-    return kind(**{one.name: given[one.name] for one in fields(kind)})
+    return kind(**{one.name: given[one.name] for one in fields(kind) if not one.metadata.get("inner")})
 
 
 def _file_of(path: Path, node: ast.ImportFrom) -> Path | None:

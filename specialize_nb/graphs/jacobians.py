@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from specialize_nb.base.devices import to_model
 from specialize_nb.base.tasks import check_labels
 from specialize_nb.network.answers import scores_of
-from specialize_nb.network.gradients import check_gradients
+from specialize_nb.network.gradients import Downstream, check_gradients, numbers_of
 from specialize_nb.network.inputs import places_that_count
 from specialize_nb.network.operations import KEEPS, KINKED, PRODUCTS, SMOOTH, STRAIGHT, argument, op_name
 from specialize_nb.network.outputs import choose_output
-from specialize_nb.network.program import Layout, boundary_of, first_met
+from specialize_nb.network.program import Layout
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import Layer, Network
 
@@ -283,14 +283,6 @@ def reference_tensor(model: nn.Module) -> Tensor:
 # Pieces that fit in memory
 
 
-def _sizes(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[int, int]:
-    """Numbers of one example: of the largest value of a part, and of all its values."""
-    names = program.needed(inputs, outputs) if program.any_batch else program.layouts
-    names = [name for name in names if name in program.layouts and program.layouts[name].axis is not None]
-    sizes = [math.prod(program.shape(name)) for name in names]
-    return max(sizes, default=1), sum(sizes)
-
-
 def _fit(task: Measurement, sizes: tuple[int, int], n_vectors: int, each: int = 0) -> tuple[int, int]:
     """How many examples, and how many directions, to take at once; `each` example needs so many numbers more."""
     most, total = sizes
@@ -314,7 +306,7 @@ def mean_covariance(task: Measurement) -> None:
     sites = [layer.site for layer in task.layers]
     part = program.extract(program.inputs, sites)
     squares = [layer.n_units**2 for layer in task.layers if task.errors and len(task.positions[layer.name]) > 1]
-    n, _ = _fit(task, _sizes(program, program.inputs, sites), 1, sum(squares))
+    n, _ = _fit(task, numbers_of(program, program.inputs, sites), 1, sum(squares))
 
     def answers() -> Iterator[tuple[Layer, Piece, Tensor, Tensor | None]]:
         for piece in task.batches(n):
@@ -386,7 +378,7 @@ def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Lay
     """Add up outer products of the gradients of a node along `vectors` by what layers put out."""
     groups = [layers] if task.network.program.any_batch else [[layer] for layer in layers]
     for group in groups:
-        part = _Downstream(task.network, group, node)
+        part = Downstream(task.network, group, node)
         n, step = _fit(task, part.sizes, n_outputs, sum(4 * layer.n_units**2 for layer in group) * task.errors)
         for piece in task.batches(n):
             values, found = part.run(piece.tensors)
@@ -396,28 +388,6 @@ def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Lay
                     task.add(layer, slope, piece.counts)
             for layer in group:
                 task.close(layer, piece)
-
-
-class _Downstream:
-    """The part of a network from some layers to a node, made for gradients by what those layers put out."""
-
-    def __init__(self, network: Network, layers: Sequence[Layer], node: str) -> None:
-        self.program, self.node = network.program, node
-        first, later = first_met(self.program, layers)
-        self.layers, self.n_first = (*first, *later), len(first)
-        ends = [*(layer.site for layer in later), node]
-        kept = boundary_of(self.program, [layer.site for layer in first], ends)
-        self.before, self.after = self.program.extract(self.program.inputs, kept), self.program.extract(kept, ends)
-        self.sizes = _sizes(self.program, kept, ends)
-
-    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """What the layers put out, ready to be differentiated by, and what the node says, (n, n_outputs)."""
-        with torch.no_grad():
-            kept = list(self.before(*tensors))
-        for i in range(self.n_first):
-            kept[i] = kept[i].requires_grad_()
-        *inner, found = self.after(*kept)
-        return kept[: self.n_first] + inner, self.program.examples_first(self.node, found).flatten(1)
 
 
 def _pull(y: Tensor, by: Sequence[Tensor], vectors: Tensor) -> list[Tensor]:
@@ -494,7 +464,7 @@ def _is_linear(node: fx.Node, varying: set[str], kinks: bool) -> bool:
 
 def _differentiate_twice(task: Measurement, node: str, layer: Layer) -> None:
     """Add up the second derivatives of one layer, at one place at a time."""
-    part, mean, n_units = _Downstream(task.network, [layer], node), task.means[layer.name], layer.n_units
+    part, mean, n_units = Downstream(task.network, [layer], node), task.means[layer.name], layer.n_units
     n, step = _fit(task, (2 * part.sizes[0], 3 * part.sizes[1]), n_units, 4 * n_units**2)
     n_places = len(task.positions[layer.name])
     for piece in task.batches(n):
@@ -550,7 +520,7 @@ def _pull_back(task: Measurement, layer: Layer) -> None:
     program, mean, n_units = task.network.program, task.means[layer.name], layer.n_units
     part, n_places = program.extract(program.inputs, [layer.site]), len(task.positions[layer.name])
     n_inputs = sum(math.prod(program.shape(name)) for name in program.inputs)
-    n, step = _fit(task, _sizes(program, program.inputs, [layer.site]), n_units, 3 * n_units * n_inputs)
+    n, step = _fit(task, numbers_of(program, program.inputs, [layer.site]), n_units, 3 * n_units * n_inputs)
     for piece in task.batches(n):
         given = [one.detach().requires_grad_(one.is_floating_point()) for one in piece.tensors]
         weights = task.weights(layer, piece.counts)
@@ -593,7 +563,7 @@ def _push_ahead(task: Measurement, single: list[Layer], others: list[Layer], fro
     program, sites = task.network.program, [layer.site for layer in single + others]
     before, part = program.extract(program.inputs, [front]), _pushable(program.extract([front], sites))
     squares = sum(4 * layer.n_units**2 for layer in others) * task.errors
-    n, step = _fit(task, _sizes(program, [front], sites), len(rows), squares)
+    n, step = _fit(task, numbers_of(program, [front], sites), len(rows), squares)
     for piece in task.batches(n):
         with torch.no_grad():
             (value,) = before(*piece.tensors)

@@ -12,12 +12,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import ot
 import pandas as pd
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from ..base.results import Result
 from ..base.words import counted
@@ -53,6 +53,9 @@ _SAME = 1e-9  # Mean distance, as a share of the largest number, that is roundin
 # %% ../../nbs/rooms/layers_gromov.ipynb #d3a90441
 def _loss(a: np.ndarray, b: np.ndarray, plan: np.ndarray) -> float:
     """Expected squared difference of distances under a coupling, with the marginals it really has."""
+    partner = plan.argmax(1)
+    if (plan[np.arange(len(plan)), partner] * len(plan) > 1 - _SAME).all():
+        return float(((a - b[np.ix_(partner, partner)]) ** 2).mean())
     p, q = plan.sum(1), plan.sum(0)
     return max(0.0, float(p @ a**2 @ p + q @ b**2 @ q - 2 * ((a @ plan @ b) * plan).sum()))
 
@@ -144,11 +147,11 @@ def start_names(
     return (*FIXED_STARTS, *(f"random {i + 1}" for i in range(n_random)))
 
 
-def _starts(n: int, n_random: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Couplings to walk down from."""
-    flat, identity = np.full((n, n), 1 / n**2), np.eye(n) / n
-    found = [identity, (identity + flat) / 2, flat]
-    found += [(identity[rng.permutation(n)] + flat) / 2 for _ in range(n_random)]
+def _starts(n: int, n_random: int, rng: np.random.Generator) -> dict[str, tuple[float, np.ndarray]]:
+    """Couplings to walk down from: the share of a pairing, the rest being the product, and each point's partner."""
+    known = np.arange(n)
+    found = [(1.0, known), (0.5, known), (0.0, known)]
+    found += [(0.5, rng.permutation(n)) for _ in range(n_random)]
     return dict(zip(start_names(n_random), found, strict=True))
 
 
@@ -178,6 +181,78 @@ def best_start(
     loss, plan = (losses[name], ends[name]) if better else (known, pairing)
     fields = dict(loss=loss, identity=known, starts=losses, plan=plan, misfit=max(misfits.values()))
     return GromovWasserstein(**fields, converged=converged)
+
+# %% ../../nbs/rooms/layers_gromov.ipynb #b2383c3f
+class _Walk(NamedTuple):
+    """Where a walk led."""
+
+    plan: np.ndarray  # (n, n) the coupling there
+    ended: bool  # Did it end by itself?
+
+
+_WHOLE, _PART = 1e-13, 1e-9  # Least gain of a whole step, and of part of one, as shares of the mean square distances
+
+
+def _walk(a: np.ndarray, b: np.ndarray, share: float, partner: np.ndarray, max_iter: int) -> _Walk:
+    """Step from a start to where no step leads further down."""
+    n, rows = len(a), np.arange(len(a))
+    plan = np.full((n, n), (1 - share) / n**2)
+    plan[rows, partner] += share / n
+    worth = a @ b[partner] * (share / n) + np.outer(a.sum(1), b.sum(0)) * ((1 - share) / n**2)
+    here, scale = float((worth * plan).sum()), float((a**2).mean() + (b**2).mean())
+    price, blurs, last = np.zeros(n), _BLURS if n > _FEW else (), partner if share == 1 else None
+    for _ in range(max_iter):
+        partner, price = _best_pairing(worth, price, blurs)
+        whole, blurs = _worth(a, b, partner, last, worth), blurs[-1:]
+        toward, there = (float(one[rows, partner].mean()) for one in (worth, whole))
+        rise, bend = toward - here, there - 2 * toward + here
+        step = 1.0 if bend >= 0 else min(1.0, rise / -bend)
+        gain = step * (2 * rise + step * bend)
+        if gain <= (_PART if step < 1 else _WHOLE) * scale:
+            return _Walk(plan, True)
+        plan, here = plan * (1 - step), here + gain
+        plan[rows, partner] += step / n
+        worth, last = (whole, partner) if step == 1 else (worth + step * (whole - worth), None)
+    return _Walk(plan, False)
+
+
+def _worth(a: np.ndarray, b: np.ndarray, partner: np.ndarray, last: np.ndarray | None, worth: np.ndarray) -> np.ndarray:
+    """What partners are worth at a pairing, by what has changed since the last one, if that is known and little."""
+    n = len(a)
+    moved = np.arange(n) if last is None else np.flatnonzero(partner != last)
+    if last is None or 3 * len(moved) > n:
+        return a @ b[partner] / n
+    return worth + a[:, moved] @ ((b[partner[moved]] - b[last[moved]]) / n)
+
+# %% ../../nbs/rooms/layers_gromov.ipynb #c1a8c0ac
+_BLURS, _TURNS = (0.3, 0.05, 0.01), 20  # Blur as a share of the spread of costs; iterations at each
+
+
+_FEW = 100  # Points up to which guessing prices costs more than it saves
+
+
+def _best_pairing(worth: np.ndarray, price: np.ndarray, blurs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's partner in the pairing of most worth, and the prices of the columns that made it quick to find."""
+    cost = worth.mean(0) - worth
+    price = _prices(cost, price, blurs)
+    cost -= price
+    cost -= cost.min(1, keepdims=True)
+    return linear_sum_assignment(cost)[1], price
+
+
+def _prices(cost: np.ndarray, price: np.ndarray, blurs: Sequence[float]) -> np.ndarray:
+    """A better guess of the prices of the columns."""
+    spread, tiny = float(cost.std()) or 1.0, np.float32(1e-30)
+    cost, price = (cost / spread).astype(np.float32), (price / spread).astype(np.float32)
+    for blur in blurs:
+        left = cost - price
+        kernel = np.exp((left.min(1, keepdims=True) - left) / np.float32(blur))
+        weight = np.ones(len(cost), np.float32)
+        for _ in range(_TURNS):
+            rows = 1 / np.maximum(kernel @ weight, tiny)
+            weight = 1 / np.maximum(rows @ kernel, tiny)
+        price = price + np.float32(blur) * np.log(weight)
+    return price.astype(np.float64) * spread
 
 # %% ../../nbs/rooms/layers_gromov.ipynb #873081b7
 def gromov_wasserstein(
@@ -244,12 +319,10 @@ def solve_gw(a: np.ndarray, b: np.ndarray, n_random: int, max_iter: int, seed: A
     -------
     GromovWasserstein
     """
-    ends, converged = {}, True
-    options = dict(loss_fun="square_loss", symmetric=True, max_iter=max_iter, log=True)
-    for name, start in _starts(len(a), n_random, np.random.default_rng(seed)).items():
-        ends[name], log = ot.gromov.gromov_wasserstein(a, b, G0=start, **options)
-        converged &= len(log["loss"]) <= max_iter
-    return best_start(a, b, ends, converged)
+    starts = _starts(len(a), n_random, np.random.default_rng(seed))
+    walks = {name: _walk(a, b, *start, max_iter) for name, start in starts.items()}
+    ends = {name: walk.plan for name, walk in walks.items()}
+    return best_start(a, b, ends, all(walk.ended for walk in walks.values()))
 
 
 def solver_doubts(late: np.ndarray, misfit: np.ndarray, max_iter: int) -> list[str]:

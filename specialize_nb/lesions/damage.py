@@ -315,6 +315,12 @@ def _data_hash(data: Batches) -> str:
     return content_hash([content_hash([*pytree.tree_leaves(x), y]) for x, y in data])
 
 
+def _all_written(subject: Subject, outcomes: Sequence[str | Callable] | None, beside: Beside | None) -> dict[str, Any]:
+    """What is measured, in words."""
+    told = {"outcomes": [_written(one) for one in _listed(subject, outcomes)]}
+    return told if beside is None else told | {"by": content_hash(beside.codes)}
+
+
 def _written(outcome: str | Callable) -> str:
     """A name, or the source of a function, or its compiled code where there is no source."""
     if isinstance(outcome, str):
@@ -343,6 +349,7 @@ def damage_run(
     task: Task | None = None,  # What the targets are: 'classes', 'labels', 'numbers', 'none'; None looks at them
     output: str | int | None = None,  # Which output holds the scores, by name or place; None: the one that can
     scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
+    n_tried: int = 16,  # Examples at most on which stacking is tried first
     by: Any = None,  # (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
 ) -> DamageRun:
     """How much does each of many lesions hurt?
@@ -379,6 +386,8 @@ def damage_run(
         Which output holds the scores, by name or place; None: the one that can
     scores : Scale | None, default None
         'logits', or 'probabilities' that were through a softmax; None looks at them
+    n_tried : int, default 16
+        Examples at most on which stacking is tried first
     by : Any, default None
         (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
 
@@ -394,14 +403,13 @@ def damage_run(
     if ablation == "class_mean":
         check_task(subject.data, ("classes",), "ablation='class_mean'")
     options = dict(ablation=ablation, reader=reader, precision=precision, seed=seed)
-    engine = lesion_engine(subject, None, None, layers, **options)
+    engine = lesion_engine(subject, None, None, layers, n_tried=n_tried, **options)
     work = Work(engine=engine, data=subject.data, outcomes=found, n_boot=n_boot, seed=seed)
     kept = None
     if store is not None:
         versions = {"blocks": _FORMAT, "torch": torch.__version__}
         said = {"task": subject.task, "output": subject.output, "scores": kind_of(subject)}
-        written = {"outcomes": [_written(one) for one in _listed(subject, outcomes)], "n_boot": n_boot}
-        written |= {} if beside is None else {"by": content_hash(beside.codes)}
+        written = {"n_boot": n_boot} | _all_written(subject, outcomes, beside)
         kept = Store(store, _identity(subject, options | versions | said | written))
     told = (*engine.notes, *(one.note for one in (*found, *filter(None, [beside])) if one.note))
     fields = dict(names=names, notes=tuple(dict.fromkeys(told)), beside=beside)

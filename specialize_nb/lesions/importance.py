@@ -375,6 +375,8 @@ class LesionOptions:
         Labels beside the target, of examples or of their positions
     seed : int, default 0
         Seeds the controls and the bootstrap; global generators are left alone
+    n_tried : int
+        Examples at most on which stacking is tried first
 
     Raises: `TypeError` if `n_controls` is neither a number nor a design.
     """
@@ -390,6 +392,7 @@ class LesionOptions:
     n_jobs: int | None = None  # Processes; None leaves it to `joblib.parallel_config`, else one
     by: Any = field(default=None, compare=False)  # Labels beside the target, of examples or of their positions
     seed: int = 0  # Seeds the controls and the bootstrap; global generators are left alone
+    n_tried: int = field(default=16, metadata={"inner": True})  # Examples at most on which stacking is tried first
 
     def __post_init__(self):
         number = isinstance(self.n_controls, int | np.integer) and not isinstance(self.n_controls, bool)
@@ -594,7 +597,7 @@ def prepare_importance(
     nulls = [_nulls(subject, partition, options) for partition in partitions]
     tested = {layer for plain, *_ in nulls for layer in _tested(plain)}
     asked = options.asked(usual_of(subject))
-    names = ("ablation", "precision", "n_boot", "seed", "store", "n_jobs", "by")
+    names = ("ablation", "precision", "n_boot", "seed", "store", "n_jobs", "by", "n_tried")
     fields = {name: getattr(options, name) for name in names}
     layers = [name for name in subject.network.hidden if name in tested]
     run = damage_run(subject, None, None, layers, outcomes=asked, **fields)

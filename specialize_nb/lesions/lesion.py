@@ -419,6 +419,7 @@ def lesion_engine(
     reader: str | None = None,  # Layer that alone gets the lesioned values; None is every one
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     seed: int = 0,  # Chooses the images that 'resample' takes values from
+    n_tried: int = 16,  # Examples at most on which stacking is tried first
 ) -> LesionEngine:
     """How can this network be lesioned fast?
 
@@ -440,6 +441,8 @@ def lesion_engine(
         'bfloat16' for convolutions and products in bf16; None is the model's own
     seed : int, default 0
         Chooses the images that 'resample' takes values from
+    n_tried : int, default 16
+        Examples at most on which stacking is tried first
 
     Returns
     -------
@@ -460,7 +463,7 @@ def lesion_engine(
     like = leading(subject.model).detach().flatten()[:0]
     fields = dict(autocast=dtype, n_scores=n_scores, ablation=ablation, noise=seed if _is_random(network) else None)
     engine = LesionEngine(cuts=cuts, fills=fills, like=like, **fields)
-    return _proved(engine, subject, node)
+    return _proved(engine, subject, node, n_tried)
 
 # %% ../../nbs/06_lesion.ipynb #e1a800b4
 def _in_order(network: Network, names: Sequence[str]) -> tuple[str, ...]:
@@ -479,20 +482,18 @@ def _dtype(precision: Precision | None, model: nn.Module) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bfloat16" and own != "bfloat16" else None
 
 # %% ../../nbs/06_lesion.ipynb #09b96b17
-_TRIED = 16  # examples at most, and a third of the batch: three lesions of it, stacked and alone, are two passes
-
-
 def _is_random(network: Network) -> bool:
     return bool(getattr(network.program, "random", ()))
 
 
 @torch.inference_mode()
-def _proved(engine: LesionEngine, subject: Subject, node: str) -> LesionEngine:
+def _proved(engine: LesionEngine, subject: Subject, node: str, n_tried: int) -> LesionEngine:
     """The engine, and which of its lesions cannot be stacked: found out on the first batch of the data."""
     if not subject.network.program.any_batch:
         return engine
     tensors = first_batch(subject)
-    tried = min(_TRIED, _HELD // (3 * max((cut.peak for cut in engine.cuts.values()), default=1)))
+    # Of a third of the batch: three lesions of it, stacked and alone, are two passes.
+    tried = min(n_tried, _HELD // (3 * max((cut.peak for cut in engine.cuts.values()), default=1)))
     few, why = [one[: max(2, min(tried, len(one) // 3))] for one in tensors], {}
     if engine.noise is not None:
         why = dict.fromkeys(engine.cuts, "it draws at random, and all lesions are to meet the same draws")
@@ -571,10 +572,9 @@ def measure_lesions(
     works = [_Lesions(engine, groups, shapes) for groups in sets]
     none = {name: torch.zeros_like(table[:1]) for name, table in works[0].masks.items()}
 
-    def run(work: _Lesions, part: Part, rows: slice, intact: list) -> None:
+    def run(work: _Lesions, part: Part, rows: slice, intact: list) -> list[Tensor]:
         scores = engine.scores(part, {name: table[rows] for name, table in work.masks.items()})
-        for measure, known, kept in zip(measures, intact, work.found, strict=True):
-            kept[rows, part.examples] = measure(scores, known, part.y).cpu().numpy()
+        return [measure(scores, known, part.y) for measure, known in zip(measures, intact, strict=True)]
 
     apart = engine.noise is None and engine.cuts[tuple(works[0].masks)].any_batch  # threads share generators and hooks
     n_threads = n_threads if apart else 1
@@ -583,7 +583,8 @@ def measure_lesions(
             scores = engine.scores(part, none)[0]
             intact = [prepared(measure, scores, part.y) for measure in measures]
             for work in works:
-                parallel(delayed(run)(work, part, rows, intact) for rows in _slices(work.n_groups, part.n_together))
+                calls = (delayed(run)(work, part, rows, intact) for rows in _slices(work.n_groups, part.n_together))
+                work.keep(part.examples, parallel(calls))
     return [[kept[work.where] for kept in work.found] for work in works]
 
 
@@ -595,6 +596,11 @@ class _Lesions:
         self.masks = {name: torch.as_tensor(table, device=engine.like.device) for name, table in different.items()}
         self.n_groups = int(self.where.max()) + 1
         self.found = [np.empty((self.n_groups, *one)) for one in shapes]
+
+    def keep(self, examples: slice, calls: Sequence[Sequence[Tensor]]) -> None:
+        """Put by what was measured of some examples. The host waits for a GPU here, not once a lesion."""
+        for kept, parts in zip(self.found, zip(*calls, strict=True), strict=True):
+            kept[:, examples] = torch.cat(parts).cpu().numpy()
 
 # %% ../../nbs/06_lesion.ipynb #9c136082
 @contextmanager

@@ -13,7 +13,7 @@ __all__ = ['Measure', 'Reduce', 'OUTCOMES', 'Outcome', 'loss_of', 'right_of', 'a
 # %% ../../nbs/rooms/lesions_outcomes.ipynb #26533f3d
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -282,8 +282,18 @@ def _weighed(distance: Tensor, power: int, scale: tuple[float, ...]) -> Tensor:
     """(..., n) mean of (distance / scale) ** power over the last axis, where the scale is not 0; () for none."""
     if not scale:
         return distance.abs().pow(power).mean(-1)
-    units = torch.tensor(scale, dtype=distance.dtype, device=distance.device)
-    return (distance[..., units > 0] / units[units > 0]).abs().pow(power).mean(-1)
+    units, varies = _units_on(scale, distance.dtype, distance.device)
+    distance = distance if varies is None else distance.index_select(-1, varies)
+    return (distance / units).abs().pow(power).mean(-1)
+
+
+@lru_cache(maxsize=8)  # a GPU would have to wait for them at every lesion
+def _units_on(scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The units that are not 0, and which these are; None for all."""
+    varies = [i for i, one in enumerate(scale) if one > 0]
+    with torch.inference_mode(False):
+        units = torch.tensor([scale[i] for i in varies], dtype=dtype, device=device)
+        return units, None if len(varies) == len(scale) else torch.tensor(varies, device=device)
 
 
 def _error_added(scores: Tensor, intact: Tensor, y: Tensor, *, power: int, scale: tuple[float, ...] = ()) -> Tensor:

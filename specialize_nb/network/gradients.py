@@ -1,12 +1,14 @@
-"""Are the derivatives of a traced program those of its model, example by example?
+"""Are the derivatives of a traced program those of its model, example by example? And the part to differentiate.
 
 A plain module, not a notebook: what everyone asks who differentiates a traced program. They are not if the model draws
-at random, has a backward of its own, or lets examples meet.
+at random, has a backward of its own, or lets examples meet. `Downstream` is the part of a program from some layers on,
+made ready for gradients by what those layers put out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +20,120 @@ from torch.utils import _pytree as pytree
 from specialize_nb.base.devices import to_model
 from specialize_nb.base.seeds import seeded
 from specialize_nb.network.apart import is_apart
-from specialize_nb.network.program import Layout, Program
+from specialize_nb.network.program import Layout, Program, boundary_of, first_met
 from specialize_nb.network.subject import Subject
+from specialize_nb.network.units import Layer, Network
 
-__all__ = ["check_backward", "check_gradients", "own_backwards"]
+__all__ = ["Downstream", "check_backward", "check_gradients", "numbers_of", "own_backwards"]
+
+
+class Downstream:
+    """The part of a network from some layers to a node, made for gradients by what those layers put out.
+
+    Parameters
+    ----------
+    network : Network
+        Traced
+    layers : Sequence[Layer]
+        If it is read through hooks, one
+    node : str
+        Of its program
+    """
+
+    def __init__(
+        self,
+        network: Network,  # Traced
+        layers: Sequence[Layer],  # If it is read through hooks, one
+        node: str,  # Of its program
+    ):
+        self.program, self.node = network.program, node
+        first, later = first_met(self.program, layers)
+        self.layers, self.n_first = (*first, *later), len(first)
+        ends = [*(layer.site for layer in later), node]
+        kept = boundary_of(self.program, [layer.site for layer in first], ends)
+        self.before, self.after = self.program.extract(self.program.inputs, kept), self.program.extract(kept, ends)
+        self.sizes = numbers_of(self.program, kept, ends)
+
+    def keep(
+        self,
+        tensors: Sequence[Tensor],  # Inputs, as the program takes them
+    ) -> list[Any]:
+        """What the first layers put out, in the order of `layers`, and what else is needed after them.
+
+        Parameters
+        ----------
+        tensors : Sequence[Tensor]
+            Inputs, as the program takes them
+
+        Returns
+        -------
+        list[Any]
+        """
+        with torch.no_grad():
+            return list(self.before(*tensors))
+
+    def go_on(
+        self,
+        kept: Sequence[Any],  # From `keep`; the first layers' may be others
+    ) -> tuple[list[Tensor], Tensor]:
+        """What the layers put out, ready to be differentiated by, and what the node says, (n, n_outputs).
+
+        Parameters
+        ----------
+        kept : Sequence[Any]
+            From `keep`; the first layers' may be others
+
+        Returns
+        -------
+        tuple[list[Tensor], Tensor]
+        """
+        first = [one.requires_grad_() for one in kept[: self.n_first]]
+        *inner, found = self.after(*first, *kept[self.n_first :])
+        found = self.program.examples_first(self.node, found)
+        return first + inner, found.reshape(len(found), -1)
+
+    def run(
+        self,
+        tensors: Sequence[Tensor],  # Inputs, as the program takes them
+    ) -> tuple[list[Tensor], Tensor]:
+        """`go_on` from some inputs.
+
+        Parameters
+        ----------
+        tensors : Sequence[Tensor]
+            Inputs, as the program takes them
+
+        Returns
+        -------
+        tuple[list[Tensor], Tensor]
+        """
+        return self.go_on(self.keep(tensors))
+
+
+def numbers_of(
+    program: Any,  # Whole
+    inputs: Sequence[str],  # Nodes that a part of it starts from
+    outputs: Sequence[str],  # Nodes that it computes
+) -> tuple[int, int]:
+    """Numbers of one example: of the largest value of a part, and of all its values.
+
+    Parameters
+    ----------
+    program : Any
+        Whole
+    inputs : Sequence[str]
+        Nodes that a part of it starts from
+    outputs : Sequence[str]
+        Nodes that it computes
+
+    Returns
+    -------
+    tuple[int, int]
+    """
+    names = program.needed(inputs, outputs) if program.any_batch else program.layouts
+    names = [name for name in names if name in program.layouts and program.layouts[name].axis is not None]
+    sizes = [math.prod(program.shape(name)) for name in names]
+    return max(sizes, default=1), sum(sizes)
 
 
 def check_gradients(

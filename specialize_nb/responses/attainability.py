@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..base.devices import to_model
+from ..base.devices import typed_as
 from ..base.signatures import picked
 from ..base.words import check_choice
 from ..clusters.partition import Partition
@@ -190,7 +190,7 @@ def picture_answers(
     unit_dim, found = subject.network.layer(layer).unit_dim, []
     with torch.no_grad():
         for part in torch.tensor(images).split(_AT_A_TIME):
-            value = subject.network.activations(to_model(part, subject.model), [layer], at="site")[layer]
+            value = subject.network.activations(typed_as(part, subject.model), [layer], at="site")[layer]
             found.append(summarize(value, unit_dim).abs().double().cpu().numpy())
     return np.concatenate(found)
 

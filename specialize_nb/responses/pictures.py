@@ -112,10 +112,11 @@ def group_objective(
 # %% ../../nbs/12_pictures.ipynb #ccd53a81
 @wrap_objective()
 def _waking_objective(layer: str, weights: Tensor, unit_dim: int = 1) -> Objective:
-    """As `group_objective`, for the units that are silent alone, and of what they get before their activation."""
+    """As `group_objective`, for groups that are silent as a whole, and of what their units get before activation."""
 
     def inner(activations: Callable[[str], Tensor]) -> Tensor:
-        silent = summarize(activations(layer), unit_dim) == 0
+        answers = summarize(activations(layer), unit_dim)
+        silent = ((answers == 0) | (weights == 0)).all(1, keepdim=True)
         before = summarize(activations(_before(layer)), unit_dim)
         return -(torch.where(silent, before, 0.0) * weights).sum()
 

@@ -249,7 +249,7 @@ def test_tasks():
     y = torch.arange(40) % 3
     trial = prepare_importance(Subject.of(mlp((5, 8, 3)), (x, y)), [partition], beside)
     assert price(trial, probe_seconds=1e-3)[0].n_lesions == price(trial, probe_seconds=1.0)[0].n_lesions > 0
-    found
+    found.notes
 
 
 def test_bad_input():

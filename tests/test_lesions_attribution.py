@@ -18,7 +18,7 @@ from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import spectral_partition
 from specialize_nb.dev.testing import unchanged
 from specialize_nb.graphs.weights import weight_graph
-from specialize_nb.lesions.attribution import Agreement, Attribution, attribution
+from specialize_nb.lesions.attribution import Attribution, DamageAgreement, attribution
 from specialize_nb.lesions.importance import LesionOptions, importance, prepare_importance
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
@@ -484,7 +484,7 @@ def test_kept():
     assert found.settings["method"] == "gradient" and "Nothing was lesioned" in found.verdict
     real = importance(model, data, partition, outcomes="squared_error", **options)
     both = found.agreement(real)
-    kept = Agreement.load(both.save(file))
+    kept = DamageAgreement.load(both.save(file))
     pd.testing.assert_frame_equal(kept.to_frame(), both.to_frame())
     frame = both.to_frame()
     by_scipy = [scipy_stats.spearmanr(a, b).statistic for a, b in zip(both.estimated.T, both.real.T, strict=True)]

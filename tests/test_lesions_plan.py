@@ -25,6 +25,7 @@ from specialize_nb.lesions.plan import (
     _scaled,
     _Seconds,
     _simulated,
+    _spread_out,
     going_on,
     layer_flops,
     makespan,
@@ -214,6 +215,7 @@ def test_probe():
     assert (seconds > 0).all() and foreseen.seconds < foreseen.setup_seconds + seconds.sum() / 0.9 + 8
     assert foreseen.seconds >= foreseen.setup_seconds + seconds.sum() / 2 and foreseen.n_jobs == 2
     scaled = _scaled(_Seconds(4.0, 1.0), _Arithmetic(30.0, 10.0, 0.0), _Arithmetic(10.0, 30.0, 0.0))
+    assert _spread_out(range(5)) == [0, 4, 2, 1, 3]
     assert_allclose(scaled, [4.0, 3.0], rtol=1e-6, strict=True)  # as much in all, three times as much after the cut
     ax = Plan(**vars(foreseen) | {"table": foreseen.table.assign(seconds=range(6))}).plot()
 

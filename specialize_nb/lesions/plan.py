@@ -600,7 +600,7 @@ class Plan(Result):
     @property
     def headline(self) -> str:
         """How long, how many lesions, how much memory."""
-        spread = f" (8 runs in 10: {_spell(self.wall['low'])} to {_spell(self.wall['high'])})"
+        spread = f" (likely {_spell(self.wall['low'])} to {_spell(self.wall['high'])})"
         jobs = f" in {self.n_jobs} processes" if self.n_jobs > 1 else ""
         kept = f"; {self.n_kept} blocks are kept, {self.n_blocks} to do" if self.n_kept else ""
         work = f"{self.n_lesions:,} lesions of {self.n_images:,} images in {(self.table['n_lesions'] > 0).sum()} layers"

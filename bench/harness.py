@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,6 +104,17 @@ def table(measures: list[Measure]) -> str:
     return "\n".join([*head, *(one.row() for one in measures)])
 
 
+def keep(section: str) -> None:
+    """Write one section of results.md, from its heading on; the others stay."""
+    path, heading = HERE / "results.md", section.partition("\n")[0]
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = [part for part in re.split(r"^(?=##? )", text, flags=re.MULTILINE) if part]
+    if heading not in (known := [part.partition("\n")[0] for part in parts]):
+        parts, known = [*parts, ""], [*known, heading]
+    parts[known.index(heading)] = section
+    path.write_text("\n".join(part.rstrip() + "\n" for part in parts), encoding="utf-8")
+
+
 def load() -> None:
     """Import every measure_*.py beside this file, which registers its measures."""
     sys.modules["harness"] = sys.modules[__name__]
@@ -123,7 +135,7 @@ def main(words: list[str]) -> int:
     text = f"{table(chosen)}\n\nMedian seconds of all rounds (least to most), taken in turn. {machine()}"
     print(text)
     if not words:
-        (HERE / "results.md").write_text(f"# Measured by `make bench`\n\n{text}\n", encoding="utf-8")
+        keep(f"# Measured by `make bench`\n\n{text}\n")
     return 0
 
 

@@ -101,10 +101,15 @@ class Side:
 
 
 def write_sides(graph: UnitGraph, folder: str) -> None:
-    """Both inputs as files, so that neither side's memory holds what it took to make them."""
-    fields = {"layers": graph.layers, "sizes": graph.sizes, "pairs": list(graph.blocks)}
+    """Both inputs as files, so that neither side's memory holds what it took to make them.
+
+    A block that several pairs of layers share, as `weight_graph` makes them for a residual stream, is one file.
+    """
+    blocks = {id(block): block for block in graph.blocks.values()}
+    files = [list(blocks).index(id(block)) for block in graph.blocks.values()]
+    fields = {"layers": graph.layers, "sizes": graph.sizes, "pairs": list(graph.blocks), "files": files}
     Path(folder, "graph.json").write_text(json.dumps(fields))
-    for i, block in enumerate(graph.blocks.values()):
+    for i, block in enumerate(blocks.values()):
         np.save(f"{folder}/block{i}.npy", block.numpy())
     adjacency = adjacency_of(graph)
     for name in ("data", "indices", "indptr"):

@@ -30,7 +30,8 @@ def ours(folder: Path, k: int, depth: str = "keep") -> tuple[float, Callable[[],
     before = memory("VmRSS")
     fields = json.loads((folder / "graph.json").read_text())
     pairs = map(tuple, fields.pop("pairs"))
-    blocks = {pair: torch.from_numpy(np.load(folder / f"block{i}.npy")) for i, pair in enumerate(pairs)}
+    made = [torch.from_numpy(np.load(folder / f"block{i}.npy")) for i in range(max(fields["files"]) + 1)]
+    blocks = {pair: made[i] for pair, i in zip(pairs, fields["files"], strict=True)}
     graph = UnitGraph(layers=tuple(fields["layers"]), sizes=tuple(fields["sizes"]), blocks=blocks)
     return before, lambda: (np.concatenate(list(spectral_partition(graph, k, depth=depth).labels.values())), "")
 

@@ -94,10 +94,10 @@ def examined(name: str, whole: bool, quick: bool, brief: bool) -> None:
     subject, partitions = Subject.of(model, data, network=network, split=True), {}
     with stage(row, "partition_s"):
         for kind in (KINDS["weights"], *([] if quick else [KINDS["activations"]])):
-            if why := kind.missing(subject):
+            if why := kind.missing(subject, None):
                 row["notes"] = f"{row['notes']} No graph of {kind.label}: {why}.".strip()
                 continue
-            cut = kind.cut(kind.build(subject), subject, Cutting(k=8, scopes=scopes))
+            cut = kind.cut(kind.build(subject, None), subject, Cutting(k=8, scopes=scopes))
             partitions |= {(kind.name, scope): partition for scope, partition in cut.items()}
     with stage(row, "prepare_s"):
         trial = prepare_importance(subject, list(partitions.values()), LesionOptions())

@@ -41,6 +41,7 @@ Modules:
 - `specialize_nb.lesions.dissociation`: Does one group of units serve one task, and another group another task?
 - `specialize_nb.lesions.importance`: Does a group of units matter more than random units do?
 - `specialize_nb.lesions.interactions`: Which groups stand in for each other, and which work through each other?
+- `specialize_nb.lesions.known`: Equal groups are lesioned once: what a lesion of some units of a layer cost does not depend on who asks.
 - `specialize_nb.lesions.lesion`: What a network does without a group of its units
 - `specialize_nb.lesions.outcomes`: What a lesion costs, image by image, and which summary of it to take
 - `specialize_nb.lesions.plan`: How long an analysis will take, and what it needs, before it is started

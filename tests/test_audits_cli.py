@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import inspect
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -295,8 +296,20 @@ def test_plan():
         small = "--k 4 --graphs weights --scopes global --n-controls 19 --examples 60 --n-jobs 1"
         status, out, err = run("plan", "my_model.py:make_model", "--data", "digits", *small.split())
     assert status == 0, err
-    first, last = out.splitlines()
-    assert first.startswith("weights, global: about") and "lesions of" in first and last.startswith("together about")
+    first, *more = out.splitlines()
+    assert first.startswith("weights, global: about") and "lesions of" in first
+    told = " ".join(more)
+    assert re.fullmatch(
+        r"together about .+ \(likely .+ to .+\); memory: about [\d.]+ .?B, beside Python and its libraries; "
+        r"disk: the results at most [\d.]+ .?B, and the report; coherence and pictures come on top of the time",
+        told,
+    ), told
+    with lesson():
+        few = f"plan my_model.py:make_model --data digits --memory 1e-9 {small}"
+        kept = run(*f"plan my_model.py:make_model --data digits --store kept {small}".split())[1]
+        status, _, err = run(*few.split())
+    assert "and finished lesions at most" in " ".join(kept.split())
+    assert status == 2 and "GB of memory, and memory=1e-09 allows less" in err
 
 
 def test_tasks():
@@ -320,7 +333,7 @@ def test_tasks():
             assert kept.notes and all(note in " ".join(out.split()) for note in kept.notes)
         status, out, err = run(*f"plan my_model.py:make_model --data my_model.py:make_bare {small}".split()[:-10])
         assert status == 0 and "There are no targets" in out, err
-        assert "".join(out.splitlines()[-1:]).startswith("together about")
+        assert "together about" in out
 
 
 def test_layers():

@@ -12,11 +12,12 @@ import torch
 from lesson import lesson
 from numpy.testing import assert_allclose
 
-from specialize_nb.audits import kinds, sources
+from specialize_nb.audits import sources
 from specialize_nb.audits.audit import Audit, audit
 from specialize_nb.audits.cli import main
 from specialize_nb.audits.kinds import KINDS
 from specialize_nb.audits.sources import load_data, load_model
+from specialize_nb.base import devices
 from specialize_nb.base.data import digits
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.controls.controls import draw_controls
@@ -93,7 +94,7 @@ def test_graph(monkeypatch):
     assert first.coherence.outcomes[0] == "correlation" and second.coherence.outcomes[0] == "class_information"
     assert "my own wires, local" in page and "dummy, local" not in page
     assert listed("dummy") and suggested("graphs", "dumy") == "'dummy'?; see `specialize-nb audit --help`"
-    monkeypatch.setitem(KINDS, "dummy", replace(kind, missing=lambda subject: "nobody wired them"))
+    monkeypatch.setitem(KINDS, "dummy", replace(kind, missing=lambda subject, memory: "nobody wired them"))
     found, page, *_ = audited(graphs=["dummy", "activations"])
     assert [one.graph for one in found.findings] == ["activations"]
     assert "Clusters by my own wires are missing: nobody wired them." in found.verdict
@@ -217,7 +218,7 @@ def test_a_name_in_no_table(option):
 def test_a_graph_that_does_not_fit_into_memory_is_left_out(monkeypatch):
     "A system kills whoever takes more than there is: that is known before, and the other graphs are there."
     model, options = mlp((64, *[12] * 8, 10)), SMALL | dict(scopes=("global",))
-    monkeypatch.setattr(kinds, "free_memory", lambda: 7e-5)  # 96 units take 74 kB, and 1,896 weights 46 kB
+    monkeypatch.setattr(devices, "free_memory", lambda *_: 7e-5)  # 96 units take 74 kB, and 1,896 weights 27 kB
     found = audit(model, digits("test"), **options)
     assert [finding.graph for finding in found.findings] == ["weights"]
     told = "edges between all 96 units need about 7.37e-05 GB of memory, and 7e-05 GB are free"
@@ -225,6 +226,9 @@ def test_a_graph_that_does_not_fit_into_memory_is_left_out(monkeypatch):
     assert notes == [f"Clusters by activations are missing: {told}."]
     with pytest.raises(ValueError, match="none can be built"):
         audit(model, digits("test"), graphs=("activations",), **options)
-    monkeypatch.setattr(kinds, "free_memory", lambda: 5e-5)
-    with pytest.raises(ValueError, match=r"between 1,896 pairs of units need about 4.55e-05 GB .* and 5e-05 GB are"):
+    monkeypatch.setattr(devices, "free_memory", lambda *_: 1.0)
+    with pytest.raises(ValueError, match=r"none can be built .*7.37e-05 GB of memory, and memory=6e-05 allows less"):
+        audit(model, digits("test"), graphs=("activations",), memory=6e-5, **options)
+    monkeypatch.setattr(devices, "free_memory", lambda *_: 3e-5)
+    with pytest.raises(ValueError, match=r"between 1,896 pairs of units need about 2.65e-05 GB .* and 3e-05 GB are"):
         audit(model, digits("test"), **options)

@@ -133,6 +133,20 @@ def test_lesions_alone_go_as_they_do_by_themselves(planted):
         np.testing.assert_array_equal(one.damage["cross_entropy"], other.damage["cross_entropy"])
 
 
+def test_equal_groups_of_two_partitions_are_lesioned_once(planted):
+    subject, (modules, _) = planted
+    renamed = Partition.from_labels({name: 7 - one for name, one in modules.labels.items()})
+    alone, _, _ = prepared(subject, [modules], DESIGN, matched=True)
+    both, _, agreements = prepared(subject, [modules, renamed], DESIGN, matched=True)
+    measure_together(alone, {})
+    measure_together(both, {})
+    assert both.known.n_lesioned == alone.known.n_lesioned < both.known.n_asked / 2
+    for one, other in zip(*both.tallies, strict=True):
+        assert np.array_equal(
+            np.sort(one.damage["cross_entropy"]), np.sort(other.damage["cross_entropy"]), equal_nan=True
+        )
+
+
 def test_coherence_without_lesions_has_no_hope_on_the_other_list(planted):
     """Partitions beyond those of the trial are judged by what they have: a list of one kind stops by itself."""
     subject, partitions = planted

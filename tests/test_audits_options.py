@@ -23,6 +23,7 @@ APART = {  # Option -> functions for which it is another thing than for the rest
     "by": ["LesionOptions CoherenceOptions", "audit plan_audit"],  # as checked; the task of each example
     "n_controls": ["interactions", "attribution"],  # no `Sequential` design
     "outcomes": ["coherence CoherenceOptions"],  # measures of coherence, not of damage
+    "n_jobs": ["coherence CoherenceOptions"],  # threads, which share what is read of the data
     "n_visual": ["coherence CoherenceOptions"],  # an audit makes pictures of what it shows, unless others are asked for
     "n_boot": ["coherence CoherenceOptions"],  # of images, and of the controls of pictures
     "store": ["plan plan_audit"],  # read, not written

@@ -1,9 +1,27 @@
-"""The type and device that inputs follow."""
+"""The type and device that inputs follow, what memory may be taken, and threads."""
 
+import math
+import threading
+
+import joblib
+import pytest
 import torch
 from torch import nn
 
-from specialize_nb.base.devices import free_memory, leading, taken_by, to_model, typed_as
+from specialize_nb.base import devices
+from specialize_nb.base.devices import (
+    check_room,
+    fitting,
+    free_memory,
+    in_threads,
+    leading,
+    room_for,
+    short_of,
+    taken_by,
+    threads,
+    to_model,
+    typed_as,
+)
 
 
 def test_most_numbers_decide():
@@ -55,3 +73,39 @@ def test_memory_that_can_be_taken(monkeypatch):
     for name, answer in (told | dict(memory_allocated=lambda _: int(1e9))).items():
         monkeypatch.setattr(torch.cuda, name, answer)
     assert free_memory("cuda:0") == 6.0
+
+
+def test_what_may_be_taken(monkeypatch):
+    "What is asked for, where so much is free; else a share of what is free. What has no room is refused, with sizes."
+    monkeypatch.setattr(devices, "free_memory", lambda *_: 8.0)
+    assert [room_for(one, share=0.25) for one in (None, 2.0, 20.0)] == [2.0, 2.0, 8.0]
+    assert short_of(2.5) == "" and short_of(2.5, share=0.25) == "about 2.5 GB of memory, and 8 GB are free"
+    assert short_of(2.5, 2.0) == "about 2.5 GB of memory, and memory=2 allows less"
+    assert short_of(9.0, 20.0) == "about 9 GB of memory, and 8 GB are free"
+    with pytest.raises(MemoryError, match=r"a graph needs about 3 GB of memory, and memory=2 allows less: allow more"):
+        check_room("a graph", 3.0, 2.0, advice="allow more")
+    check_room("a graph", 3.0, None, advice="allow more")
+    for wrong in (0, -1.0, "4", True, math.nan):
+        with pytest.raises(ValueError, match=r"got memory=.*: give GB above 0"):
+            room_for(wrong)
+    assert [fitting(4, 1.0, room) for room in (4.0, 3.9, 0.5)] == [4, 3, 1] and fitting(None, 1.0, 0.5) == 1
+
+
+def test_threads():
+    "In order, each with one thread of PyTorch, and in the mode of autograd of the caller; all is as before afterwards."
+    before = torch.get_num_threads()
+
+    def seen(one):
+        return one, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+    for n_jobs in (1, 2, -1):
+        assert in_threads(seen, range(5), n_jobs) == [(one, True, False, 1) for one in range(5)]
+        with torch.inference_mode():
+            assert in_threads(seen, range(3), n_jobs) == [(one, False, True, 1) for one in range(3)]
+    with joblib.parallel_config(n_jobs=2), threads() as each:
+        names = each(lambda _: threading.current_thread().name, range(8))
+    assert len(set(names)) <= 2 and threading.current_thread().name not in names
+    assert in_threads(seen, range(2)) == [(one, True, False, before) for one in range(2)]
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda one: 1 / one, (1, 0), 2)
+    assert torch.get_num_threads() == before

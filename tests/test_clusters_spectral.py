@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import warnings
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -13,8 +15,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from specialize_nb.clusters.partition import Partition, ncut
-from specialize_nb.clusters.spectral import _cuts, local_partition, spectral_partition
-from specialize_nb.clusters.spectrum import walk_of
+from specialize_nb.clusters.spectral import _cuts, _quick_cuts, local_partition, spectral_partition
+from specialize_nb.clusters.spectrum import copied, is_large, walk_of
 from specialize_nb.dev.testing import planted_mlp
 from specialize_nb.graphs.activations import activation_graph
 from specialize_nb.graphs.graph import UnitGraph
@@ -320,6 +322,53 @@ def test_one_unit():
     with pytest.raises(ValueError, match="k=2, but the local graph of 'layer1' has 0 live and 1 dead units"):
         local_partition(graph, 2, layers=["layer1"])
     local_partition(graph, 1)
+
+
+def test_large_told():
+    block = torch.rand(900, 900, generator=torch.Generator().manual_seed(0))
+    flat = UnitGraph(layers=("a", "b"), sizes=(900, 900), blocks={("a", "b"): block})
+    copies, runs = copied(walk_of(flat)), [np.random.default_rng(i).integers(-1, 5, 1800) for i in range(40)]
+    assert_allclose(
+        _quick_cuts(copies, flat.degree(), runs, 6), [ncut(flat, one) for one in runs], rtol=1e-5, strict=False
+    )
+    with mock.patch.dict(is_large.__globals__, _LARGE=0, _PATIENCE=5):
+        found, again = spectral_partition(flat, 6), spectral_partition(flat, 6)
+    assert "do not stand out from the next ones" in found.notes[0] and found.converged and found.agreement(again) == 1
+    assert found.ncut < 1.005 * spectral_partition(flat, 6).ncut
+    found.notes
+
+
+def test_large():
+    def as_large(graph, k, **options):
+        with mock.patch.dict(is_large.__globals__, _LARGE=0):
+            return spectral_partition(graph, k, **options)
+
+    labels = np.random.default_rng(0).integers(0, 6, 900)
+    parts = np.repeat([0, 1], [700, 200])
+    shared = torch.tensor(random_blocks(np.arange(400) % 4, 1, 0.1))
+    copies = np.kron(np.eye(6), random_blocks(np.zeros(150), 1, 1))
+    graphs = {
+        "modules": (graph_of(random_blocks(labels, 1, 0.5), (500, 400)), 6),
+        "equal modules": (graph_of(copies + 1e-3 * (1 - np.eye(900)), (500, 400)), 6),
+        "two components": (
+            graph_of(random_blocks(np.arange(900) % 3, 1, 0.3) * np.equal.outer(parts, parts), (900,)),
+            6,
+        ),
+        "shared weights": (
+            UnitGraph(layers=tuple("abc"), sizes=(400,) * 3, blocks=dict.fromkeys([("a", "c"), ("b", "c")], shared)),
+            4,
+        ),
+    }
+    rows = []
+    for name, (graph, k) in graphs.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            small, large = spectral_partition(graph, k, choose="ncut"), as_large(graph, k, choose="ncut")
+        rows.append((name, small.ncut, large.ncut, small.agreement(large)))
+        assert small.agreement(large) == 1 and large.converged and (not large.notes or large.n_components > 1)
+        assert_allclose(large.eigenvalues[:-1], small.eigenvalues[:-1], atol=1e-9, rtol=1e-6, strict=True)
+        assert_allclose(large.eigenvalues[-1], small.eigenvalues[-1], atol=1e-4)  # its vector is not used
+    pd.DataFrame(rows, columns=["graph", "n-cut", "as if large", "agreement"]).round(3)
 
 
 def test_scale():

@@ -255,8 +255,12 @@ def test_activation_graph_errors():
         activation_graph(model, images, network, layers=["44"])
     with pytest.raises(ValueError, match="no hidden layer"):
         activation_graph(model[6:].eval(), (torch.ones(3, 6), flat[1][:3]), trace(model[6:].eval(), torch.ones(1, 6)))
-    with pytest.raises(MemoryError, match=r"edges between 1,000,000,000 units need 8,000,000,000\.0 GB: name"):
-        _Moments((10**9,), torch.device("cpu"))
+    with pytest.raises(
+        MemoryError, match=r"all 10 units needs about 0.000\d+ GB of memory, and memory=0.0001 allows less"
+    ):
+        activation_graph(model, images, network, memory=1e-4)
+    with pytest.raises(ValueError, match="got memory=0: give GB above 0"):
+        activation_graph(model, images, network, memory=0)
     large = torch.cat([images.x[:-1], images.x[-1:] * 1e38]), images.y  # too large for both layers, or for the first
     less = torch.cat([images.x[:-1], images.x[-1:] * 1e37]), images.y
     for corr in ("pearson", "spearman"):

@@ -270,6 +270,10 @@ def test_normalize_kernels():
 
 
 def test_weight_graph_errors():
+    with pytest.raises(
+        MemoryError, match=r"a graph of 1 weights? between units needs about 1.2e-08 GB of memory, and memory=1e-09"
+    ):
+        weight_graph(trace(randomize(nn.Sequential(nn.Linear(1, 1))), torch.zeros(1, 1)), memory=1e-9)
     wide = trace(randomize(nn.Sequential(nn.Conv2d(1, 1, (1, 3)))), torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match="needs square kernels; one has 3 taps"):
         weight_graph(wide, norm="matrix1")

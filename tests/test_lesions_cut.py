@@ -266,3 +266,23 @@ def test_ablate():
     assert_allclose(out, torch.tensor([[7.0, 1, 2], [8, 4, 5], [0, 7, 7], [3, 8, 8]]), rtol=1e-6, strict=True)
     again = ablate(out, mask.flip(0), torch.full((1, 1), -1.0), 1, stacked=True)
     assert_allclose(again[::2], torch.tensor([[7.0, -1, -1], [-1, 7, 7]]), rtol=1e-6, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_ablate_keeps_every_other_bit(dtype, layout):
+    """What is not a number, infinite or minus zero stays as it is where it is kept, and goes where it is not."""
+    value = torch.randn(4, 6, 3, 2, generator=torch.Generator().manual_seed(0)).mul(9).to(dtype)
+    if dtype.is_floating_point:
+        value.view(-1)[::5], value.view(-1)[1::7], value.view(-1)[2::11] = torch.nan, -torch.inf, -0.0
+    value = value.contiguous(memory_format=layout)
+    mask = torch.rand(2, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[0] = True
+    for fill in (None, torch.zeros(1, 6, 1, 1), value[[1, 0, 3, 2]].flip(1)):
+        put = torch.zeros(()) if fill is None else fill
+        wanted = torch.where(mask.view(2, 1, 6, 1, 1), put.to(dtype), value).flatten(0, 1)
+        got = ablate(value, mask, fill, 1, stacked=False)
+        assert got.dtype == dtype and torch.equal(got.isnan(), wanted.isnan())
+        assert torch.equal(got.nan_to_num(), wanted.nan_to_num())
+        if dtype.is_floating_point:
+            assert torch.equal(got.signbit() & ~got.isnan(), wanted.signbit() & ~wanted.isnan())

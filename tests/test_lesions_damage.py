@@ -165,3 +165,24 @@ def test_targets_of_any_size():
         any("no lesion changes an error by much" in one for one in far.notes)
         and intact_loss(far)["squared_error"] > 0.9
     )
+
+
+def test_memory_bounds_calls():
+    model, images = mlp((64, 24, 24, 10)), digits("test")
+    fit(model, digits("train"), epochs=2)
+    subject = Subject.of(model, images)
+    groups = {"1": np.random.default_rng(0).random((12, 24)) < 0.3}
+    free = damage_run(subject, None, None, ["1"], n_boot=5)
+    held = sum(free.work.held.values())
+    few = damage_run(
+        subject, None, None, ["1"], n_boot=5, memory=(held + 3.5 * (free.work.engine.of_one(["1"]) + 96)) / 1e9
+    )
+    assert few.work.engine.rows(["1"]) == 3 < free.work.engine.rows(["1"])
+    one, other = (run.damage(groups, replicates=True) for run in (free, few))
+    for name in one:
+        assert_allclose(one[name], other[name], rtol=1e-6, atol=1e-8)
+    with pytest.raises(
+        MemoryError, match=r"lesioning '1' needs about .* GB of memory, and memory=.* allows less: allow more, or"
+    ):
+        damage_run(subject, None, None, ["1"], n_boot=5, memory=held / 1e9)
+    {name: run.work.engine.rows(["1"]) for name, run in (("as usual", free), ("bounded", few))}

@@ -30,7 +30,7 @@ from specialize_nb.lesions.importance import (
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.stats.effects import bootstrap_weights, effect_replicates
-from specialize_nb.stats.many import benjamini_hochberg
+from specialize_nb.stats.many import benjamini_hochberg, max_t
 from specialize_nb.stats.sequential import Sequential
 from specialize_nb.stats.tests import p_values
 from specialize_nb.training.fit import fit
@@ -539,3 +539,22 @@ def test_bad_input():
     with pytest.raises(ValueError, match="traced from another Sequential") as caught:
         importance(model, data, partition, network=trace(other, data[0]))
     str(caught.value)
+
+
+def test_shared_draws():
+    def false_alarms(shared, n_runs=600, n_units=48, k=8, n=59):
+        "The share of random partitions that hold a family-wise p-value of 0.05 or less."
+        alarms = 0
+        for seed in range(n_runs):
+            rng = np.random.default_rng(seed)
+            damage = rng.lognormal(size=n_units)
+            labels = rng.permutation(np.r_[np.arange(k), rng.integers(k, size=n_units - k)])
+            rows = rng.permuted(np.tile(np.arange(n_units), (n, 1)), axis=1)
+            groups = [rows < (labels == c).sum() if shared else labels[rows] == c for c in range(k)]
+            value = np.array([damage[labels == c].sum() for c in range(k)])
+            alarms += (max_t(value, np.stack([one @ damage for one in groups], axis=1)) <= 0.05).any()
+        return alarms / n_runs
+
+    rates = pd.Series({"partitions permuted whole": false_alarms(False), "groups shared by size": false_alarms(True)})
+    assert abs(rates.iloc[0] - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 600) and rates.iloc[1] > 0.1
+    rates.to_frame("false alarms")

@@ -20,7 +20,7 @@ from specialize_nb.lesions.fuse import fuse
 from specialize_nb.lesions.lesion import (
     TABLE_MEASURES,
     LesionTable,
-    _one_thread_each,
+    _side_by_side,
     lesion_engine,
     lesion_table,
     measure_lesions,
@@ -517,7 +517,7 @@ def test_pickled():
 def test_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
-    with _one_thread_each(2):
+    with _side_by_side(2):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before + 1
     torch.set_num_threads(before)

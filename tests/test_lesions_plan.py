@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -84,13 +85,20 @@ def test_flops():
 
 def test_going_on():
     design, n_runs = Sequential(most=999), 2000
+
+    def sure_path(design):
+        "All go on, until their effect is settled."
+        return np.array(design.looks) < design.settled
+
     u, look = np.linspace(0, 1, 4001)[1:], design.looks[0]
     goes = ~futile(np.arange(look + 1), look, design)
     exact = (
         binom.pmf(np.flatnonzero(goes), look, u[:, None]).sum(1).mean()
     )  # of a random group that is a list of its own
-    gone = np.mean([_simulated(design, 1, 0.0, np.random.default_rng(i))[0] for i in range(n_runs)])
+    gone = np.mean([_simulated(design, 1, 0.0, 0.0, np.random.default_rng(i))[0] for i in range(n_runs)])
     assert abs(gone - exact) < 4 * np.sqrt(exact * (1 - exact) / n_runs)
+    assert not _simulated(design, 20, 0.0, 1.0, np.random.default_rng(0)).any()  # what is spared is hopeless at once
+    assert (_simulated(design, 20, 1.0, 1.0, np.random.default_rng(0)) == sure_path(design)).all()
     sure = going_on(design, n_tests=12, important=1)
     assert (sure.loc[sure["n_controls"] < design.settled, list(_PATH)] == 1).all(
         axis=None
@@ -125,7 +133,9 @@ def test_passes():
     foreseen = plan(model, data, partition, network=network, matched=False, n_controls=199, **quick)
     arithmetic = layer_flops(model, data, network=network).set_index("layer")
     table = foreseen.to_frame().set_index("layer")
-    blocks = table["passes"] / foreseen.n_images - 3 * 200  # three sub-clusters, with 199 controls each, none alike
+    found = importance(model, data, partition, network=network, n_boot=20, matched=False, n_controls=199)
+    assert foreseen.n_lesions == found.n_lesions and found.n_lesions + found.n_spared == 2 * 3 * 200
+    blocks = table["passes"] / foreseen.n_images - table["n_lesions"]  # three sub-clusters, with 199 controls each
     assert_allclose(blocks, [1.0, 1], rtol=1e-6, strict=True)  # 600 lesions of a layer on 150 images share one pass
     by_hand = table["passes"] * arithmetic["suffix"] + foreseen.n_images * blocks * arithmetic["prefix"]
     assert_allclose(table["flops"], by_hand, rtol=1e-6, strict=True)
@@ -199,7 +209,8 @@ def test_memory():
     assert memory["model"] == 4 * (64 * 24 + 24 + 24 * 24 + 24 + 24 * 10 + 10) and memory["data"] == 4 * 64 * n
     assert memory["kept"] == 4 * 24 * n  # of one layer at a time; all images fit in one piece
     pieces = 2**20 // 24 // n  # stacked lesions: numbers of one call, over the widest layer and the images
-    assert memory["stacked"] == 2 * 4 * 24 * pieces * n  # before and after the widest step
+    assert memory["stacked"] == 4 * (4.5 * 24 + 8 * 10) * pieces * n  # values as the widest, and what is made of scores
+    assert memory["passes"] == 3 * 4 * 24 * n  # of all images, which are one batch
     assert memory["damage"] == 8 * (n * (2 * 128 + 21) + 2 * 6 * (10 + 3 * 20))
     assert foreseen.bytes == sum(memory.values())
     pd.Series(memory)
@@ -212,12 +223,26 @@ def test_probe():
             model, data, partition, network=network, matched=False, n_boot=2, n_controls=9, n_jobs=2, **quick
         )
     seconds = foreseen.to_frame()["seconds"]
-    assert (seconds > 0).all() and foreseen.seconds < foreseen.setup_seconds + seconds.sum() / 0.9 + 8
-    assert foreseen.seconds >= foreseen.setup_seconds + seconds.sum() / 2 and foreseen.n_jobs == 2
+    share = foreseen.processor
+    assert (seconds > 0).all() and foreseen.seconds < foreseen.setup_seconds / share + seconds.sum() / 0.9 / share + 8
+    assert foreseen.seconds >= foreseen.setup_seconds / share + seconds.sum() / 2 / share and foreseen.n_jobs == 2
     scaled = _scaled(_Seconds(4.0, 1.0), _Arithmetic(30.0, 10.0, 0.0), _Arithmetic(10.0, 30.0, 0.0))
     assert _spread_out(range(5)) == [0, 4, 2, 1, 3]
     assert_allclose(scaled, [4.0, 3.0], rtol=1e-6, strict=True)  # as much in all, three times as much after the cut
     ax = Plan(**vars(foreseen) | {"table": foreseen.table.assign(seconds=range(6))}).plot()
+
+
+def test_busy():
+    model, data, partition, network = scene()
+    options = dict(network=network, matched=False, n_boot=2, n_controls=9, **quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "process_time", lambda: time.perf_counter() / 2)
+        busy = plan(model, data, partition, **options)
+    work = busy.to_frame()["seconds"].sum()
+    assert_allclose(busy.processor, 0.5, rtol=0.02)
+    assert_allclose(busy.seconds, (busy.setup_seconds + work) / busy.processor, rtol=1e-6)
+    assert_allclose(busy.wall["low"], 0.8 * (busy.setup_seconds + work), rtol=1e-6)
+    busy.lesions
 
 
 def test_saved():

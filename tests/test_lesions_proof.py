@@ -10,10 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from specialize_nb.base.data import batches
+from specialize_nb.lesions import lesion as lesion_module
 from specialize_nb.lesions.cut import Cut
 from specialize_nb.lesions.damage import damage_run
 from specialize_nb.lesions.lesion import lesion_engine, lesion_table, measure_lesions
 from specialize_nb.network.answers import record
+from specialize_nb.network.apart import examples_apart
 from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 
@@ -411,3 +413,33 @@ def test_last_token_classifiers(kind, side):
         hook.remove()
         np.testing.assert_allclose(found, np.concatenate(right), atol=1e-6)
     assert table.measures["loss"].std(0).min() > 1e-3  # a lesion of all calls that read the first rows would be 0
+
+
+def test_every_operation_is_tried_on_many_and_every_cut_on_a_few(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(6)), nn.Linear(8, 3)).eval()
+    data, tried = given(120, 120), []
+    network, plain = trace(model, data[0][0]), lesion_module.stack_holds
+
+    def counted(cut, tensors, fills):
+        tried.append((*cut.layers, len(tensors[0])))
+        return plain(cut, tensors, fills)
+
+    monkeypatch.setattr(lesion_module, "stack_holds", counted)
+    names = network.hidden[::-1]
+    assert lesion_engine(model, data, network, names).alone == ()
+    assert tried == [(network.hidden[0], 16), *((name, 3) for name in network.hidden[1:])]
+
+
+def test_examples_that_come_in_pairs():
+    """Both halves of a batch hold whole pairs; its first fifteen examples do not."""
+
+    def paired(tensors):
+        (x,) = tensors
+        other = torch.arange(len(x)) ^ 1
+        return x - x[other.clamp(max=len(x) - 1)]
+
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    assert not examples_apart(paired, [x])
+    assert examples_apart(lambda tensors: tensors[0] ** 2, [x])
+    assert not examples_apart(lambda tensors: tensors[0] ** 2, [x], whole=x)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -450,37 +451,85 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_workers(tmp_path, begi
 # A cluster
 
 
-def test_two_dask_workers_one_killed_midway_give_the_same_bits(tmp_path, dask_cluster, expected):
-    blocks, shared, first = work(), Model(), tmp_path / "first"
-    state = generators()
+def test_a_killed_dask_worker_costs_its_block_only(tmp_path, dask_cluster, expected):
+    begun, shared, state = tmp_path / "begun", Model(), generators()
+    begun.mkdir()
+    blocks = [replace(one, arguments=(*one.arguments, i)) for i, one in enumerate(work())]
+    store = Store(tmp_path / "store", IDENTITY)
     with dask_cluster(2) as client:
         pids = client.run(os.getpid)
         victim = min(pids.values())
-        found = run_blocks(told_and_killed, (shared, str(first), victim), blocks)
+        found = run_blocks(told_and_killed, (shared, str(begun), victim, str(store.folder)), blocks, store=store)
         wait_until(lambda: victim not in client.run(os.getpid, on_error="ignore").values())
-        with pytest.raises(KeyError, match="no such layer"):
-            run_blocks(fails, None, [Block(str(i), (i, "key")) for i in range(9)])
     here = np.array([result.pop("here") for result in found])
     assert content(found) == expected
-    assert os.getpid() not in here[:, 0] and (here[:, 2] == 1).all()
-    assert (first.exists(), victim in pids.values()) == (True, True)
+    assert os.getpid() not in here[:, 0] and (here[:, 2] == 1).all() and victim in here[:, 0]
+    times = [[int(path.name.split("-")[1]) for path in begun.glob(f"{i}-*")] for i in range(20)]
+    lost = [i for i in range(20) if len(times[i]) == 2]
+    assert len(lost) == 1 and victim in times[lost[0]]  # it alone was begun twice
+    assert all(len(pids) == 1 for i, pids in enumerate(times) if i not in lost)
     assert generators()[1:] == state[1:]  # Dask itself draws from `random`
+
+
+def told_and_killed(shared, group, pause, i):
+    """The victim kills itself in its second block, when its first is on disk; the others wait until it has."""
+    model, begun, victim, kept = shared
+    mine = list(Path(begun).glob(f"*-{os.getpid()}-*"))
+    (Path(begun) / f"{i}-{os.getpid()}-{time.time_ns()}").touch()
+    if os.getpid() == victim and mine:
+        wait_until(lambda: list(Path(kept).glob("*.npz")))  # of this worker: no other has ended one
+        os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: os.getpid() == victim or len(list(Path(begun).glob(f"*-{victim}-*"))) == 2)
+    return told(model, group, pause)
+
+
+def test_few_blocks_leave_no_dask_worker_idle_and_an_interrupt_keeps_what_is_finished(
+    tmp_path, dask_cluster, expected, monkeypatch
+):
+    (meeting := tmp_path / "meeting").mkdir()
+    put, store = Store.put, Store(tmp_path / "store", IDENTITY)
+
+    def put_and_interrupt(self, key, arrays):
+        put(self, key, arrays)
+        if self.n_kept == 5:
+            raise KeyboardInterrupt
+
+    dask = pytest.importorskip("dask")
+    with dask.config.set({"distributed.scheduler.work-stealing": False}), dask_cluster(2) as client:
+        found = run_blocks(told, Model(), work(2, more=[str(meeting)]))  # ends if each worker has one of the two
+        assert len({int(result["here"][0]) for result in found}) == 2
+        with pytest.raises(KeyError, match="no such layer") as caught:
+            run_blocks(fails, None, [Block(str(i), (i, "key")) for i in range(9)])
+        assert "in fails" in str(caught.value.__cause__)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupted:
+            patch.setattr(Store, "put", put_and_interrupt)
+            run_blocks(scores, network(), work(), store=store)
+        wait_until(lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+        assert store.n_kept == 5 and interrupted.tb  # although the error is still looked at
+        assert content(run_blocks(scores, network(), work(), store=store)) == expected
+        assert int(run_blocks(pid, None, [Block("0", (0,))], n_jobs=1)[0]["pid"]) == os.getpid()
+
+
+def test_what_kills_dask_workers_is_named_and_what_waited_there_is_not(tmp_path, dask_cluster):
+    dask = pytest.importorskip("dask")
+    store, blocks = Store(tmp_path / "store", IDENTITY), [Block(str(i), (i, ""), group="conv1") for i in range(6)]
+    marked = [Block(str(i), (i, str(tmp_path / "dead"))) for i in range(6)]
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), dask_cluster(2):
+        with pytest.warns(RuntimeWarning, match=r"were on workers that died .* tried again, one at a time") as seen:
+            found = run_blocks(dies, None, marked)
+        assert [int(result["i"]) for result in found] == list(range(6))
+        assert [one.filename for one in seen if issubclass(one.category, RuntimeWarning)] == [__file__]
+        with pytest.warns(RuntimeWarning, match="one at a time"):
+            with pytest.raises(
+                RuntimeError, match=r"had only block 3 of conv1 to compute, 1 times: . of 6 blocks are kept in"
+            ):
+                run_blocks(dies, None, blocks, store=store)
+    assert store.get("3") is None and store.n_kept >= 4
 
 
 def test_a_cluster_of_one_worker_gives_the_same_bits(dask_cluster, expected):
     with dask_cluster(1, processes=False):
         assert content(run_blocks(scores, network(), work())) == expected
-
-
-def told_and_killed(shared, group, pause):
-    """The victim kills itself in its first block, the others waiting until it has."""
-    model, marker, victim = shared
-    found = told(model, group, pause)
-    if os.getpid() == victim:
-        Path(marker).touch()
-        os.kill(victim, signal.SIGKILL)
-    wait_until(Path(marker).exists)
-    return found
 
 
 def test_idle_workers_do_not_keep_a_process_from_ending():

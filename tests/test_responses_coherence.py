@@ -713,3 +713,22 @@ def test_pixels():
     assert len(labels) == 960 and by_hand[0, 0] > 0.1
     assert_allclose(found.value["target_information"][at], by_hand[0, 0], rtol=1e-4)
     found
+
+
+def test_threads_and_memory():
+    model, images = mlp((64, 12, 12, 10)).eval(), digits("test")
+    labels = {name: np.arange(12) % 3 for name in trace(model, images.x[:2]).hidden}
+    options = dict(n_controls=9, n_visual=3, steps=2, n_boot=5)
+    partition = Partition.from_labels(labels)
+    first = coherence(model, images, partition, **options)
+    for more in (dict(n_jobs=1), dict(n_jobs=2), dict(n_jobs=-1), dict(memory=1.0), dict(n_jobs=2, memory=1.0)):
+        again = coherence(model, images, partition, **options, **more)
+        assert again.outcomes == first.outcomes and again.notes == first.notes and "visual_score" in first.outcomes
+        for name in first.outcomes:
+            for part in ("value", "draws", "replicates"):
+                assert np.array_equal(getattr(again, part)[name], getattr(first, part)[name], equal_nan=True)
+    with pytest.raises(ValueError, match="got memory=-1: give GB above 0"):
+        coherence(model, images, partition, memory=-1)
+    with pytest.raises(MemoryError, match="needs about"):
+        coherence(model, images, partition, memory=1e-7, **options)
+    first.to_frame()["outcome"].value_counts()

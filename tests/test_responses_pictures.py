@@ -27,7 +27,7 @@ from specialize_nb.network.subject import Subject
 from specialize_nb.network.units import trace
 from specialize_nb.responses.pictures import (
     _BESIDE,
-    _SHARE,
+    _HELD,
     Aim,
     Visualization,
     _alike_objective,
@@ -36,6 +36,7 @@ from specialize_nb.responses.pictures import (
     _chunks,
     _differentiable,
     _gigabytes,
+    _make,
     _picture,
     _spectral_picture,
     _Studio,
@@ -233,13 +234,45 @@ def test_batches_follow_memory():
         studio = _Studio(subject, (1, 16, 16), np.zeros(1), np.ones(1), 1, 0.1, "fft", (), 0)
         with _differentiable(subject, [layer]):
             one = _gigabytes(studio, layer)
-            room = (math.inf, *(n * one / _SHARE for n in (101, 99, 64.5, 63, 3, 0.5)))
-            return one, [_batch(studio, layer, 100, free) for free in room]
+        return one, [_batch(100, one, room) for room in (math.inf, *(n * one for n in (101, 99.5, 64.5, 3.5, 0.5)))]
 
     (few, sizes), (many, _) = needs(10), needs(20)
     assert_allclose(1e9 * (many - few), _BESIDE * 4 * 10 * 14 * 14)  # what ten more units put out, in float32
-    assert sizes == [100, 100, 64, 64, 32, 2, 1]
+    assert sizes == [100, 100, 99, 64, 3, 1]
     sizes
+
+
+def test_memory_and_threads():
+    model, images = cnn(size=8, channels=(8, 8), dense=16), digits("test")
+    fit(model, digits("train"), epochs=1)
+    subject = Subject.of(model, images)
+    groups = [(subject.network.hidden[0], [i, i + 1]) for i in range(6)]
+    options = dict(steps=4, scales=unit_scales(subject))
+    whole = visualize(subject, None, groups, **options)
+    with _differentiable(subject, subject.network.hidden):
+        studio = _Studio(subject, (1, 8, 8), np.zeros(1), np.ones(1), 1, 0.1, "fft", (), 0)
+        each, held = _gigabytes(studio, groups[0][0]), _HELD * len(groups) * 64 / 1e9
+    made, sizes = importlib.import_module("specialize_nb.responses.pictures"), {}
+    for name, memory in {"all": None, "4": 4.5 * each + held, "1": 1.5 * each + held}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            seen = []
+            patch.setattr(made, "_make", lambda *given, seen=seen: seen.append(len(given[-1])) or _make(*given))
+            found = made.visualize(subject, None, groups, memory=memory, **options)
+        sizes[name] = seen
+        assert_allclose(found.images, whole.images, rtol=0, atol=1e-4)
+    assert sizes == {"all": [6], "4": [4, 2], "1": [1] * 6}
+    for n_jobs in (2, -1):
+        both = visualize(subject, None, groups, n_jobs=n_jobs, batch_size=3, **options)
+        one = visualize(subject, None, groups, n_jobs=1, batch_size=3, **options)
+        assert all(np.array_equal(getattr(both, name), getattr(one, name)) for name in ("images", "course", "logits"))
+    with pytest.raises(
+        MemoryError,
+        match=r"a picture for layer '0', with .* finished, needs about .* GB of memory, and memory=.* allows",
+    ):
+        visualize(subject, None, groups, memory=each / 2, **options)
+    with pytest.raises(ValueError, match="got memory=0: give GB above 0"):
+        visualize(subject, None, groups, memory=0, **options)
+    pd.Series(sizes)
 
 
 def test_planted_pattern():

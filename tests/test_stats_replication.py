@@ -20,6 +20,7 @@ from specialize_nb.stats.replication import (
     combine_subclusters,
     partial_conjunction,
 )
+from specialize_nb.stats.sequential import Sequential
 
 
 def toy_network(rng, special=8.0, m=8, n=199, **changes):
@@ -178,6 +179,47 @@ def test_combine():
     with pytest.raises(KeyError, match="no outcome 'los'"):
         combine(networks, "los")
     frame.round(3)
+
+
+def test_stopped_too_early():
+    def stopped(rng, m, design, special=8.0, **changes):
+        "Evidence of a network, half of whose sub-clusters no control beats; their tests stop when they are settled."
+        rows = rng.standard_normal((1 + design.looks[-1], m))
+        rows[0, : m // 2] = special
+        settled = next(t for t in design.looks if t >= design.settled)
+        drawn = np.full(m, design.looks[3])
+        drawn[: m // 2] = settled
+        keys = {"layer": ["fc"] * m, "cluster": range(m), "n_units": [4] * m}
+        content = dict(keys=keys, outcomes=["loss"], value={"loss": rows[0]}, draws={"loss": rows[1 : 1 + settled]})
+        return Evidence(**(content | dict(looks=design.looks, n_drawn=drawn) | changes))
+
+    def three(m, design):
+        rng = np.random.default_rng(0)
+        return combine({f"run {i}": stopped(rng, m, design) for i in range(3)})
+
+    usual, said = Sequential(), {}
+    for m in (2, 5, 8, 20):
+        said[m] = three(m, usual)
+    assert said[2].at_least == 3 and not said[2].notes  # twice the least p-value at 229 controls is 0.013
+    for m, settled in ((5, 517), (8, 776), (20, 1748)):
+        assert said[m].at_least == 0 and len(said[m].notes) == 3
+        assert (
+            "at most 229 controls" in said[m].notes[0] and f"is below {m * 0.00667:.2g}; beside 2" in said[m].notes[0]
+        )
+        assert all(f"n_controls=199, or Sequential(settled={settled})." in one for one in said[m].notes)
+        enough = three(m, Sequential(settled=settled))  # what is advised is enough
+        assert enough.at_least == 3 and not enough.notes
+    far = three(50, Sequential(most=999, settled=999))
+    assert far.at_least == 0 and "Sequential(most=3000, settled=3000)" in far.notes[0]
+    enough = three(50, Sequential(most=3000, settled=3000))
+    assert enough.at_least == 3 and not enough.notes
+    rng = np.random.default_rng(0)
+    nothing = combine({f"run {i}": stopped(rng, 20, usual, special=-1.0) for i in range(3)})
+    assert nothing.at_least == 0 and not nothing.notes  # where nothing is on a list, more controls would not help
+    for n, at_least in ((39, 0), (199, 3)):  # of whole partitions, whose least p-value is 1 / (1 + n) for any number
+        fixed = combine({f"run {i}": toy_network(rng, m=20, n=n) for i in range(3)})
+        assert fixed.at_least == at_least and len(fixed.notes) == 3 - at_least
+    said[8].notes[0]
 
 
 def test_combine_subclusters():

@@ -45,6 +45,7 @@ from specialize_nb.stats.many import benjamini_hochberg, max_t
 from specialize_nb.stats.published import PaperTest
 from specialize_nb.stats.sequential import Standing, look_p_values, undecided
 from specialize_nb.stats.tests import p_values
+from specialize_nb.training.models import vgg
 
 ALPHA, N_CONTROLS, N_PAPER = 0.05, 39, 19
 OUTCOMES = "cross_entropy", "margin", "kl", "accuracy", "micro_accuracy", "selectivity", "selectivity_residual"
@@ -93,6 +94,7 @@ def specimen(kind: str, state: str, seed: int, root: Path | None, n_images: int)
         "mnist mlp": partial(mlp, (784, 64, 64, 10)),
         "mnist mlp, 4 x 256": mlp,
         "mnist cnn, 3 x 8": partial(cnn, channels=(8, 8, 8), dense=64),
+        "digits vgg, 11 x 4": partial(vgg, in_channels=1, depth=11, width=4, size=8, dropout=False),
     }
     model, mnist = makers[kind](seed=seed), kind.startswith("mnist")
     train, test = ((torchvision_images("MNIST", root, split=s) if mnist else digits(s)) for s in ("train", "test"))
@@ -406,7 +408,8 @@ DESIGNS = {
 
 def cost_of(kind: str, seed: int, root: Path | None) -> list[tuple]:
     """Rows design, sub-clusters, passes, found with 999 fixed, found, only fixed, only here, their least fixed q."""
-    sample = specimen(kind, "trained", seed, root, 100 if kind.startswith("mnist") else 200)
+    n = 100 if kind.startswith("mnist") else 200
+    sample = modules(seed, n) if kind == "six modules" else specimen(kind, "trained", seed, root, n)
     partition = spectral_partition(weight_graph(sample.network), 12, seed=seed)
     partition = Partition.from_labels({name: partition.labels[name] for name in sample.network.hidden})
     pool = Pool(sample.run(("cross_entropy",)), partition, seed, "cross_entropy")
@@ -423,8 +426,14 @@ def cost_of(kind: str, seed: int, root: Path | None) -> list[tuple]:
     return found
 
 
+def modules(seed: int, n: int) -> Specimen:
+    """Six modules that never touch."""
+    made = planted_mlp(n_modules=N_MODULES, hidden=(12, 12, 12, 12), n=n, seed=seed)
+    return Specimen(made.model, (made.x, made.y), trace(made.model, made.x[:2]))
+
+
 def cost(root: Path | None) -> Iterator[tuple[tuple, Any]]:
-    kinds = [("digits mlp", 5), ("digits cnn", 3)]
+    kinds = [("digits mlp", 5), ("digits cnn", 3), ("six modules", 3), ("digits vgg, 11 x 4", 2)]
     kinds += [("mnist mlp, 4 x 256", 5), ("mnist cnn, 3 x 8", 2)] if root else []
     for seed in range(max(n for _, n in kinds)):
         for kind, n in kinds:

@@ -28,7 +28,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from torch import nn
-from tqdm.auto import tqdm
 
 # %% ../../nbs/14_audit.ipynb #19b9b5f6
 from .findings import RANK, Exhibit, Finding, judged_together, plot_verdicts, verdicts
@@ -39,6 +38,7 @@ from .report import label_of, write_report
 from .sources import one_line
 from .twins import Twins, cell_counts, decided
 from ..base.data import UnevenBatches
+from ..base.devices import check_memory, in_threads
 from ..base.results import Result, with_notes
 from ..base.signatures import picked
 from ..base.targets import Task
@@ -364,7 +364,7 @@ def _why(error: Exception) -> str:
 
 # %% ../../nbs/14_audit.ipynb #c25bb438
 def _partitions(
-    subject: Subject, graphs: Sequence[str], how: Cutting
+    subject: Subject, graphs: Sequence[str], how: Cutting, memory: float | None
 ) -> tuple[dict[tuple[str, str], Partition], list[str]]:
     """(graph, scope) -> partition; and a sentence for each that there is not."""
     found: dict[tuple[str, str], Partition] = {}
@@ -372,7 +372,7 @@ def _partitions(
     for name in graphs:
         kind = KINDS[name]
         wanted = [one for one in how.scopes if one in kind.scopes]
-        graph, error = _tried(kind.build, subject)
+        graph, error = _tried(kind.build, subject, memory)
         if error is not None:
             notes.append(f"Clusters by {kind.label} are missing: {_why(error)}.")
             continue
@@ -396,9 +396,9 @@ class _Possible(NamedTuple):
     notes: tuple[str, ...]  # What cannot be done, and why
 
 
-def _left_out(subject: Subject, graphs: Sequence[str]) -> _Possible:
+def _left_out(subject: Subject, graphs: Sequence[str], memory: float | None) -> _Possible:
     """The graphs that can be built, whether pictures can be made, and notes on what cannot."""
-    why = {name: told for name in graphs if (told := KINDS[name].missing(subject))}
+    why = {name: told for name in graphs if (told := KINDS[name].missing(subject, memory))}
     allowed = tuple(name for name in graphs if name not in why)
     if not allowed:
         raise ValueError(f"graphs={graphs!r}: none can be built ({'; '.join(why.values())}); use 'activations'")
@@ -436,6 +436,7 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         number = given[name]
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
             raise ValueError(f"{name}={number!r}: give a whole number from {least}")
+    check_memory(given["memory"])
     check_choice("parameterization", given.get("parameterization", "fft"), get_args(Parameterization))
     check_choice("depth", given["depth"], get_args(Depth))
 
@@ -590,7 +591,7 @@ def _noise(moved: np.ndarray) -> tuple[str, ...]:
     return (f"Of the picture of {' and of '.join(whose)}: {told}.",) if whose else ()
 
 
-_PAINTED = ("steps", "parameterization", "batch_size", "seed")  # Options of coherence that pictures take
+_PAINTED = ("steps", "parameterization", "batch_size", "memory", "seed")  # Options of coherence that pictures take
 
 # %% ../../nbs/14_audit.ipynb #d8610639
 _N_SHOWN = 199  # controls of coherence that is shown and decides nothing, where others are drawn until it is clear
@@ -709,16 +710,20 @@ def _agreed(
 ) -> _Agreed:
     """Every layer on its own; where pictures fail, without them."""
     agreed = _Agreed({}, {}, {})
-    for one in tqdm(agreements, desc="coherence", disable=not progress):
+
+    def measured(one: CoherenceTally) -> None:
         real, error = (None, failed[one]) if one in failed else _tried(one.on_data)
         if real is None:
             agreed.missing[one.layer] = error
-            continue
+            return
         made, error = _tried(one.on_pictures)
         if error is not None:
             agreed.blind[one.layer] = error
         agreed.found[one.layer] = one, real | (made or {})
-    return agreed
+
+    in_threads(measured, agreements, CoherenceTally.threads_of(agreements), "coherence" if progress else "")
+    places = [one.layer for one in agreements]
+    return _Agreed(*(dict(sorted(some.items(), key=lambda own: places.index(own[0]))) for some in agreed))
 
 
 def _only(work: CoherenceWork, layers: Collection[str]) -> CoherenceWork:
@@ -861,6 +866,7 @@ def audit(
     parameterization: Parameterization = "fft",  # How a picture is described: by frequencies or by pixels
     n_bins: int = 8,  # Bins of a group's response
     batch_size: int = 256,  # Pictures made at a time
+    memory: float | None = None,  # GB that this may take at most; None: what is free
     n_boot: int = 200,  # Bootstrap draws of the images
     n_exhibits: int = 3,  # Sub-clusters of each finding whose pictures, or contexts, are kept
     words: Sequence[str] | Callable[[int], str] | None = None,  # What each token stands for; None: its number
@@ -918,6 +924,8 @@ def audit(
         Bins of a group's response
     batch_size : int, default 256
         Pictures made at a time
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     n_boot : int, default 200
         Bootstrap draws of the images
     n_exhibits : int, default 3
@@ -996,7 +1004,7 @@ def _of_twin(subject: Subject, model: nn.Module, given: Mapping[str, Any]) -> tu
     find = subject.find if subject.find is not subject.data else None
     asked = dict(task=subject.task, output=given["output"], scores=given["scores"])
     twin = Subject.of(model, subject.data, find=find, **asked)
-    partitions, _ = _partitions(twin, given["graphs"], picked(Cutting, given))
+    partitions, _ = _partitions(twin, given["graphs"], picked(Cutting, given), given["memory"])
     return _findings(twin, partitions, False, given, {})[0]
 
 
@@ -1021,7 +1029,7 @@ def _audited(given: Mapping[str, Any]) -> Audit:
     """Everything there is to find out; `given` is what was asked for."""
     subject, possible, given, seconds, tasks = _begun(given)
     with _timed(seconds, "partition"):
-        partitions, missing = _partitions(subject, possible.graphs, picked(Cutting, given))
+        partitions, missing = _partitions(subject, possible.graphs, picked(Cutting, given), given["memory"])
     findings, works = _findings(subject, partitions, possible.pictured, given, seconds)
     with _timed(seconds, "twins"):
         twins, told = _twins(subject, works, findings, given)
@@ -1076,7 +1084,7 @@ def _begun(given: Mapping[str, Any]) -> _Begun:
         given = {**given, "data": whole.data, "find": whole.find}
         subject = _bound_alike(whole, given)
         tasks = tasks_of(whole.labels, subject.data.places, subject.data.n + _set_aside(subject, given))
-        possible = _left_out(subject, given["graphs"])
+        possible = _left_out(subject, given["graphs"], given["memory"])
     return _Begun(subject, possible, {**given, "graphs": possible.graphs, "by": tasks}, seconds, tasks)
 
 
@@ -1280,6 +1288,7 @@ def plan_audit(
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder with finished work of the same run, which is not counted
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
+    memory: float | None = None,  # GB that this may take at most; None: what is free
     seed: int = 0,  # As of the audit
     probe_seconds: float = 3.0,  # Time for the probe, about
     important: float | None = None,  # Share of the sub-clusters that are, as a `Sequential` design asks; None: any
@@ -1330,6 +1339,8 @@ def plan_audit(
         Folder with finished work of the same run, which is not counted
     n_jobs : int | None, default None
         Processes; None leaves it to `joblib.parallel_config`, else one
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     seed : int, default 0
         As of the audit
     probe_seconds : float, default 3.0
@@ -1350,11 +1361,12 @@ def plan_audit(
 # %% ../../nbs/14_audit.ipynb #e8b4d9ea
 def _planned(given: Mapping[str, Any]) -> dict[str, Plan]:
     """The plan of each partition that has something to lesion, with what was left out."""
-    start, (subject, possible, given, *_) = time.perf_counter(), _begun(given)
-    partitions, missing = _partitions(subject, given["graphs"], picked(Cutting, given))
-    asked = to_plan(given)
-    lesioned = _lesioned(subject, partitions, asked, subject.network.hidden)
-    took, probe = time.perf_counter() - start, {name: given[name] for name in ("probe_seconds", "important")}
+    start, own = time.perf_counter(), time.process_time()
+    subject, possible, given, *_ = _begun(given)
+    partitions, missing = _partitions(subject, given["graphs"], picked(Cutting, given), given["memory"])
+    lesioned = _lesioned(subject, partitions, to_plan(given), subject.network.hidden)
+    took = min(time.perf_counter() - start, time.process_time() - own)  # as if nobody else used the machine
+    probe = {name: given[name] for name in ("probe_seconds", "important")}
     plans = price(lesioned.trial, setup_seconds=took, **probe)
     told = [*possible.notes, *missing, *_told("Importance cannot be measured in {layers}: {why}.", lesioned.missing)]
     told = list(dict.fromkeys([*subject.network.notes, *subject.notes, *told]))

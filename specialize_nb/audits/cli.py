@@ -20,7 +20,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from specialize_nb.audits.audit import Audit
     from specialize_nb.layers.segments import LayerGroups
+    from specialize_nb.lesions.plan import Plan
 
 __all__ = ["main"]
 
@@ -72,7 +73,7 @@ _LEAST = {
 
 _RATES = ("alpha",)  # between 0 and 1, likewise
 
-_RUNNING = ("device", "precision", "store", "n_jobs", "seed")  # How, not what: shown with the other such options
+_RUNNING = ("device", "precision", "store", "n_jobs", "memory", "seed")  # How, not what: shown together
 
 _TABLES = {  # Options that are names of a table
     "graphs": "audits.kinds.KINDS",
@@ -649,8 +650,23 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"{name}: {one.headline}")
     for note in dict.fromkeys(note for one in plans.values() for note in one.notes):
         print(_told(note))
-    print(
-        f"together about {sum(one.seconds for one in plans.values()) / 60:.1f} min; coherence and pictures come on top"
+    if plans:
+        print(_told(_summed(plans.values(), kept=chosen.get("store") is not None)))
+
+
+def _summed(plans: Collection[Plan], *, kept: bool) -> str:
+    """How long all of it takes, and how much memory and disk."""
+    from specialize_nb.lesions.plan import spell_bytes, spell_time
+
+    low, about, high = (sum(one.wall[case] for one in plans) for case in ("low", "expected", "high"))
+    jobs = max(one.n_jobs for one in plans)
+    each = f" in each of {jobs} processes" if jobs > 1 else ""
+    results = spell_bytes(2 * sum(one.disk["results"] for one in plans))  # those of coherence are as many
+    store = f", and finished lesions at most {spell_bytes(sum(one.disk['store'] for one in plans))}" * kept
+    return (
+        f"together about {spell_time(about)} (likely {spell_time(low)} to {spell_time(high)}); memory: about "
+        f"{spell_bytes(max(one.bytes for one in plans))}{each}, beside Python and its libraries; disk: the results at "
+        f"most {results}{store}, and the report; coherence and pictures come on top of the time"
     )
 
 
@@ -797,6 +813,7 @@ _MISTAKES = (
     TypeError,
     OSError,
     ImportError,
+    MemoryError,
 )  # What the package raises for input it cannot use
 
 

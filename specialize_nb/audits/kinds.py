@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-from specialize_nb.base.devices import free_memory
+from specialize_nb.base.devices import short_of
 from specialize_nb.clusters.modularity import modularity_partition
 from specialize_nb.clusters.partition import Partition
 from specialize_nb.clusters.spectral import local_partition, spectral_partition
@@ -62,12 +63,12 @@ class GraphKind:
         In words, for people
     scopes : tuple[Scope, ...]
         Those its clusters can have
-    build : Callable[[Subject], UnitGraph]
-        From the model, or the data to find with
+    build : Callable[[Subject, float | None], UnitGraph]
+        From the model, or the data to find with; in so many GB
     cut : Callable[[UnitGraph, Subject, Cutting], dict[Scope, Partition]]
         Into clusters, for each scope
-    missing : Callable[[Subject], str]
-        Why the graph cannot be built, as a sentence without its end; '' if it can
+    missing : Callable[[Subject, float | None], str]
+        Why it cannot be built in so many GB, as a sentence without its
     coherence : tuple[str, ...]
         Outcomes on real data, the main one first: not what the clusters were cut by
     on_data : bool, default True
@@ -79,9 +80,10 @@ class GraphKind:
     name: str  # As it is asked for
     label: str  # In words, for people
     scopes: tuple[Scope, ...]  # Those its clusters can have
-    build: Callable[[Subject], UnitGraph]  # From the model, or the data to find with
+    build: Callable[[Subject, float | None], UnitGraph]  # From the model, or the data to find with; in so many GB
     cut: Callable[[UnitGraph, Subject, Cutting], dict[Scope, Partition]]  # Into clusters, for each scope
-    missing: Callable[[Subject], str]  # Why the graph cannot be built, as a sentence without its end; '' if it can
+    missing: Callable[[Subject, float | None], str]  # Why it cannot be built in so many GB, as a sentence without its
+    # end; '' if it can
     coherence: tuple[str, ...]  # Outcomes on real data, the main one first: not what the clusters were cut by
     on_data: bool = True  # Is the graph built from data? They are then set aside, and judged by others
     by_construction: tuple[str, ...] = ()  # Measures of coherence by which its clusters stand out in untrained networks
@@ -111,38 +113,42 @@ def _by_modularity(graph: UnitGraph, subject: Subject, how: Cutting) -> dict[Sco
     return {"local": modularity_partition(graph, seed=how.seed)}
 
 
-def _never(subject: Subject) -> str:
+def _never(subject: Subject, memory: float | None) -> str:
     return ""
 
 
-def _no_room(subject: Subject) -> str:
+def _no_room(subject: Subject, memory: float | None) -> str:
     """Every unit is joined to every other; a process that takes more memory than there is, is killed without a word."""
     n_units = sum(subject.network.layer(name).n_units for name in subject.network.hidden)
-    need, free = 8 * n_units**2 / 1e9, free_memory()
-    told = f"edges between all {n_units:,} units need about {need:,.3g} GB of memory, and {free:,.3g} GB are free"
-    return told if need > _SHARE * free else ""
+    told = short_of(8 * n_units**2 / 1e9, memory, share=_SHARE)
+    return f"edges between all {n_units:,} units need {told}" if told else ""
 
 
 _SHARE = 0.8  # of the free memory that one graph may take
 
 
-def _no_wiring(subject: Subject) -> str:
+def _no_wiring(subject: Subject, memory: float | None) -> str:
     if refused := subject.network.refused:
         return f"{refused}. To have them, {how_to_lift(subject.model, ValueError(refused))}"
     n_edges = stored_edges(subject.network)
-    need, free = _EDGE * n_edges / 1e9, free_memory()
-    told = f"the weights between {n_edges:,} pairs of units need about {need:,.3g} GB of memory to be cut"
-    return f"{told}, and {free:,.3g} GB are free" if need > _SHARE * free else ""
+    told = short_of(_EDGE * n_edges / 1e9, memory, share=_SHARE)
+    return f"the weights between {n_edges:,} pairs of units need {told} to be cut" if told else ""
 
 
-_EDGE = 24  # bytes that an edge takes while clusters are looked for
+_EDGE = 14  # bytes that an edge takes while clusters are looked for: 10.7 measured, by bench/measure_memory.py
 
 
-def _no_gradients_by_inputs(subject: Subject) -> str:
+def _no_gradients_by_inputs(subject: Subject, memory: float | None) -> str:
     program = subject.network.program
     if all(program.value(name).is_floating_point() for name in program.inputs):
         return ""
     return f"inputs of {subject.network.model} are not floating numbers, so nothing can be differentiated by them"
+
+
+def _likeness(
+    measure: Literal["input_jacobian", "output_jacobian"], subject: Subject, memory: float | None
+) -> UnitGraph:
+    return unit_similarity(subject.finding(), None, None, measure=measure, memory=memory)
 
 
 KINDS: dict[str, GraphKind] = {
@@ -152,7 +158,7 @@ KINDS: dict[str, GraphKind] = {
             name="weights",
             label="weights",
             scopes=("global", "local"),
-            build=lambda subject: weight_graph(subject.network),
+            build=lambda subject, memory: weight_graph(subject.network, memory=memory),
             cut=_by_eigenvectors,
             missing=_no_wiring,
             coherence=("correlation", "class_information"),
@@ -162,7 +168,7 @@ KINDS: dict[str, GraphKind] = {
             name="activations",
             label="activations",
             scopes=("global", "local"),
-            build=lambda subject: activation_graph(subject.finding(), None, None),
+            build=lambda subject, memory: activation_graph(subject.finding(), None, None, memory=memory),
             cut=_by_eigenvectors,
             missing=_no_room,
             coherence=("class_information", "correlation"),
@@ -178,7 +184,7 @@ KINDS: dict[str, GraphKind] = {
             name="upstream",
             label="upstream",
             scopes=("local",),
-            build=lambda subject: unit_similarity(subject.finding(), None, None, measure="input_jacobian"),
+            build=partial(_likeness, "input_jacobian"),
             cut=_by_modularity,
             missing=_no_gradients_by_inputs,
             coherence=("class_information", "correlation"),
@@ -197,7 +203,7 @@ KINDS: dict[str, GraphKind] = {
             name="downstream",
             label="downstream",
             scopes=("local",),
-            build=lambda subject: unit_similarity(subject.finding(), None, None, measure="output_jacobian"),
+            build=partial(_likeness, "output_jacobian"),
             cut=_by_modularity,
             missing=_never,
             coherence=("correlation", "class_information"),

@@ -1,9 +1,9 @@
 """Lesions and coherence of several partitions, drawn look by look as the lists of one audit.
 
 A plain module, not a notebook. The design says when to look. At each look the tests that are open get their controls,
-and then all of them are asked together which go on: those beside matched groups as a list of their own, those of both
-kinds of evidence for their two lists and the list of what is on both. The pages of `stats.sequential` and `stats.many`
-tell the rest.
+equal groups lesioned once, and then all of them are asked together which go on: those beside matched groups as a list
+of their own, those of both kinds of evidence for their two lists and the list of what is on both. The pages of
+`stats.sequential` and `stats.many` tell the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from ..base.devices import in_threads
 from ..lesions.importance import Trial, grow_tallies, steer
 from ..responses.coherence import CoherenceTally
 from ..stats.sequential import Sequential, Standing, undecided, undecided_pairs
@@ -52,11 +52,11 @@ def measure_together(
     failed: dict[CoherenceTally, Exception] = {}
     design = trial.options.design
     for n in trial.options.looks:
-        grow_tallies(trial.run, trial.going, n, progress=progress)
+        grow_tallies(trial, n, progress=progress)
         open_ones = [one for some in agreements.values() for one in some if one not in failed]
-        for one in tqdm(open_ones, desc="coherence", disable=not progress):
-            if (error := _grown(one, n)) is not None:
-                failed[one] = error
+        title = "coherence" if progress else ""
+        errors = in_threads(lambda one, n=n: _grown(one, n), open_ones, CoherenceTally.threads_of(open_ones), title)
+        failed |= {one: error for one, error in zip(open_ones, errors, strict=True) if error is not None}
         if design is not None:
             _steer_all(trial, _steering(agreements, failed), design)
     return failed

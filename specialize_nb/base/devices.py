@@ -1,4 +1,4 @@
-"""Inputs on the device of a model, and in its type where that is asked for; and how much memory a device has left.
+"""Inputs on the device of a model, and in its type where that is asked for; how much memory may be taken; and threads.
 
 A plain module, not a notebook: mechanism without a story.
 """
@@ -6,15 +6,37 @@ A plain module, not a notebook: mechanism without a story.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import joblib
 import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from tqdm.auto import tqdm
 
-__all__ = ["floating_type", "free_memory", "leading", "taken_by", "to_like", "to_model", "typed_as", "typed_for"]
+__all__ = [
+    "check_memory",
+    "check_room",
+    "fitting",
+    "floating_type",
+    "free_memory",
+    "in_threads",
+    "leading",
+    "room_for",
+    "short_of",
+    "taken_by",
+    "threads",
+    "to_like",
+    "to_model",
+    "typed_as",
+    "typed_for",
+]
 
 
 def free_memory(
@@ -40,6 +62,218 @@ def free_memory(
         return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return math.inf
+
+
+def check_memory(
+    memory: float | None,  # GB, above 0; None: what is free
+) -> None:
+    """Can so much be asked for?
+
+    Parameters
+    ----------
+    memory : float | None
+        GB, above 0; None: what is free
+
+    Raises: `ValueError` if it is no number above 0.
+    """
+    number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    if memory is not None and not (number and memory > 0):
+        raise ValueError(f"got memory={memory!r}: give GB above 0, such as 4, or None for what is free")
+
+
+def room_for(
+    memory: float | None,  # GB that may be taken, above 0; None: what is free
+    device: torch.device | str = "cpu",  # Whose memory
+    *,
+    share: float = 1.0,  # Of what is free, where nobody said how much, above 0 to 1
+) -> float:  # GB; infinite where nobody said, and the system does not tell
+    """How much memory may be taken? What was asked for, where that is free; else a share of what is free.
+
+    Parameters
+    ----------
+    memory : float | None
+        GB that may be taken, above 0; None: what is free
+    device : torch.device | str, default 'cpu'
+        Whose memory
+    share : float, default 1.0
+        Of what is free, where nobody said how much, above 0 to 1
+
+    Returns
+    -------
+    float
+        GB; infinite where nobody said, and the system does not tell
+
+    Raises: `ValueError` if `memory` is no number above 0.
+    """
+    check_memory(memory)
+    return share * free_memory(device) if memory is None else min(memory, free_memory(device))
+
+
+def short_of(
+    need: float,  # GB
+    memory: float | None = None,  # GB that may be taken, above 0; None: what is free
+    device: torch.device | str = "cpu",  # Whose memory
+    *,
+    share: float = 1.0,  # Of what is free, where nobody said how much, above 0 to 1
+) -> str:  # The end of a sentence on what needs it, without a full stop; '' if there is room
+    """Is there too little memory for something, and how much is there?
+
+    Parameters
+    ----------
+    need : float
+        GB
+    memory : float | None, default None
+        GB that may be taken, above 0; None: what is free
+    device : torch.device | str, default 'cpu'
+        Whose memory
+    share : float, default 1.0
+        Of what is free, where nobody said how much, above 0 to 1
+
+    Returns
+    -------
+    str
+        The end of a sentence on what needs it, without a full stop; '' if there is room
+
+    Raises: `ValueError` if `memory` is no number above 0.
+    """
+    if need <= room_for(memory, device, share=share):
+        return ""
+    free = free_memory(device)
+    asked = "" if memory is None or memory >= free else f"memory={memory:,.3g} allows less"
+    return f"about {need:,.3g} GB of memory, and {asked or f'{free:,.3g} GB are free'}"
+
+
+def check_room(
+    what: str,  # What needs it, as 'a graph of 5,000 edges'
+    need: float,  # GB
+    memory: float | None,  # GB that may be taken, above 0; None: what is free
+    device: torch.device | str = "cpu",  # Whose memory
+    *,
+    advice: str,  # What to do if there is no room
+) -> None:
+    """Is there room for it? Asked before it is made: who takes more than there is, is killed without a word.
+
+    Parameters
+    ----------
+    what : str
+        What needs it, as 'a graph of 5,000 edges'
+    need : float
+        GB
+    memory : float | None
+        GB that may be taken, above 0; None: what is free
+    device : torch.device | str, default 'cpu'
+        Whose memory
+    advice : str
+        What to do if there is no room
+
+    Raises: `MemoryError` if there is not; `ValueError` if `memory` is no number above 0.
+    """
+    if told := short_of(need, memory, device):
+        raise MemoryError(f"{what} needs {told}: {advice}")
+
+
+T = TypeVar("T")
+
+
+def fitting(
+    n_jobs: int | None,  # Threads or processes, as joblib counts them
+    need: float,  # GB that each takes
+    room: float,  # GB that there are for all
+) -> int | None:  # The same number if there is room for so many; else as many as there is room for, from 1
+    """How many workers have room beside each other?
+
+    Parameters
+    ----------
+    n_jobs : int | None
+        Threads or processes, as joblib counts them
+    need : float
+        GB that each takes
+    room : float
+        GB that there are for all
+
+    Returns
+    -------
+    int | None
+        The same number if there is room for so many; else as many as there is room for, from 1
+    """
+    n = joblib.effective_n_jobs(n_jobs)
+    return n_jobs if n * need <= room else max(1, int(room / need))
+
+
+def in_threads(
+    function: Callable[[Any], T],  # Called with each of the things, in any order
+    things: Sequence[Any],
+    n_jobs: int | None = None,  # Threads, as joblib counts them; None leaves it to `joblib.parallel_config`, else one
+    title: str = "",  # Of a progress bar; '' for none
+) -> list[T]:  # In the order of the things
+    """What does a function give for each of these things? Several are worked on side by side: see `threads`.
+
+    Parameters
+    ----------
+    function : Callable[[Any], T]
+        Called with each of the things, in any order
+    things : Sequence[Any]
+    n_jobs : int | None, default None
+        Threads, as joblib counts them; None leaves it to `joblib.parallel_config`, else one
+    title : str, default ''
+        Of a progress bar; '' for none
+
+    Returns
+    -------
+    list[T]
+        In the order of the things
+    """
+    with threads(n_jobs) as each:
+        return each(function, things, title)
+
+
+@contextmanager
+def threads(
+    n_jobs: int | None = None,  # Threads, as joblib counts them; None leaves it to `joblib.parallel_config`, else one
+) -> Iterator[Callable[..., list]]:  # Takes a function, things, and the title of a progress bar
+    """Inside the block, what it yields gives what a function gives for each of some things, in threads side by side.
+
+    If a number of threads is asked for, each computes with one thread of PyTorch and NumPy, and so does all else inside
+    the block: results are the same bits however many there are. A thread is in the mode of autograd of its caller.
+
+    Parameters
+    ----------
+    n_jobs : int | None, default None
+        Threads, as joblib counts them; None leaves it to `joblib.parallel_config`, else one
+
+    Returns
+    -------
+    Iterator[Callable[..., list]]
+        Takes a function, things, and the title of a progress bar
+    """
+    n_threads = joblib.effective_n_jobs(n_jobs)
+    if n_jobs is None and n_threads == 1:
+        yield lambda function, things, title="": [function(one) for one in tqdm(things, desc=title, disable=not title)]
+        return
+    with _one_thread_each(), Parallel(n_jobs=n_threads, backend="threading", return_as="generator") as parallel:
+
+        def each(function: Callable[[Any], Any], things: Sequence[Any], title: str = "") -> list[Any]:
+            alike = partial(_alike, function, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+            found = parallel(delayed(alike)(one) for one in things)
+            return list(tqdm(found, desc=title, total=len(things), disable=not title))
+
+        yield each
+
+
+def _alike(function: Callable[[Any], Any], grad: bool, inference: bool, one: Any) -> Any:
+    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        return function(one)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with threadpool_limits(limits=1):  # those of NumPy, whose products differ in the last bit with their number
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def leading(

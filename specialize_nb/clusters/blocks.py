@@ -365,23 +365,47 @@ class _Climb:
             for layer, found in labels.items():
                 one_hot = torch.eye(k, dtype=like.dtype)[torch.from_numpy(found)]
                 self.member[layer][:, i], self.known[layer, i] = one_hot.to(like.device), True
+        self.totals, self.noise = [one.total for one in blocks], np.array([one.noise or 1.0 for one in blocks])
+        self.information = np.array(
+            [total / one.noise if one.noise else 0.0 for one, total in zip(blocks, self.totals, strict=True)]
+        )
+        names = [id(one.weights) for one in blocks]
+        self.shared = {name for name in names if names.count(name) > 1}
+        self.products: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}  # of shared weights, and with what
+        self._take_stock()
         for place, one in enumerate(blocks):
-            self._share(place, self._times(one.weights, self.member[one.second]), one.first)
-        self.information = np.array([one.total / one.noise if one.noise else 0.0 for one in blocks])
+            self._share(place, self._times(one, True), one.first)
 
-    def _times(self, weights: Tensor, member: Tensor) -> Tensor:
-        return (weights @ member.flatten(1)).unflatten(1, member.shape[1:])
+    def _take_stock(self) -> None:
+        """What is kept beside the probabilities, anew."""
+        self.products.clear()
+        self.sides = [
+            [_sums(one.rows, self.member[one.first]), _sums(one.columns, self.member[one.second])]
+            for one in self.blocks
+        ]  # (n_starts, k) each, expected strength of each cluster in the two layers of a block
+
+    def _times(self, one: Pattern, forward: bool) -> Tensor:
+        """Weights times the probabilities of the layer at their other end; once for all layers that share both."""
+        name, other = (id(one.weights), forward), self.member[one.second if forward else one.first]
+        known, product = self.products.get(name, (None, None))
+        if product is None or known is not other:
+            weights = one.weights if forward else one.weights.T
+            product = (weights @ other.flatten(1)).unflatten(1, other.shape[1:])
+            if name[0] in self.shared:
+                self.products[name] = other, product
+        return product
 
     def _share(self, place: int, product: Tensor, layer: int) -> None:
-        one = self.blocks[place]
-        sides = [
-            torch.tensordot(side, self.member[i], 1) for side, i in ((one.rows, one.first), (one.columns, one.second))
-        ]
+        one, sides = self.blocks[place], self.sides[place]
+        if one.first == layer:
+            sides[0] = _sums(one.rows, self.member[layer])
+        if one.second == layer:
+            sides[1] = _sums(one.columns, self.member[layer])
         expected = (sides[0] * sides[1]).sum(1)
         if one.first == one.second:
-            expected = expected - torch.tensordot(one.rows.square(), self.member[layer].square(), 1).sum(1)
+            expected = expected - _sums(one.rows.square(), self.member[layer].square()).sum(1)
         observed = (product * self.member[layer]).sum((0, 2))
-        self.shares[:, place] = torch.stack([observed, expected]).cpu().double().numpy() / one.total
+        self.shares[:, place] = torch.stack([observed, expected]).cpu().double().numpy() / self.totals[place]
 
     def factors(self, pooled: bool) -> np.ndarray:  # (2, n_blocks, n_starts)
         """How much more than expected is inside clusters, and between them: of each block, or of all together."""
@@ -394,7 +418,8 @@ class _Climb:
     def sweep(self, order: Sequence[int], *, pooled: bool, sharpness: float = 1.0) -> None:
         """Every layer once, given all others. A `sharpness` above 1 makes up minds."""
         inside, between = self.factors(pooled)
-        weight = torch.from_numpy(np.stack([np.log(inside / between), inside - between]))
+        weight = np.stack([np.log(inside / between), inside - between]) / self.noise[:, None]
+        weight = torch.from_numpy(weight).to(self.member[0])[..., None]
         prior = self._prior() if not pooled else 0.0
         for layer in order:
             field, products = self._field(layer, weight)
@@ -415,16 +440,15 @@ class _Climb:
         for place in self.met[layer]:
             one = self.blocks[place]
             forward = one.first == layer
-            here, there = (one.rows, one.columns) if forward else (one.columns, one.rows)
-            other = self.member[one.second if forward else one.first]
-            product = products[place] = self._times(one.weights if forward else one.weights.T, other)
+            here = one.rows if forward else one.columns
+            product = products[place] = self._times(one, forward)
             if not one.noise:
                 continue
-            gain, cost = (weight[:, place] / one.noise).to(field)[:, :, None]
+            gain, cost = weight[0, place], weight[1, place]
             field.addcmul_(product, gain)
-            field.sub_(here[:, None, None] * (torch.tensordot(there, other, 1) * cost))
+            field.sub_(here[:, None, None] * (self.sides[place][forward] * cost))
             if one.first == one.second:
-                field.addcmul_(one.rows.square()[:, None, None] * other, cost)
+                field.addcmul_(one.rows.square()[:, None, None] * self.member[layer], cost)
         return field, products
 
     def values(self) -> np.ndarray:  # (n_starts,)
@@ -445,6 +469,7 @@ class _Climb:
         chosen = list(starts)
         self.member = [one[:, chosen] for one in self.member]
         self.known, self.shares = self.known[:, chosen], self.shares[:, :, chosen]
+        self._take_stock()
 
     def run(self, n: int, *, pooled: bool = False, sharpness: float = 1.0) -> bool:
         """At most `n` sweeps, there and back; True if the last changed next to nothing."""
@@ -466,6 +491,7 @@ class _Climb:
         for layer in np.flatnonzero(layers):
             self.member[layer].fill_(1 / self.k)
             self.known[layer] = False
+        self._take_stock()
         order = [layer for layer in _outwards(self.blocks, ~layers) if layers[layer]]
         for _ in range(3):
             self.sweep(order, pooled=True, sharpness=1e6)
@@ -473,6 +499,10 @@ class _Climb:
     def labels(self) -> np.ndarray:
         """(n_units,) most likely cluster, by the first start that is left."""
         return torch.cat(self.member)[:, 0].argmax(1).cpu().numpy()
+
+
+def _sums(strengths: Tensor, member: Tensor) -> Tensor:  # (n_units,), (n_units, n_starts, k) -> (n_starts, k)
+    return (strengths[None] @ member.flatten(1)).view(member.shape[1:])
 
 
 def _factors(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:  # (...) each -> (2, ...)

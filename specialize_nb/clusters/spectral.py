@@ -24,7 +24,7 @@ from threadpoolctl import ThreadpoolController
 from ..base.words import check_choice, suggest
 from .blocks import find_modules, patterns
 from .partition import Partition, ncut
-from .spectrum import Walk, embed_units, find_components, walk_of
+from .spectrum import Joints, Walk, copied, embed_units, find_components, is_large, walk_of
 from ..graphs.graph import UnitGraph
 
 # %% ../../nbs/04_partition.ipynb #608afd1f
@@ -41,6 +41,12 @@ class _Clusters(NamedTuple):
     n_components: int = 1
     converged: bool = True
     doubts: tuple[str, ...] = ()  # What to warn of
+    notes: tuple[str, ...] = ()  # What to say
+
+
+_HARD_TO_TELL = (
+    "The last eigenvectors do not stand out from the next ones, so they were found to a residual of {:.1g} only."
+)
 
 
 def _options(seed: int, n_init: int, choose: str | None, max_iter: int | None) -> _Options:
@@ -64,18 +70,22 @@ def _cluster(graph: UnitGraph, k: int, options: _Options, where: str) -> _Cluste
         more = ", and some of them share a cluster" if n_components > k else ""
         forced = f"{min(n_components, k)} of the {k} clusters are forced"
         doubts.append(f"{where} falls apart into {n_components} connected components, so {forced}{more}")
-    eigenvalues, points, residual = embed_units(graph, component, degree, k, options.max_iter)
+    copies = copied(walk) if is_large(walk) else None
+    eigenvalues, points, residual, accepted = embed_units(graph, component, degree, k, options.max_iter, copies)
     if residual:
         doubts.append(f"{where}: the eigenvalue solver stopped at a residual of {residual:.1g}: raise `max_iter`")
     choose = options.choose or ("ncut" if live.sum() > 2000 else "inertia")
 
     def cut(runs: list[np.ndarray]) -> list[float]:
-        return _cuts(walk, degree, [_filled(live, found) for found in runs], k)
+        filled = [_filled(live, found) for found in runs]
+        return _cuts(walk, degree, filled, k) if copies is None else _quick_cuts(copies, degree, filled, k)
 
-    found = _kmeans(points[live], k, options.seed, options.n_init, cut if choose == "ncut" else None)
-    return _Clusters(_filled(live, found), eigenvalues, n_components, residual == 0, tuple(doubts))
+    n_best = 10 if copies is None else 4
+    found = _kmeans(points[live], k, options.seed, options.n_init, cut if choose == "ncut" else None, n_best)
+    notes = (_HARD_TO_TELL.format(accepted),) if accepted else ()
+    return _Clusters(_filled(live, found), eigenvalues, n_components, residual == 0, tuple(doubts), notes)
 
-
+# %% ../../nbs/04_partition.ipynb #e1abc5fd
 def _filled(live: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Labels of the live units among all, -1 for the others."""
     filled = np.full(len(live), -1)
@@ -95,14 +105,30 @@ def _cuts(walk: Walk, degree: np.ndarray, runs: list[np.ndarray], k: int) -> lis
         cuts += lost.reshape(len(some), k).sum(1).tolist()
     return cuts
 
+
+def _quick_cuts(times: Joints, degree: np.ndarray, runs: list[np.ndarray], k: int) -> list[float]:
+    """The same with products in single precision, for large graphs."""
+    at_once, one_hot, cuts = max(1, 160 // k), np.eye(k + 1, dtype=np.float32)[:, :k], []
+    for some in (runs[i : i + at_once] for i in range(0, len(runs), at_once)):
+        member = torch.from_numpy(np.concatenate([one_hot[labels] for labels in some], 1)).to(times.scale.device)
+        within = times.within(member).cpu().numpy().reshape(len(some), k)
+        volume = np.stack([np.bincount(labels[labels >= 0], degree[labels >= 0], k) for labels in some])
+        cuts += np.where(volume > 0, 1 - within / np.where(volume > 0, volume, 1), 0).sum(1).tolist()
+    return cuts
+
 # %% ../../nbs/04_partition.ipynb #90bfbe23
 _threads = functools.cache(ThreadpoolController)  # to look for thread pools takes longer than a small clustering
 
 
 def _kmeans(
-    points: np.ndarray, k: int, seed: int, n_init: int, score: Callable[[list[np.ndarray]], list[float]] | None
+    points: np.ndarray,
+    k: int,
+    seed: int,
+    n_init: int,
+    score: Callable[[list[np.ndarray]], list[float]] | None,
+    n_best: int,
 ) -> np.ndarray:
-    """The clustering of least squared distances, or of least `score`, numbered by first appearance."""
+    """The clustering of least squared distances, or of least `score`, of the `n_best` starts, by first appearance."""
     order = np.lexsort(points.T)  # sorted first, so that the order of the units does not matter
     states, points = np.random.default_rng(seed).integers(2**31, size=n_init), points[order]
 
@@ -113,7 +139,7 @@ def _kmeans(
     with _threads().limit(limits=1), warnings.catch_warnings():  # threads would add up in another order each time
         warnings.simplefilter("ignore", ConvergenceWarning)  # of points that coincide
         starts = [KMeans(k, n_init=1, max_iter=10, random_state=state).fit(points) for state in states.tolist()]
-        ends = [KMeans(k, init=one.cluster_centers_, n_init=1).fit(points) for one in best(starts, 10)]
+        ends = [KMeans(k, init=one.cluster_centers_, n_init=1).fit(points) for one in best(starts, n_best)]
     return pd.factorize(_placed(best(ends, 1)[0], order))[0]
 
 
@@ -179,6 +205,7 @@ def spectral_partition(
         eigenvalues=found.eigenvalues,
         n_components=found.n_components,
         converged=found.converged,
+        notes=found.notes,
     )
 
 # %% ../../nbs/04_partition.ipynb #660c6154
@@ -248,6 +275,7 @@ def local_partition(
         seed=seed,
         n_components=max(one.n_components for one in found.values()),
         converged=all(one.converged for one in found.values()),
+        notes=tuple(dict.fromkeys(note for one in found.values() for note in one.notes)),
     )
 
 # %% ../../nbs/04_partition.ipynb #61a03543

@@ -8,6 +8,9 @@ The smallest eigenvectors of the normalised Laplacian of a graph given by its bl
 __all__ = []
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #ac8d00e3
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -125,6 +128,162 @@ def _restrict(graph: UnitGraph, keep: np.ndarray) -> UnitGraph:
     sizes = tuple(units.size for units in kept.values())
     return UnitGraph(layers=tuple(kept), sizes=sizes, blocks=blocks, kind=graph.kind)
 
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #651b26d4
+class Joint(NamedTuple):
+    """One matrix of weights, and the pairs of layers whose units it joins.
+
+    Attributes
+    ----------
+    firsts : tuple[int, ...]
+        Places of the layers of its rows
+    second : int
+        Place of the layer of its columns
+    weights : torch.Tensor
+        (n_rows, n_columns)
+    rows : torch.Tensor
+        (n_rows,) by which rows must be multiplied to be edges; double precision
+    columns : torch.Tensor
+        (n_columns,) the same of columns
+    """
+
+    firsts: tuple[int, ...]  # Places of the layers of its rows
+    second: int  # Place of the layer of its columns
+    weights: torch.Tensor  # (n_rows, n_columns)
+    rows: torch.Tensor  # (n_rows,) by which rows must be multiplied to be edges; double precision
+    columns: torch.Tensor  # (n_columns,) the same of columns
+
+
+def _times(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(m, n_columns) product; weights of another type are converted some at a time."""
+    if weights.dtype == x.dtype:
+        return x @ weights
+    if weights.stride(0) < weights.stride(1):
+        return torch.cat([x @ some.to(x.dtype) for some in weights.split(256, 1)], 1)
+    pairs = zip(x.split(256, 1), weights.split(256), strict=True)
+    return functools.reduce(operator.iadd, (part @ some.to(x.dtype) for part, some in pairs))
+
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #f92e02bb
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Joints:
+    """Products with S A S, as of `Walk`, that meet weights once however many pairs of layers share them.
+
+    Attributes
+    ----------
+    sizes : tuple[int, ...]
+        Units of each layer
+    joints : tuple[Joint, ...]
+        All edges
+    scale : torch.Tensor
+        (n_units, 1) diagonal of S; 0 leaves a unit out
+    dtype : torch.dtype
+        Of vectors
+    """
+
+    sizes: tuple[int, ...]  # Units of each layer
+    joints: tuple[Joint, ...]  # All edges
+    scale: torch.Tensor  # (n_units, 1) diagonal of S; 0 leaves a unit out
+    dtype: torch.dtype  # Of vectors
+
+    def __call__(self, x: torch.Tensor, fed: Sequence[bool] | None = None) -> torch.Tensor:
+        """(n_units, m) product with `x` of the same shape, which is zero outside of the layers that are `fed`."""
+        parts, out = x.T.split(self.sizes, 1), x.new_zeros(x.shape[::-1])
+        into = out.split(self.sizes, 1)
+        for one, rows, columns in self._scaled:
+            if fed is None or fed[one.second]:
+                came = _times(parts[one.second] * columns, one.weights.T)
+                for i, row in rows.items():
+                    into[i].addcmul_(came, row)
+            sent = [parts[i] * row for i, row in rows.items() if fed is None or fed[i]]
+            if sent and one.firsts != (one.second,):
+                into[one.second].addcmul_(_times(functools.reduce(torch.add, sent), one.weights), columns)
+        return out.T
+
+    def within(self, x: torch.Tensor) -> torch.Tensor:
+        """(m,) for each column of `x`, (n_units, m), its product with S A S and with itself; double precision."""
+        parts, total = x.T.split(self.sizes, 1), 0.0
+        for one, rows, columns in self._scaled:
+            row = functools.reduce(torch.add, [parts[i] * row for i, row in rows.items()])
+            column = parts[one.second] * columns
+            short = len(one.weights) < one.weights.shape[1]
+            ends = (_times(column, one.weights.T), row) if short else (_times(row, one.weights), column)
+            total = total + (1 + (one.firsts != (one.second,))) * (ends[0] * ends[1]).sum(1, dtype=torch.float64)
+        return total
+
+    @functools.cached_property
+    def _scaled(self) -> list[tuple[Joint, dict[int, torch.Tensor], torch.Tensor]]:
+        """Each joint, and what its vectors are multiplied by: those of the layers of its rows, and of its columns."""
+        scale = self.scale[:, 0].split(self.sizes)
+        rows = ({i: (scale[i] * one.rows).to(self.dtype) for i in one.firsts} for one in self.joints)
+        columns = ((scale[one.second] * one.columns).to(self.dtype) for one in self.joints)
+        return list(zip(self.joints, rows, columns, strict=True))
+
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #a6b90ac1
+_LARGE = 2**21  # Edges up to which the arithmetic is in double precision
+_Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def is_large(
+    walk: Walk,  # Products with the adjacency matrix
+) -> bool:
+    """Are there so many edges that single precision has to do most? Not where there is no double to judge it.
+
+    Parameters
+    ----------
+    walk : Walk
+        Products with the adjacency matrix
+
+    Returns
+    -------
+    bool
+    """
+    return walk.scale.dtype == torch.float64 and sum(block.numel() for *_, block in walk.blocks) > _LARGE
+
+
+def copied(
+    walk: Walk,  # Any products
+) -> Joints:
+    """The same products, of copies in single precision.
+
+    Parameters
+    ----------
+    walk : Walk
+        Any products
+
+    Returns
+    -------
+    Joints
+    """
+    return _joints(walk, _single_copy, torch.float32)
+
+
+def _joints(walk: Walk, make: Callable[[torch.Tensor], _Parts], dtype: torch.dtype) -> Joints:
+    made, firsts = {}, {}
+    for i, j, block in walk.blocks:
+        which = (block.data_ptr(), block.shape, block.stride())
+        made[which] = made.get(which) or make(block)
+        firsts.setdefault((which, j), []).append(i)
+    joints = tuple(Joint(tuple(layers), j, *made[which]) for (which, j), layers in firsts.items())
+    return Joints(sizes=walk.sizes, joints=joints, scale=walk.scale, dtype=dtype)
+
+
+def _as_they_are(block: torch.Tensor) -> _Parts:
+    return block, *(torch.ones(n, dtype=torch.float64, device=block.device) for n in block.shape)
+
+
+def _single_copy(block: torch.Tensor) -> _Parts:
+    """Weights from 0 to 1, and the roots of the sums of rows and columns, by which they were divided."""
+    if block.stride(0) < block.stride(1):  # in the order in which they lie in memory
+        weights, columns, rows = _single_copy(block.T)
+        return weights.T, rows, columns
+    ones = [torch.ones(1, size, dtype=torch.float64, device=block.device) for size in block.shape]
+    rows, columns = _times(ones[1], block.T)[0].sqrt(), _times(ones[0], block)[0].sqrt()
+    before, after = (torch.where(root > 0, 1 / root, 0) for root in (rows, columns))
+    weights = torch.empty(block.shape, dtype=torch.float32, device=block.device)
+    step = max(1, 2**16 // block.shape[1])
+    for some in (slice(start, start + step) for start in range(0, len(block), step)):
+        torch.mul(block[some] * before[some, None], after, out=weights[some])
+    return weights, rows, columns
+
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #31b17c62
 def normalized(
     walk: Walk,  # Products with the adjacency matrix
@@ -153,6 +312,7 @@ class _Eigen(NamedTuple):
     values: np.ndarray  # (k,)
     vectors: np.ndarray  # (n_units, k)
     residual: float  # Largest norm of what is left of an eigenvalue's equation; 0 if the solver converged
+    accepted: float = 0.0  # The same, where more was not worth its time; 0 if the solver went all the way
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #aded6713
 def _orthonormal(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -327,14 +487,14 @@ def largest_pairs(
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #28b0550c
 def side_units(
-    walk: Walk,  # Its scale is 0 for dead units
+    walk: Walk | Joints,  # Its scale is 0 for dead units
     fed: Sequence[bool],  # One per layer
 ) -> torch.Tensor:
     """(n_units, 1) True for live units of the layers that are `fed`.
 
     Parameters
     ----------
-    walk : Walk
+    walk : Walk | Joints
         Its scale is 0 for dead units
     fed : Sequence[bool]
         One per layer
@@ -362,6 +522,84 @@ def _search(walk: Walk, trivial: torch.Tensor, k: int, max_iter: int | None) -> 
     values, vectors = found.values[:k], found.vectors[:, :k]
     return Ritz(values, vectors, found.residual if found.residual > 2 * tol else 0.0)
 
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #61c5c7fe
+_PATIENCE = 12  # Steps after which eigenvectors count as such that do not stand out
+_PATIENT, _IMPATIENT = 1e-6, 3e-4  # Residuals that are small enough in single precision, before and after
+
+
+def _search_large(copies: Joints, walk: Walk, trivial: torch.Tensor, k: int, max_iter: int | None) -> Ritz | None:
+    """The `k` largest eigenpairs of `walk` besides the trivial one, the last for its value; None if no good."""
+    width, tol, most, fed, n_good = max(16, k), 1e-8, max_iter or 1000, thin_side(walk), max(1, k - 1)
+    if fed and int(side_units(walk, fed).sum()) < width:
+        fed = None
+    wanted = [_PATIENT] * _PATIENCE
+    allowed = itertools.chain(wanted, itertools.repeat(_IMPATIENT))
+    start = torch.randn(len(trivial), width, generator=torch.Generator().manual_seed(0)).to(trivial.device)
+    times = replace(copies, scale=walk.scale)
+    found = _stage(times, start * (walk.scale > 0), trivial, k, lambda: next(allowed), most, fed)
+    if fed and float(found.values[:k][-1]) < 1e-4:  # the squares, which have lost too many digits
+        return None
+    exact = _joints(walk, _as_they_are, torch.float64)
+    vectors = found.vectors.to(trivial)
+    judged = None if next(allowed) == _PATIENT else _judged(exact, vectors, trivial, k, fed)
+    if judged is None or judged.residual < 10 * _PATIENT:
+        vectors = _stage(exact, vectors, trivial, n_good, lambda: tol, most, fed).vectors
+        judged = _judged(exact, vectors, trivial, k, fed)
+    if judged.residual > 2 * _IMPATIENT:
+        return None
+    return judged if judged.residual > 2 * tol else judged._replace(residual=0.0)
+
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #86e1f8d9
+def _stage(
+    times: Joints,
+    start: torch.Tensor,
+    trivial: torch.Tensor,
+    k: int,
+    tol: Callable[[], float],
+    most: int,
+    fed: list[bool] | None,
+) -> Ritz:
+    """As `largest_pairs`, but the vectors of a side have no place for the other while they are searched for."""
+    trivial = trivial.to(start)
+    if fed is None:
+        return leading_pairs(times, start, trivial, k, lambda least: tol(), most)
+    other, here = [not one for one in fed], torch.nonzero(side_units(times, fed)[:, 0])[:, 0]
+    known = trivial[here] / trivial[here].norm()
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(trivial), x.shape[1]).index_copy_(0, here, x)
+
+    def again(x: torch.Tensor) -> torch.Tensor:
+        return times(times(spread(x), fed), other)[here]
+
+    found = leading_pairs(again, start[here], known, k, lambda least: tol() * max(least, 1e-6) ** 0.5, most)
+    return found._replace(vectors=spread(found.vectors))
+
+# %% ../../nbs/rooms/clusters_spectrum.ipynb #9cedc806
+def _judged(times: Joints, vectors: torch.Tensor, trivial: torch.Tensor, k: int, fed: list[bool] | None) -> Ritz:
+    """The `k` best pairs from the span of `vectors`, those of a side with the other one's, after one more step.
+
+    The residual is that of all but the last, as in `_search_large`.
+    """
+    if fed is not None:
+        trivial = trivial * side_units(times, fed)
+        trivial = trivial / trivial.norm()
+    vectors = torch.linalg.qr(vectors - trivial @ (trivial.T @ vectors))[0]
+    after = times(vectors, fed)
+    values, turn = torch.linalg.eigh(after.T @ (vectors if fed is None else after))
+    values, turn = values.flip(0)[:k], turn.flip(1)[:, :k]
+    vectors, after = vectors @ turn, after @ turn
+    if fed is not None:
+        values = values.clamp(min=1e-12).sqrt()
+        there = after / values
+        after = times(there, [not one for one in fed])
+    residual = float((after - values * vectors).norm(dim=0)[: max(1, k - 1)].max())
+    large = values.abs() > 0.01  # or rounding would drown the units of least degree
+    vectors = torch.where(large, after / torch.where(large, values, 1), vectors)
+    if fed is not None:
+        vectors = (vectors + there) / 2**0.5
+    return Ritz(values.cpu().double(), vectors, residual)
+
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #f69649ac
 _DENSE = 512  # Up to as many units, a dense solver is the faster one
 
@@ -375,25 +613,35 @@ def _top_pairs(matrix: np.ndarray, last: tuple[int, int]) -> tuple[np.ndarray, n
         return values[last[0] : last[1] + 1], vectors[:, last[0] : last[1] + 1]
 
 
-def _smallest(graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarray | None = None) -> _Eigen:
+def _smallest(
+    graph: UnitGraph, k: int, max_iter: int | None, members: np.ndarray | None = None, copies: Joints | None = None
+) -> _Eigen:
     """The `k` smallest eigenpairs of the Laplacian of a connected graph, or of its component `members`; ascending."""
     walk, trivial = normalized(walk_of(graph), members)
     inside = walk.scale[:, 0] > 0
     n_units = int(inside.sum())
-    others, residual = min(k, n_units) - 1, 0.0
+    others, residual, accepted = min(k, n_units) - 1, 0.0, 0.0
     if n_units <= max(_DENSE, 6 * k):
         vectors = torch.eye(len(trivial), dtype=trivial.dtype, device=trivial.device)[:, inside]
         matrix = (walk(vectors) - 2 * trivial @ trivial[inside].T)[inside].cpu().double().numpy()
         last = (n_units - others, n_units - 1)
         values, small = _top_pairs((matrix + matrix.T) / 2, last)
         values, vectors = torch.from_numpy(values).flip(0), vectors @ torch.from_numpy(small).to(vectors).flip(1)
+        vectors = _sharpened(walk, values, vectors)
     else:
-        values, vectors, residual = _search(walk, trivial, others, max_iter)
-    scale = values.to(vectors)
-    large = scale.abs() > 0.01  # one more step, or rounding would drown the units of least degree
-    vectors = torch.where(large, walk(vectors) / torch.where(large, scale, 1), vectors)
+        found = _search_large(copies or copied(walk), walk, trivial, others, max_iter) if is_large(walk) else None
+        accepted = found.residual if found else 0.0
+        values, vectors, residual = found._replace(residual=0.0) if found else _search(walk, trivial, others, max_iter)
+        vectors = vectors if found else _sharpened(walk, values, vectors)
     vectors = torch.cat([trivial, vectors], 1).cpu().double().numpy()
-    return _Eigen(np.r_[0, 1 - values.numpy()], vectors, residual)
+    return _Eigen(np.r_[0, 1 - values.numpy()], vectors, residual, accepted)
+
+
+def _sharpened(walk: Walk, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """One more step, or rounding would drown the units of least degree."""
+    scale = values.to(vectors)
+    large = scale.abs() > 0.01
+    return torch.where(large, walk(vectors) / torch.where(large, scale, 1), vectors)
 
 # %% ../../nbs/rooms/clusters_spectrum.ipynb #600d3d53
 def embed_units(
@@ -402,6 +650,7 @@ def embed_units(
     degree: np.ndarray,  # (n_units,) at least 0
     k: int,  # Coordinates of each unit, at least 1
     max_iter: int | None,  # Most steps of each stage of the solver; None: 1,000
+    copies: Joints | None = None,  # Of the whole graph, if it is large
 ) -> _Eigen:
     """The `k` + 1 smallest eigenvalues of the whole graph, and (n_units, k) coordinates of its units.
 
@@ -417,16 +666,18 @@ def embed_units(
         Coordinates of each unit, at least 1
     max_iter : int | None
         Most steps of each stage of the solver; None: 1,000
+    copies : Joints | None, default None
+        Of the whole graph, if it is large
 
     Returns
     -------
     _Eigen
     """
-    values, columns, residual = [], [], 0.0
+    values, columns, residual, accepted = [], [], 0.0, 0.0
     for one in range(component.max() + 1):
         members = component == one
         if 2 * members.sum() > graph.n_units:  # the others are left out, and the graph not copied
-            found = _smallest(graph, k + 1, max_iter, members)
+            found = _smallest(graph, k + 1, max_iter, members, copies)
             vectors = found.vectors[members]
         else:
             found = _smallest(_restrict(graph, members), k + 1, max_iter)
@@ -435,11 +686,11 @@ def embed_units(
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(vectors.shape[1])])
         columns += [(members, column) for column in vectors.T]
         values.append(found.values)
-        residual = max(residual, found.residual)
+        residual, accepted = max(residual, found.residual), max(accepted, found.accepted)
     values = np.concatenate(values)
     order = np.argsort(values, kind="stable")
     points = np.zeros((graph.n_units, min(k, len(order))))
     for place, index in enumerate(order[:k]):
         members, column = columns[index]
         points[members, place] = column
-    return _Eigen(values[order[: k + 1]], points, residual)
+    return _Eigen(values[order[: k + 1]], points, residual, accepted)

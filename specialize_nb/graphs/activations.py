@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base.devices import check_room
 from ..base.words import check_choice
 from .graph import UnitGraph
 from ..network.answers import AnswerStream, answer_stream
@@ -98,11 +99,8 @@ class _Moments:
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         self.starts = [0, *np.cumsum(sizes).tolist()]
         total, wide = self.starts[-1], {"dtype": torch.float64, "device": device}
-        try:  # of layer by layer, the products of its units with its own and all later ones
-            self.panels = [torch.zeros(stop - start, total - start, **wide) for start, stop in pairwise(self.starts)]
-        except RuntimeError as error:
-            need = sum(8 * (stop - start) * (total - start) for start, stop in pairwise(self.starts)) / 1e9
-            raise MemoryError(f"edges between {total:,} units need {need:,.1f} GB: name fewer `layers`") from error
+        # of layer by layer, the products of its units with its own and all later ones
+        self.panels = [torch.zeros(stop - start, total - start, **wide) for start, stop in pairwise(self.starts)]
         self.n, self.mean = 0, torch.zeros(total, 1, **wide)
 
     def add(self, values: Tensor) -> None:  # (n_units, m)
@@ -263,6 +261,7 @@ def activation_graph(
     at: Literal["pre", "site"] = "pre",  # Before the activation, or after it
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
     n_reference: int = 2048,  # Examples whose answers ranks are told by, at least 3; exact if the data are no more
+    memory: float | None = None,  # GB that this may take at most; None: what is free
     seed: int = 0,  # Seeds the choice of the references; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> UnitGraph:  # Edges from 0 to 1 between all pairs of units, float64
@@ -288,6 +287,8 @@ def activation_graph(
         Names; by default all hidden layers
     n_reference : int, default 2048
         Examples whose answers ranks are told by, at least 3; exact if the data are no more
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     seed : int, default 0
         Seeds the choice of the references; global generators are left alone
     progress : bool, default False
@@ -306,6 +307,10 @@ def activation_graph(
     subject = Subject.of(model, data, network=network)
     stream = answer_stream(subject, layers=layers, at=at, summary=summary, progress=progress)
     _check_options(corr, n_reference, stream.layers, stream.data.n)
+    told = f"a graph of the edges between all {sum(stream.sizes):,} units"
+    n_references = min(n_reference, stream.data.n) if corr == "spearman" else 0
+    need = _gigabytes(stream.sizes, n_references)
+    check_room(told, need, memory, stream.device, advice="allow more, or name fewer `layers`")
     run = lambda kept: _measure(replace(stream, layers=kept), corr, n_reference, seed)  # noqa: E731
     kept, (moments, constant) = over_finite(subject, stream.layers, layers, run)
     names = tuple(layer.name for layer in kept)
@@ -328,3 +333,12 @@ def _check_options(corr: str, n_reference: int, layers: Sequence[Layer], n_examp
         raise ValueError(f"got {n_examples} examples: two always correlate perfectly, so give at least 3")
     if n_reference < 3:
         raise ValueError(f"got n_reference={n_reference}: ranks are told by at least 3 examples")
+
+# %% ../../nbs/03_activation_graph.ipynb #a7b5cf48
+def _gigabytes(sizes: Sequence[int], n_references: int) -> float:
+    """How much memory do sums, ranks and the examples in hand take?"""
+    total, starts = sum(sizes), np.cumsum([0, *sizes])
+    edges = 8 * sum(n * (total - start) for n, start in zip(sizes, starts, strict=False))
+    looked_at = 9 * max(sizes) ** 2  # of one block, as it is checked
+    ranks = 16 * total * n_references  # the references, twice while they are sorted, and two counts for each
+    return (edges + looked_at + ranks + 40 * total * _CHUNK) / 1e9

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from specialize_nb.base.devices import to_model
+from specialize_nb.base.devices import check_room, to_model
 from specialize_nb.base.tasks import check_labels
 from specialize_nb.network.answers import scores_of
 from specialize_nb.network.gradients import Downstream, check_gradients, numbers_of
@@ -35,6 +35,7 @@ __all__ = [
     "Measurement",
     "choose_layers",
     "choose_places",
+    "in_order",
     "mean_covariance",
     "mean_input_jacobian",
     "mean_loss_hessian",
@@ -119,6 +120,21 @@ class Piece(NamedTuple):
     counts: dict[int, Tensor]  # Length of a sequence -> (n, length) bool, which positions count; empty without padding
 
 
+def in_order(function: Callable[[Any], Any], things: Sequence[Any]) -> list:
+    """What a function gives for each of some things, one after the other.
+
+    Parameters
+    ----------
+    function : Callable[[Any], Any]
+    things : Sequence[Any]
+
+    Returns
+    -------
+    list
+    """
+    return [function(one) for one in things]
+
+
 class Measurement(NamedTuple):
     """What is to be measured, on what.
 
@@ -137,6 +153,12 @@ class Measurement(NamedTuple):
         Keep what standard errors need?
     title : str
         Of the progress bar; '' for none
+    each : Callable[..., list], default in_order
+        What a function gives for each of some things, perhaps side by side
+    bounded : bool, default False
+        Is that all there is room for?
+    word : int, default 4
+        Bytes of a number
     """
 
     subject: Subject
@@ -146,6 +168,9 @@ class Measurement(NamedTuple):
     means: dict[str, MatrixMean]  # Layer -> what is filled
     errors: bool  # Keep what standard errors need?
     title: str  # Of the progress bar; '' for none
+    each: Callable[..., list] = in_order  # What a function gives for each of some things, perhaps side by side
+    bounded: bool = False  # Is that all there is room for?
+    word: int = 4  # Bytes of a number
 
     @property
     def network(self) -> Network:
@@ -286,6 +311,10 @@ def reference_tensor(model: nn.Module) -> Tensor:
 def _fit(task: Measurement, sizes: tuple[int, int], n_vectors: int, each: int = 0) -> tuple[int, int]:
     """How many examples, and how many directions, to take at once; `each` example needs so many numbers more."""
     most, total = sizes
+    if task.bounded:
+        need = task.word * (total + each + 3 * most) / 1e9
+        room = task.word * task.numbers / 1e9
+        check_room("one example with its gradients", need, room, advice="allow more, or name fewer `layers`")
     n = max(1, task.numbers // (total + each + 3 * n_vectors * most))
     return n, max(1, min(n_vectors, (task.numbers - n * (total + each)) // (3 * n * most)))
 
@@ -325,13 +354,18 @@ def mean_covariance(task: Measurement) -> None:
         sums[layer.name] = sums[layer.name].to(rows) + whole.sum(0)
         counted[layer.name] = counted[layer.name].to(rows) + own
     level = {name: sums[name] / counted[name].clamp(min=1) for name in sums}  # the mean of each place
-    for layer, piece, rows, weights in answers():
+
+    def add(answer: tuple[Layer, Piece, Tensor, Tensor | None]) -> None:
+        layer, piece, rows, weights = answer
         rows = rows - level[layer.name]
         if rows.shape[1] == 1 and weights is None:
             task.means[layer.name].add_single(rows[:, 0])
         else:
             task.means[layer.name].add(_weighed(rows[None], weights), rows.shape[1])
             task.close(layer, piece)
+
+    for some in zip(*[answers()] * len(task.layers), strict=True):  # of all layers, for some examples
+        task.each(add, some)
     for layer in task.layers:
         _still(task.means[layer.name], level[layer.name], program.value(layer.site).dtype)
 
@@ -384,8 +418,8 @@ def _pull_all(task: Measurement, node: str, n_outputs: int, layers: Sequence[Lay
             values, found = part.run(piece.tensors)
             for start in range(0, n_outputs, step):
                 slopes = _pull(found, values, vectors(found, slice(start, start + step)))
-                for layer, slope in zip(part.layers, slopes, strict=True):
-                    task.add(layer, slope, piece.counts)
+                own = list(zip(part.layers, slopes, strict=True))
+                task.each(lambda one, piece=piece: task.add(*one, piece.counts), own)
             for layer in group:
                 task.close(layer, piece)
 
@@ -429,9 +463,8 @@ def mean_loss_hessian(task: Measurement) -> None:
     flat = [layer for layer in task.layers if _in_pieces(task.network.program, layer.site, node)]
     if flat:
         _pull_all(task, node, n_classes, flat, _roots)
-    for layer in task.layers:
-        if layer not in flat:
-            _differentiate_twice(task, node, layer)
+    rest = [layer for layer in task.layers if layer not in flat]
+    task.each(lambda layer: _differentiate_twice(task, node, layer), rest)
 
 
 def _roots(y: Tensor, rows: slice) -> Tensor:  # (n, m) -> (n_rows, n, m)
@@ -510,9 +543,7 @@ def mean_input_jacobian(task: Measurement) -> None:
         )
         raise ValueError(f"{told}: take measure='covariance', or trace the part of the model after its embedding")
     ahead = _push_all(task) if program.any_batch and len(program.inputs) == 1 else ()
-    for layer in task.layers:
-        if layer not in ahead:
-            _pull_back(task, layer)
+    task.each(lambda layer: _pull_back(task, layer), [layer for layer in task.layers if layer not in ahead])
 
 
 def _pull_back(task: Measurement, layer: Layer) -> None:
@@ -571,8 +602,8 @@ def _push_ahead(task: Measurement, single: list[Layer], others: list[Layer], fro
             task.means[layer.name].add_single(task.rows(layer, slope[0])[:, 0])
         for start in range(0, len(rows) if others else 0, step):
             directions = rows[start : start + step].view(-1, 1, *value.shape[1:]).expand(-1, *value.shape)
-            for layer, slope in zip(others, _push(part, value, directions)[len(single) :], strict=True):
-                task.add(layer, slope, piece.counts)
+            own = list(zip(others, _push(part, value, directions)[len(single) :], strict=True))
+            task.each(lambda one, piece=piece: task.add(*one, piece.counts), own)
         for layer in others:
             task.close(layer, piece)
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..base.devices import check_room, fitting, room_for, threads
 from ..base.results import Result
 from ..base.tasks import check_task
 from ..base.words import check_choice, counted, suggest
@@ -201,7 +202,8 @@ def measure_similarity(
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
     positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer, at least 1; None is all
     errors: bool = False,  # Keep what standard errors need? Three more matrices a layer, and slower
-    memory: float | None = None,  # GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Draws the positions; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Similarity:
@@ -224,7 +226,9 @@ def measure_similarity(
     errors : bool, default False
         Keep what standard errors need? Three more matrices a layer, and slower
     memory : float | None, default None
-        GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+        GB that this may take at most; None: what is free
+    n_jobs : int | None, default None
+        Threads; None leaves it to `joblib.parallel_config`, else one
     seed : int, default 0
         Draws the positions; global generators are left alone
     progress : bool, default False
@@ -239,24 +243,36 @@ def measure_similarity(
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
     subject = _bound(model, data, network, measure)
-    chosen, like = _checked(subject.network, positions, layers, memory), reference_tensor(subject.model)
+    chosen, like = _checked(subject.network, positions, layers), reference_tensor(subject.model)
     places = {layer.name: choose_places(subject.network, layer, positions, seed) for layer in chosen}
     device = torch.device("cpu") if like.device.type == "mps" else like.device
+    held, word = _held(chosen, errors), max(4, like.element_size())
+    advice = "name fewer `layers`, or allow more"
+    check_room(f"what is summed for {len(chosen)} layers", held, memory, device, advice=advice)
+    room, usual = room_for(memory, device) - held, _GRADIENTS.get(like.device.type, 1)
     task = Measurement(
         subject=subject,
         layers=chosen,
         positions={name: torch.as_tensor(one, device=like.device) for name, one in places.items()},
-        numbers=int((memory or _MEMORY.get(like.device.type, 1)) * 1e9 / max(4, like.element_size())),
+        numbers=int(min(room, usual) * 1e9 / word),
+        bounded=memory is not None,
+        word=word,
         means={layer.name: MatrixMean(layer.n_units, device, errors) for layer in chosen},
         errors=errors,
         title=measure if progress else "",
     )
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        _MEASURES[measure][1](task)
+    n_threads = fitting(subject.threads(n_jobs), min(room, usual), room)
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), threads(n_threads) as each:
+        _MEASURES[measure][1](task._replace(each=each))
     return _result(task, measure, places, seed)
 
 # %% ../../nbs/rooms/graphs_similarity.ipynb #74254e6c
-_MEMORY = {"cpu": 0.03}  # GB: more did not fit the cache, and was slower
+_GRADIENTS = {"cpu": 0.03}  # GB that are held at once, if there is room; more did not fit the cache, and was slower
+
+
+def _held(layers: Sequence[Layer], errors: bool) -> float:
+    """GB that the matrices take: sums, and what is made of them, of each layer; and three more with errors."""
+    return sum(8 * layer.n_units**2 * (2 + 6 * errors) for layer in layers) / 1e9
 
 
 def _bound(model: nn.Module | Subject, data: Any, network: Network | None, measure: str) -> Subject:
@@ -268,13 +284,9 @@ def _bound(model: nn.Module | Subject, data: Any, network: Network | None, measu
     return subject
 
 
-def _checked(
-    network: Network, positions: int | None, layers: Sequence[str] | None, memory: float | None
-) -> tuple[Layer, ...]:
+def _checked(network: Network, positions: int | None, layers: Sequence[str] | None) -> tuple[Layer, ...]:
     if positions is not None and positions < 1:
         raise ValueError(f"got positions={positions}: at least 1, or None for all")
-    if memory is not None and not memory > 0:
-        raise ValueError(f"got memory={memory} GB: more than 0")
     return choose_layers(network, layers)
 
 
@@ -300,7 +312,8 @@ def unit_similarity(
     normalized: bool = True,  # Divide each likeness by the roots of its two units' own, as in a correlation?
     layers: Sequence[str] | None = None,  # Names; by default all hidden layers
     positions: int | None = 32,  # Places of a map, or tokens, drawn in each layer, at least 1; None is all
-    memory: float | None = None,  # GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Draws the positions; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> UnitGraph:  # Edges between the units of one layer, at least 0, float64
@@ -323,7 +336,9 @@ def unit_similarity(
     positions : int | None, default 32
         Places of a map, or tokens, drawn in each layer, at least 1; None is all
     memory : float | None, default None
-        GB that gradients held at once may take, about; None: 0.03 on a CPU, 1 on a GPU
+        GB that this may take at most; None: what is free
+    n_jobs : int | None, default None
+        Threads; None leaves it to `joblib.parallel_config`, else one
     seed : int, default 0
         Draws the positions; global generators are left alone
     progress : bool, default False
@@ -338,6 +353,6 @@ def unit_similarity(
     another model's; `KeyError` for an unknown layer.
     Source: Lange, Rolnick and Kording (2022), "Clustering units in neural networks: upstream vs downstream information"
     """
-    options = dict(layers=layers, positions=positions, memory=memory, seed=seed, progress=progress)
+    options = dict(layers=layers, positions=positions, memory=memory, n_jobs=n_jobs, seed=seed, progress=progress)
     subject = _bound(model, data, network, measure)
     return measure_similarity(subject, measure=measure, **options).graph(normalized=normalized)

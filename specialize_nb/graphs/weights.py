@@ -9,13 +9,14 @@ __all__ = ['stored_edges', 'weight_graph']
 
 # %% ../../nbs/02_weight_graph.ipynb #faf2f461
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.devices import check_room
 from ..base.words import check_choice
 from .graph import UnitGraph
 from ..network.units import Network, Wire
@@ -139,43 +140,12 @@ def stored_edges(
         shapes[ends] = sizes[wire.source] * sizes[wire.target]
     return sum(shapes.values())
 
-# %% ../../nbs/02_weight_graph.ipynb #de7a1c71
-def weight_graph(
-    network: Network,  # From `trace`
-    *,
-    norm: Literal["l1", "l2", "max", "matrix1"] = "l1",  # Of a kernel's entries; 'matrix1': its largest column sum
-    fold_bn: bool = True,  # Multiply by |gamma| / sqrt(var + eps) of batch norms?
-    normalize: bool = False,  # Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
-) -> UnitGraph:  # Over all layers, input and output included; biases play no part
-    """How strongly do the weights join each two units?
-
-    Parameters
-    ----------
-    network : Network
-        From `trace`
-    norm : {'l1', 'l2', 'max', 'matrix1'}, default 'l1'
-        Of a kernel's entries; 'matrix1': its largest column sum
-    fold_bn : bool, default True
-        Multiply by |gamma| / sqrt(var + eps) of batch norms?
-    normalize : bool, default False
-        Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
-
-    Returns
-    -------
-    UnitGraph
-        Over all layers, input and output included; biases play no part
-
-    Raises: `ValueError` for another norm, a network whose layers never meet, or one that could not be exported.
-    Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
-    """
-    check_choice("norm", norm, NORMS)
-    if network.refused:
-        raise ValueError(f"which weights join the units of {network.model} is not known, as {network.refused}")
-    sizes = {layer.name: layer.n_units for layer in network.layers}
+# %% ../../nbs/02_weight_graph.ipynb #3a48d500
+def _summed(
+    network: Network, sizes: Mapping[str, int], gains: Sequence[Sequence[Tensor]], norm: str
+) -> dict[tuple[str, str], Tensor]:
+    """(source, target) -> the norms of all wires between two layers together."""
     blocks: dict[tuple[str, str], Tensor] = {}
-    gains = _gains(network, fold_bn)
-    if normalize:
-        _normalize(network, sizes, gains)
     entries, shared, made = torch.empty(0), None, {}
     for wire, gain in zip(network.wires, gains, strict=True):
         if shared != (wire.target, wire.parameter):  # wires of one weight differ in their columns alone
@@ -189,9 +159,58 @@ def weight_graph(
         if pair in blocks:
             found = torch.maximum(blocks[pair], found) if norm == "max" else blocks[pair] + found
         blocks[pair] = found
+    return blocks
+
+# %% ../../nbs/02_weight_graph.ipynb #de7a1c71
+def weight_graph(
+    network: Network,  # From `trace`
+    *,
+    norm: Literal["l1", "l2", "max", "matrix1"] = "l1",  # Of a kernel's entries; 'matrix1': its largest column sum
+    fold_bn: bool = True,  # Multiply by |gamma| / sqrt(var + eps) of batch norms?
+    normalize: bool = False,  # Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+) -> UnitGraph:  # Over all layers, input and output included; biases play no part
+    """How strongly do the weights join each two units?
+
+    Parameters
+    ----------
+    network : Network
+        From `trace`
+    norm : {'l1', 'l2', 'max', 'matrix1'}, default 'l1'
+        Of a kernel's entries; 'matrix1': its largest column sum
+    fold_bn : bool, default True
+        Multiply by |gamma| / sqrt(var + eps) of batch norms?
+    normalize : bool, default False
+        Scale the weights into each hidden unit to an L2 norm of 1? For networks of ReLU
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
+
+    Returns
+    -------
+    UnitGraph
+        Over all layers, input and output included; biases play no part
+
+    Raises: `ValueError` for another norm, a network whose layers never meet, or one that could not be exported;
+    `MemoryError` if there is no room for the edges.
+    Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks"
+    """
+    check_choice("norm", norm, NORMS)
+    if network.refused:
+        raise ValueError(f"which weights join the units of {network.model} is not known, as {network.refused}")
+    n_edges, device = stored_edges(network), network.wires[0].weight.device if network.wires else "cpu"
+    check_room(f"a graph of {n_edges:,} weights between units", _EDGE * n_edges, memory, device, advice=_SMALLER)
+    sizes = {layer.name: layer.n_units for layer in network.layers}
+    gains = _gains(network, fold_bn)
+    if normalize:
+        _normalize(network, sizes, gains)
+    blocks = _summed(network, sizes, gains, norm)
     if norm == "l2":
         roots = {id(block): block.sqrt() for block in blocks.values()}
         blocks = {pair: roots[id(block)] for pair, block in blocks.items()}
     settings = {"norm": norm, "fold_bn": fold_bn, "normalize": normalize}
     fields = dict(blocks=blocks, settings=settings, notes=network.notes)
     return UnitGraph(layers=tuple(sizes), sizes=tuple(sizes.values()), **fields)
+
+# %% ../../nbs/02_weight_graph.ipynb #089b783f
+_EDGE = 12e-9  # GB of an edge: a number in float64, and a part of those that it is made from
+_SMALLER = "allow more, or trace with residual='stream', which joins fewer layers"

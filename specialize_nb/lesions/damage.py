@@ -12,6 +12,7 @@ __all__ = ['Work', 'block_size', 'DamageRun', 'damage_run', 'notes_of', 'kind_of
 
 # %% ../../nbs/rooms/lesions_damage.ipynb #003ff05c
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..base.data import Batches
+from ..base.devices import check_room, room_for
 from ..base.numbers import spread_of
 from ..base.targets import IGNORED, Task
 from ..base.tasks import check_labels, check_task
@@ -67,6 +69,15 @@ class Work:
     def n_numbers(self) -> int:
         """Numbers that are held for a lesion: one an example, or one a position of each."""
         return self.data.n * max(getattr(one.measure, "places", 1) for one in self.outcomes)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes that are taken beside the calls: 'passes', of whole batches, and 'damage', of a block."""
+        batch = -(-self.data.n // len(self.data))
+        peak = max((cut.peak for cut in self.engine.cuts.values()), default=0)
+        measures = len({one.measure for one in self.outcomes})
+        block = self.n_numbers * 2 * measures * block_size(self.n_numbers) + self.data.n * (1 + self.n_boot)
+        return {"passes": _PASSED * batch * peak * self.engine.like.element_size(), "damage": 8 * block}
 
     def damage(
         self,
@@ -351,6 +362,7 @@ def damage_run(
     scores: Scale | None = None,  # 'logits', or 'probabilities' that were through a softmax; None looks at them
     n_tried: int = 16,  # Examples at most on which stacking is tried first
     by: Any = None,  # (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
+    memory: float | None = None,  # GB that this may take at most; None: what is free
 ) -> DamageRun:
     """How much does each of many lesions hurt?
 
@@ -390,12 +402,14 @@ def damage_run(
         Examples at most on which stacking is tried first
     by : Any, default None
         (n,) or (n, positions...) labels beside the target, for 'selectivity_by'; None or -100: none
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
 
     Returns
     -------
     DamageRun
 
-    Raises: `ValueError` if outcomes, labels, layers or the model's output do not fit.
+    Raises: `ValueError` if outcomes, labels, layers or the output do not fit; `MemoryError` if there is no room.
     Warns: `RuntimeWarning` if the store holds blocks of another model, other data or other settings.
     """
     subject = Subject.of(model, data, network=network, task=task, output=output, scores=scores)
@@ -405,6 +419,7 @@ def damage_run(
     options = dict(ablation=ablation, reader=reader, precision=precision, seed=seed)
     engine = lesion_engine(subject, None, None, layers, n_tried=n_tried, **options)
     work = Work(engine=engine, data=subject.data, outcomes=found, n_boot=n_boot, seed=seed)
+    work = _in_room(_reading(work, subject), memory, n_jobs)
     kept = None
     if store is not None:
         versions = {"blocks": _FORMAT, "torch": torch.__version__}
@@ -414,6 +429,32 @@ def damage_run(
     told = (*engine.notes, *(one.note for one in (*found, *filter(None, [beside])) if one.note))
     fields = dict(names=names, notes=tuple(dict.fromkeys(told)), beside=beside)
     return DamageRun(work=work, store=kept, n_jobs=n_jobs, **fields)
+
+# %% ../../nbs/rooms/lesions_damage.ipynb #89cfef5d
+_PASSED = 3  # values as large as the largest, of a pass over a batch
+_READ = 8  # numbers that measures make of each score: in float64, several times
+
+
+def _reading(work: Work, subject: Subject) -> Work:
+    """The same with an engine that knows what measures make of its scores."""
+    n_scores = math.prod(subject.network.program.shape(subject.scores_node.node))
+    return replace(work, engine=replace(work.engine, read=_READ * n_scores))
+
+
+def _in_room(work: Work, memory: float | None, n_jobs: int | None) -> Work:
+    """The same in calls that take no more than a process may. Raises: `MemoryError` if one example takes more."""
+    engine, jobs = work.engine, joblib.effective_n_jobs(n_jobs) if memory is not None else 1
+    held = sum(work.held.values())
+    advice = (
+        "allow more, " + ("use fewer processes, " if jobs > 1 else "") + "or give fewer or smaller examples a batch"
+    )
+    for layers in engine.cuts:
+        need = jobs * (held + engine.of_one(layers)) / 1e9
+        check_room(f"lesioning {'+'.join(layers)!r}", need, memory, engine.like.device, advice=advice)
+    if memory is None:  # calls are small, and what is free changes from run to run
+        return work
+    room = 1e9 * room_for(memory, engine.like.device) / jobs - held
+    return replace(work, engine=replace(engine, room=room))
 
 # %% ../../nbs/rooms/lesions_damage.ipynb #3603504f
 def notes_of(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from specialize_nb.network.operations import NEW_VALUES, WEIGHTED, argument, batch_norm_factor, op_name, shape_at
 from specialize_nb.network.program import Program, owns_its_memory
 
-__all__ = ["FusedProgram", "aligned_linear", "fuse", "peak"]
+__all__ = ["FusedProgram", "aligned_linear", "fuse", "is_pooling", "peak"]
 
 _FEW, _MANY = 16, 256  # places of a map, and channels of a convolution
 _WIDE, _LINE = 2**12, 16  # outputs of a product, as those of a vocabulary; numbers of float32 in a line of the cache
@@ -24,25 +24,24 @@ _WIDE, _LINE = 2**12, 16  # outputs of a product, as those of a vocabulary; numb
 class FusedProgram(Program):
     """A program whose parts write into memory that is read no more."""
 
-    def cut_out(
+    def polished(
         self,
-        inputs: tuple[str, ...],  # Nodes whose values are given
-        outputs: tuple[str, ...],  # Nodes whose values are wanted
-    ) -> fx.GraphModule:
-        """The part that computes some values from others, as of any program, but writing over what is read no more.
+        graph: fx.Graph,  # A part of the program, nobody else's
+    ) -> fx.Graph:
+        """A part as it is to run: writing over what is read no more.
 
         Parameters
         ----------
-        inputs : tuple[str, ...]
-            Nodes whose values are given
-        outputs : tuple[str, ...]
-            Nodes whose values are wanted
+        graph : fx.Graph
+            A part of the program, nobody else's
 
         Returns
         -------
-        fx.GraphModule
+        fx.Graph
         """
-        return _in_place(_aligned(super().cut_out(inputs, outputs)))
+        _align(graph)
+        _write_in_place(graph)
+        return graph
 
 
 def fuse(
@@ -160,18 +159,43 @@ def _cast_weights(root: nn.Module, graph: fx.Graph, dtype: torch.dtype) -> None:
 
 
 def _lay_out(graph: fx.Graph) -> None:
-    """Give convolutions of many channels over few places their channels first: measured up to three times faster."""
+    """Let operations on maps read what they are fast with.
+
+    Convolutions of many channels over few places get their channels first, measured up to three times as fast; a CPU
+    pools maps whose channels lie last ten times as fast.
+    """
     for node in list(graph.nodes):
-        if (
-            op_name(node) != "conv2d"
-            or math.prod(node.meta["val"].shape[2:]) > _FEW
-            or node.meta["val"].shape[1] < _MANY
-        ):
+        if op_name(node) == "conv2d":
+            few = math.prod(node.meta["val"].shape[2:]) <= _FEW and node.meta["val"].shape[1] >= _MANY
+            layout = torch.contiguous_format if few else None
+        else:
+            layout = torch.channels_last if is_pooling(node) else None
+        if layout is None:
             continue
         with graph.inserting_before(node):
-            new = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],))
+            new = graph.call_function(torch.ops.aten.contiguous.default, (node.args[0],), {"memory_format": layout})
         new.meta = dict(node.args[0].meta)
         node.args = (new, *node.args[1:])
+
+
+def is_pooling(
+    node: fx.Node,  # Of a program
+) -> bool:
+    """Does an operation pool windows of maps on a CPU?
+
+    Parameters
+    ----------
+    node : fx.Node
+        Of a program
+
+    Returns
+    -------
+    bool
+    """
+    if op_name(node) not in ("max_pool2d", "avg_pool2d"):
+        return False
+    value = node.args[0].meta["val"]
+    return value.ndim == 4 and value.device.type == "cpu"
 
 
 def aligned_linear(
@@ -211,23 +235,20 @@ def aligned_linear(
     return found.unflatten(0, x.shape[:-1])
 
 
-def _aligned(part: fx.GraphModule) -> fx.GraphModule:
+def _align(graph: fx.Graph) -> None:
     """Let products of very many outputs put them where rows start a line of the cache."""
-    for node in part.graph.nodes:
+    for node in graph.nodes:
         value = node.meta.get("val")
         if op_name(node) == "linear" and isinstance(value, Tensor) and value.ndim > 1:
             if value.shape[-1] >= _WIDE and value.shape[-1] % _LINE:
                 node.target = aligned_linear
-    return part
 
 
-def _in_place(part: fx.GraphModule) -> fx.GraphModule:
+def _write_in_place(graph: fx.Graph) -> None:
     """Let operations number by number overwrite a value that only they read."""
-    for node in part.graph.nodes:
+    for node in graph.nodes:
         if (twin := _twin(node)) is not None:
             node.target = twin
-    part.recompile()
-    return part
 
 
 def _twin(node: fx.Node) -> torch._ops.OpOverload | None:

@@ -26,6 +26,7 @@ from ..clusters.partition import Partition
 from ..controls.controls import Controls, Null, check_testable, judged_layers
 from ..controls.matching import evened, live_of, properties_of, strata, strengths
 from .damage import DamageRun, damage_run, intact_loss, kind_of, notes_of, usual_of
+from .known import Known, Wanted
 from .lesion import Ablation, Precision
 from .outcomes import residual, resolved
 from ..network.outputs import Scale
@@ -49,6 +50,7 @@ def _nulls(subject: Subject, partition: Partition, options: "LesionOptions") -> 
 
 # %% ../../nbs/11_importance.ipynb #79b39f15
 _N_REPLICATED = 199  # controls whose damage is also measured on the bootstrap draws
+_FEW = 10_000  # groups to draw from: of more, chance seldom draws one twice
 
 
 class Request(NamedTuple):
@@ -108,6 +110,7 @@ class Tally:
     ):
         controls = null.controls(1)
         self.null, self.subclusters, self.untested = null, controls.subclusters, controls.untested
+        self.few = (controls.to_frame()["n_distinct"] <= _FEW).to_numpy()  # Will controls of later looks repeat these?
         self.strength = np.zeros((0, len(self.subclusters), 0))  # of the groups drawn, where they are matched
         self.n_drawn = np.full(len(self.subclusters), -1)  # -1: not even the sub-cluster itself
         self.going = np.ones(len(self.subclusters), dtype=bool)  # Is its verdict still open?
@@ -336,10 +339,16 @@ class Importance(Evidence):
         Why it decides nothing, so that no p-value is given; '' if it does
     damage_replicates : Mapping[str, np.ndarray]
         Outcome -> (B, m) damage itself, on
+    n_lesions : int, default 0
+        Lesions that were done for it, and for all that was measured together with it
+    n_spared : int, default 0
+        Lesions that were not, since those of an equal group were
     """
 
     damage_replicates: Mapping[str, np.ndarray] = field(default_factory=dict)  # Outcome -> (B, m) damage itself, on
     # bootstrap draws of the images
+    n_lesions: int = 0  # Lesions that were done for it, and for all that was measured together with it
+    n_spared: int = 0  # Lesions that were not, since those of an equal group were
 
     def __post_init__(self):
         again = {name: read_only(rows) for name, rows in self.damage_replicates.items()}
@@ -371,6 +380,8 @@ class LesionOptions:
         Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs : int | None, default None
         Processes; None leaves it to `joblib.parallel_config`, else one
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     by : Any
         Labels beside the target, of examples or of their positions
     seed : int, default 0
@@ -390,6 +401,7 @@ class LesionOptions:
     precision: Precision | None = None  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None  # Processes; None leaves it to `joblib.parallel_config`, else one
+    memory: float | None = None  # GB that this may take at most; None: what is free
     by: Any = field(default=None, compare=False)  # Labels beside the target, of examples or of their positions
     seed: int = 0  # Seeds the controls and the bootstrap; global generators are left alone
     n_tried: int = field(default=16, metadata={"inner": True})  # Examples at most on which stacking is tried first
@@ -451,6 +463,7 @@ def importance(
     precision: Precision | None = None,  # 'bfloat16' for convolutions and products in bf16; None is the model's own
     store: str | Path | None = None,  # Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs: int | None = None,  # Processes; None leaves it to `joblib.parallel_config`, else one
+    memory: float | None = None,  # GB that this may take at most; None: what is free
     by: Any = None,  # (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     seed: int = 0,  # Seeds the controls and the bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
@@ -492,6 +505,8 @@ def importance(
         Folder to keep finished work in; a run that was broken off goes on from there
     n_jobs : int | None, default None
         Processes; None leaves it to `joblib.parallel_config`, else one
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     by : Any, default None
         (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     seed : int, default 0
@@ -536,6 +551,8 @@ class Trial:
         Outcomes asked for, the main one first
     tallies : tuple[tuple[Tally, ...], ...]
         For each partition: beside random groups, then beside matched ones
+    known : Known
+        What lesions have cost so far, of groups that may come again
     """
 
     subject: Subject  # What is lesioned
@@ -543,6 +560,7 @@ class Trial:
     run: DamageRun  # What measures the damage, for all partitions alike
     names: tuple[str, ...]  # Outcomes asked for, the main one first
     tallies: tuple[tuple[Tally, ...], ...]  # For each partition: beside random groups, then beside matched ones
+    known: Known = field(default_factory=Known)  # What lesions have cost so far, of groups that may come again
 
     @property
     def lists(self) -> list[tuple[Tally, ...]]:
@@ -571,6 +589,29 @@ class Trial:
         """
         return Standing.joined([one.standing(self.run, self.names[0], self.options.looks) for one in tallies])
 
+    def lacking(
+        self,
+        n: int,  # Controls wanted of each open sub-cluster
+    ) -> list[tuple[Tally, Request, Wanted]]:
+        """What open tests lack of n controls, layer by layer: whose it is, which rows, and the groups to silence.
+
+        Parameters
+        ----------
+        n : int
+            Controls wanted of each open sub-cluster
+
+        Returns
+        -------
+        list[tuple[Tally, Request, Wanted]]
+        """
+        found = []
+        for tally in self.going:
+            controls = tally.null.controls(n)
+            for one in tally.lacking(n):
+                again = np.concatenate([np.full(len(rows), tally.few[i]) for i, rows in one.rows])
+                found.append((tally, one, Wanted(one.layer, one.groups(controls), one.replicates, again)))
+        return sorted(found, key=lambda one: one[1].layer)
+
 # %% ../../nbs/11_importance.ipynb #d2b68e3c
 def prepare_importance(
     subject: Subject,  # What to lesion
@@ -597,7 +638,7 @@ def prepare_importance(
     nulls = [_nulls(subject, partition, options) for partition in partitions]
     tested = {layer for plain, *_ in nulls for layer in _tested(plain)}
     asked = options.asked(usual_of(subject))
-    names = ("ablation", "precision", "n_boot", "seed", "store", "n_jobs", "by", "n_tried")
+    names = ("ablation", "precision", "n_boot", "seed", "store", "n_jobs", "memory", "by", "n_tried")
     fields = {name: getattr(options, name) for name in names}
     layers = [name for name in subject.network.hidden if name in tested]
     run = damage_run(subject, None, None, layers, outcomes=asked, **fields)
@@ -634,7 +675,7 @@ def measure_importance(
         Show a progress bar?
     """
     for n in trial.options.looks:
-        grow_tallies(trial.run, trial.going, n, progress=progress)
+        grow_tallies(trial, n, progress=progress)
         for tallies in trial.lists if trial.options.design is not None else ():
             steer(tallies, undecided(trial.standing(tallies), trial.options.design))
 
@@ -658,40 +699,34 @@ def steer(
 
 # %% ../../nbs/11_importance.ipynb #e83a8aa5
 def grow_tallies(
-    run: DamageRun,  # What measures the damage
-    tallies: Sequence[Tally],  # To be filled up
+    trial: Trial,  # Its open tests are filled up
     n: int,  # To how many controls of each open sub-cluster
     *,
     progress: bool = False,  # Show a progress bar?
 ) -> None:
-    """Measure what some tallies lack of n controls; lesions of one layer share passes over the data.
+    """Measure what open tests lack of n controls. Lesions of one layer share passes; those of equal groups are one.
 
     Parameters
     ----------
-    run : DamageRun
-        What measures the damage
-    tallies : Sequence[Tally]
-        To be filled up
+    trial : Trial
+        Its open tests are filled up
     n : int
         To how many controls of each open sub-cluster
     progress : bool, default False
         Show a progress bar?
     """
-    wanted = [(tally, *part) for tally in tallies for part in _lesions(tally, n)]
-    wanted.sort(key=lambda one: one[1].layer)
-    requests = [({request.layer: groups}, request.replicates) for _, request, groups in wanted]
-    measured = run.damages(requests, progress=progress) if requests else []
-    for (tally, request, _), found in zip(wanted, measured, strict=True):
+    lacking = trial.lacking(n)
+    shared = trial.known.share([wanted for *_, wanted in lacking])
+    parts = list(zip(shared.wanted, shared.due, strict=True))
+    requests = [({one.layer: one.groups[rows]}, one.replicates) for one, rows in parts if len(rows)]
+    done = iter(trial.run.damages(requests, progress=progress) if requests else ())
+    measured = [next(done) if len(rows) else {} for _, rows in parts]
+    for tally in trial.going:
+        tally.make_room(n)
+    for (tally, request, _), found in zip(lacking, shared.told(measured), strict=True):
         tally.take(request, found)
-    for tally in tallies:
+    for tally in trial.going:
         tally.n_drawn[tally.going] = np.maximum(tally.n_drawn[tally.going], n)
-
-
-def _lesions(tally: Tally, n: int) -> list[tuple[Request, np.ndarray]]:
-    """What a tally lacks of n controls, and the groups to silence for it."""
-    controls = tally.null.controls(n)
-    tally.make_room(n)
-    return [(request, request.groups(controls)) for request in tally.lacking(n)]
 
 # %% ../../nbs/11_importance.ipynb #54656720
 def judge_importance(
@@ -732,6 +767,8 @@ def _collected(trial: Trial, plain: Tally, *others: Tally) -> Importance:
         floor={name: 0.0 for name in amounts},
         damage_replicates={name: plain.boot[name][0] for name in amounts},
         level=1 - trial.options.alpha,
+        n_lesions=trial.known.n_lesioned,
+        n_spared=trial.known.n_asked - trial.known.n_lesioned,
         notes=_notes(trial, [plain, *others]),
         **fields,
     )

@@ -11,8 +11,9 @@ __all__ = ['Ablation', 'Precision', 'ABLATIONS', 'TABLE_MEASURES', 'Fill', 'Lesi
            'distinct_lesions', 'measure_lesions', 'LesionTable', 'lesion_table']
 
 # %% ../../nbs/06_lesion.ipynb #121059e0
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -74,14 +75,21 @@ class Fill:
         Rows to choose from, each of the layer's axes without the examples, or of size 1 there
     row : Tensor
         (n_examples,) which row each example takes
+    is_zero : bool, default False
+        Are all rows known to be zero?
     """
 
     table: Tensor  # Rows to choose from, each of the layer's axes without the examples, or of size 1 there
     row: Tensor  # (n_examples,) which row each example takes
+    is_zero: bool = False  # Are all rows known to be zero?
 
     def rows(self, examples: slice) -> Tensor:  # (1 or n, ...), as the layer's value
         """What is put in for some examples."""
         return self.table if len(self.table) == 1 else self.table[self.row[examples]]
+
+    def for_cut(self, examples: slice) -> Tensor | None:  # As `rows`; None for zeros, which need not be put in
+        """What is put in for some examples, as `Cut.scores` takes it."""
+        return None if self.is_zero else self.rows(examples)
 
 # %% ../../nbs/06_lesion.ipynb #4b98ca05
 def _zero(subject: Subject, names: Sequence[str], seed: int) -> tuple[dict[str, Tensor], np.ndarray]:
@@ -198,8 +206,9 @@ def _fills(subject: Subject, names: Sequence[str], ablation: Ablation, seed: int
     if wrong := sorted({*names} & {*misplaced_layers(subject)}) if (row != row[0]).any() else []:
         told = f"ablation={ablation!r} gives each example its own value, and the rows of {wrong} are not the examples'"
         raise ValueError(f"{told}: lesion other layers, or use ablation 'zero' or 'mean'")
-    laid = {name: typed_as(_with_axes(table, subject.network, name), subject.model) for name, table in tables.items()}
-    return {name: Fill(table=table, row=torch.as_tensor(row, device=table.device)) for name, table in laid.items()}
+    laid = typed_as({name: _with_axes(table, subject.network, name) for name, table in tables.items()}, subject.model)
+    fields = dict(row=torch.as_tensor(row, device=leading(subject.model).device), is_zero=ablation == "zero")
+    return {name: Fill(table=table, **fields) for name, table in laid.items()}
 
 
 def _with_axes(table: Tensor, network: Network, name: str) -> Tensor:
@@ -220,6 +229,7 @@ _NUMBERS = {"cpu": 2**20, "cuda": 2**27}  # of the largest value of one call; mo
 
 
 _ROWS = 32  # examples of one call, at least: fewer do not keep the arithmetic busy
+_VALUES = 4.5  # as large as the largest, of a call, as measured: before and after a step, and room to compute in
 _HELD = 2**26  # numbers of the largest value of one call, at most where an example alone has many, as tokens' scores
 
 
@@ -252,6 +262,10 @@ class LesionEngine:
         Seeds what the model draws at random, alike for all lesions; None: it draws nothing
     notes : tuple[str, ...], default ()
         What was decided on the way, a sentence each
+    room : float, default math.inf
+        Bytes that one call may take
+    read : int, default 0
+        Numbers that measures make of an example's scores
     """
 
     cuts: Mapping[tuple[str, ...], Cut]  # Layers lesioned together -> the program cut there
@@ -263,6 +277,8 @@ class LesionEngine:
     alone: tuple[tuple[str, ...], ...] = ()  # Keys of `cuts` where a call takes one lesion, and a batch as a whole
     noise: int | None = None  # Seeds what the model draws at random, alike for all lesions; None: it draws nothing
     notes: tuple[str, ...] = ()  # What was decided on the way, a sentence each
+    room: float = math.inf  # Bytes that one call may take
+    read: int = 0  # Numbers that measures make of an example's scores
 
     def __repr__(self) -> str:
         layers = ", ".join("+".join(names) for names in self.cuts)
@@ -291,7 +307,26 @@ class LesionEngine:
         """
         most = _NUMBERS.get(self.like.device.type, _NUMBERS["cuda"])
         peak = self.cuts[tuple(layers)].peak
-        return max(1, min(_ROWS, _HELD // peak), most // peak)
+        usual = max(1, min(_ROWS, _HELD // peak), most // peak)
+        kept = peak * self.like.element_size()
+        return max(1, int(min(usual, self.room / (kept + self.of_one(layers)))))
+
+    def of_one(
+        self,
+        layers: Sequence[str],  # A key of `cuts`
+    ) -> int:
+        """Bytes that a call takes for each example: some values as large as the largest, and what is made of scores.
+
+        Parameters
+        ----------
+        layers : Sequence[str]
+            A key of `cuts`
+
+        Returns
+        -------
+        int
+        """
+        return round((_VALUES * self.cuts[tuple(layers)].peak + self.read) * self.like.element_size())
 
     def parts(
         self,
@@ -368,7 +403,7 @@ class LesionEngine:
             (n_groups, n, n_scores)
         """
         cut = self.cuts[tuple(masks)]
-        fills = {name: self.fills[name].rows(part.examples) for name in masks}
+        fills = {name: self.fills[name].for_cut(part.examples) for name in masks}
         with self.computing(), self.drawing(part.examples.start):
             return cut.scores(part.kept, masks, fills).flatten(2)
 
@@ -491,21 +526,35 @@ def _proved(engine: LesionEngine, subject: Subject, node: str, n_tried: int) -> 
     """The engine, and which of its lesions cannot be stacked: found out on the first batch of the data."""
     if not subject.network.program.any_batch:
         return engine
-    tensors = first_batch(subject)
-    # Of a third of the batch: three lesions of it, stacked and alone, are two passes.
-    tried = min(n_tried, _HELD // (3 * max((cut.peak for cut in engine.cuts.values()), default=1)))
-    few, why = [one[: max(2, min(tried, len(one) // 3))] for one in tensors], {}
     if engine.noise is not None:
         why = dict.fromkeys(engine.cuts, "it draws at random, and all lesions are to meet the same draws")
     elif not is_apart(subject, node):
         why = dict.fromkeys(engine.cuts, "what it says of an example depends on the rest of its batch")
     else:
-        for names, cut in engine.cuts.items():
-            fills = {name: engine.fills[name].rows(slice(0, len(few[0]))) for name in names}
-            with engine.computing():
-                held = stack_holds(cut, few, fills)
-            why |= {} if held else {names: "stacked along the batch they would differ from each alone"}
+        alone = _not_stacked(engine, first_batch(subject), n_tried)
+        why = dict.fromkeys(alone, "stacked along the batch they would differ from each alone")
     return replace(engine, alone=tuple(why), notes=_told_alone(subject.network, why, len(engine.cuts)))
+
+
+_FEWEST = 3  # examples of a cut whose operations were tried on more: not two, as some axes are
+
+
+def _not_stacked(engine: LesionEngine, tensors: Sequence[Tensor], n_tried: int) -> list[tuple[str, ...]]:
+    """The cuts where a stack of lesions does not say what each says alone."""
+    # Of a third of the batch: three lesions of it, stacked and alone, are two passes.
+    tried = min(n_tried, _HELD // (3 * max((cut.peak for cut in engine.cuts.values()), default=1)))
+    most = max(2, min(tried, len(tensors[0]) // 3))
+    seen, found = set(), []
+    for names, cut in sorted(engine.cuts.items(), key=lambda one: -len(one[1].operations)):
+        n = min(most, _FEWEST) if cut.operations <= seen else most
+        fills = {name: engine.fills[name].for_cut(slice(0, n)) for name in names}
+        with engine.computing():
+            held = stack_holds(cut, [one[:n] for one in tensors], fills)
+        if held:
+            seen |= cut.operations
+        else:
+            found.append(names)
+    return [names for names in engine.cuts if names in found]
 
 # %% ../../nbs/06_lesion.ipynb #ef751574
 def _told_alone(network: Network, why: Mapping[tuple[str, ...], str], n_cuts: int) -> tuple[str, ...]:
@@ -536,8 +585,10 @@ def distinct_lesions(
         The same of the different ones, and the place of each among them
     """
     widths = np.cumsum([table.shape[1] for table in groups.values()])[:-1]
-    rows, where = np.unique(np.concatenate(list(groups.values()), axis=1), axis=0, return_inverse=True)
-    return dict(zip(groups, np.split(rows, widths, axis=1), strict=True)), where.ravel()
+    rows = np.concatenate(list(groups.values()), axis=1)
+    bits = np.packbits(rows, axis=1)  # as one item a row, which sorts ten times as fast as rows of numbers
+    _, first, where = np.unique(bits.view(f"V{bits.shape[1]}"), return_index=True, return_inverse=True)
+    return dict(zip(groups, np.split(rows[first], widths, axis=1), strict=True)), where.ravel()
 
 # %% ../../nbs/06_lesion.ipynb #8b6a8699
 def measure_lesions(
@@ -578,13 +629,13 @@ def measure_lesions(
 
     apart = engine.noise is None and engine.cuts[tuple(works[0].masks)].any_batch  # threads share generators and hooks
     n_threads = n_threads if apart else 1
-    with _one_thread_each(n_threads), Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
+    with _side_by_side(n_threads) as each:
         for part in engine.parts(data, tuple(works[0].masks)):
             scores = engine.scores(part, none)[0]
             intact = [prepared(measure, scores, part.y) for measure in measures]
             for work in works:
-                calls = (delayed(run)(work, part, rows, intact) for rows in _slices(work.n_groups, part.n_together))
-                work.keep(part.examples, parallel(calls))
+                calls = ((work, part, rows, intact) for rows in _slices(work.n_groups, part.n_together))
+                work.keep(part.examples, each(run, calls))
     return [[kept[work.where] for kept in work.found] for work in works]
 
 
@@ -604,12 +655,16 @@ class _Lesions:
 
 # %% ../../nbs/06_lesion.ipynb #9c136082
 @contextmanager
-def _one_thread_each(n_jobs: int | None) -> Iterator[None]:
+def _side_by_side(n_threads: int) -> Iterator[Callable[[Callable, Iterable[tuple]], list]]:
+    """A function that calls another with each of several arguments, in some threads; each computes in one."""
+    if n_threads == 1:
+        yield lambda function, calls: [function(*one) for one in calls]
+        return
     before = torch.get_num_threads()
     try:
-        if n_jobs not in (None, 1):
-            torch.set_num_threads(1)
-        yield
+        torch.set_num_threads(1)
+        with Parallel(n_jobs=n_threads, backend="threading") as parallel:  # never a cluster's
+            yield lambda function, calls: parallel(delayed(function)(*one) for one in calls)
     finally:
         torch.set_num_threads(before)
 

@@ -22,7 +22,7 @@ __all__ = ["stack_holds"]
 def stack_holds(
     cut: Cut,  # Where to lesion
     tensors: Sequence[Tensor],  # Inputs of a few examples
-    fills: Mapping[str, Tensor],  # Layer -> what silenced units put out instead, for these examples
+    fills: Mapping[str, Tensor | None],  # Layer -> what silenced units put out instead, for these examples; None: zeros
     *,
     seed: int = 0,  # Draws the units
 ) -> bool:
@@ -34,8 +34,8 @@ def stack_holds(
         Where to lesion
     tensors : Sequence[Tensor]
         Inputs of a few examples
-    fills : Mapping[str, Tensor]
-        Layer -> what silenced units put out instead, for these examples
+    fills : Mapping[str, Tensor | None]
+        Layer -> what silenced units put out instead, for these examples; None: zeros
     seed : int, default 0
         Draws the units
 
@@ -43,7 +43,7 @@ def stack_holds(
     -------
     bool
     """
-    masks = {name: _three(layer.n_units, seed, fills[name].device) for name, layer in cut.layers.items()}
+    masks = {name: _three(layer.n_units, seed, tensors[0].device) for name, layer in cut.layers.items()}
     kept = cut.keep(tensors)
     try:
         together = cut.scores(kept, masks, fills)

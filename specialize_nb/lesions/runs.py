@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import sys
 import threading
 import traceback
 import warnings
@@ -20,11 +19,12 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cloudpickle
 import joblib
@@ -42,6 +42,7 @@ from specialize_nb.base.files import read_result, write_atomic, write_result
 __all__ = ["Block", "Store", "content_hash", "run_blocks"]
 
 _ROUNDS = 3  # how often the blocks of dead workers are tried
+_SUSPECTS = 3  # blocks that Dask gives up until all others are stopped: then it may be none of them
 _LEFTOVER = 3600  # seconds after which an unfinished file has no writer any more: writing one takes seconds
 _FORMAT = 1
 
@@ -359,17 +360,12 @@ def _slot(digest: str) -> list:
     return []
 
 
-def _arrived(parcel: Any) -> np.ndarray:
-    """The parcel itself. On a cluster of one worker, joblib runs blocks in this process: with Dask's promise of it."""
-    return parcel if isinstance(parcel, np.ndarray) else parcel.result()
-
-
 def _open(digest: str, parcel: np.ndarray) -> tuple[Callable, Any]:
     """The function and what all its blocks share: unpickled once in each worker."""
     with _OPENING:
         slot = _slot(digest)
         if not slot:
-            slot.append(pickle.loads(memoryview(_arrived(parcel))))
+            slot.append(pickle.loads(memoryview(parcel)))
     return slot[0]
 
 
@@ -410,22 +406,6 @@ def _parcel(function: Callable, shared: Any, any_device: bool) -> np.ndarray:
     buffer = BytesIO()
     (cloudpickle.Pickler if any_device else _Pickler)(buffer, protocol=5).dump((function, shared))
     return np.frombuffer(buffer.getbuffer(), dtype=np.uint8)
-
-
-def _itself(parcel: np.ndarray) -> np.ndarray:
-    return parcel
-
-
-def _on_cluster(client: Any, digest: str, parcel: np.ndarray) -> Any:
-    """The parcel as a task of its own.
-
-    joblib would scatter it: then it is gone with the one worker that holds it, and the run with it. What a task gives
-    is made again by the scheduler, on any worker.
-    """
-    import dask
-
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
-        return client.submit(_itself, parcel, key=f"shared-{digest}", pure=True)
 
 
 # The parent
@@ -537,7 +517,7 @@ def run_blocks(
         if run.left:
             if store is not None:
                 store.prepare()
-            _compute(run, together or _One(function), shared, n_jobs)
+            _compute(run, together or _One(function), shared, n_jobs, description)
     return [run.found[block.key] for block in blocks]
 
 
@@ -551,26 +531,28 @@ class _One:
         return [self.function(shared, *arguments) for arguments in several]
 
 
-def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None) -> None:
+def _compute(run: _Run, function: Callable, shared: Any, n_jobs: int | None, description: str) -> None:
     backend, _ = get_active_backend()
-    client = getattr(backend, "client", None)  # of Dask
-    if client is None and (joblib.effective_n_jobs(n_jobs) == 1 or len(run.bundles) == 1):
+    if n_jobs != 1 and getattr(backend, "client", None) is not None:  # of Dask
+        with backend.retrieval_context():  # a block of Dask's that asks for blocks frees its thread for them
+            return _on_cluster(run, backend, function, shared, description or "blocks")
+    if joblib.effective_n_jobs(n_jobs) == 1 or len(run.bundles) == 1:
         return _in_order(run, function, shared)
-    if client is None and getattr(backend, "supports_sharedmem", False):
+    if getattr(backend, "supports_sharedmem", False):
         with _alike(_settings()):
-            return _rounds(run, n_jobs, _work_here, _arguments, (function, shared))
-    if client is None:
-        _end_workers_with(os.getpid())
+            return _rounds(run, partial(_one_round, run, n_jobs, _work_here, _arguments, (function, shared)))
+    _end_workers_with(os.getpid())
     try:
-        parcel = _parcel(function, shared, any_device=client is not None)
+        parcel = _parcel(function, shared, any_device=False)
     except _OnDevice:
         return _in_order(run, function, shared)
-    digest = hashlib.sha256(parcel).hexdigest()
-    sent = parcel if client is None else _on_cluster(client, digest, parcel)
-    # Arguments as bytes: joblib would scatter arrays, and lose them with the worker that has them. And a cluster is
-    # told of all blocks at once: it may have few workers yet, and grow with what waits.
-    packed = lambda bundle: cloudpickle.dumps(_arguments(bundle))  # noqa: E731
-    _rounds(run, n_jobs, _work, packed, (digest, sent, _settings()), ahead="2*n_jobs" if client is None else "all")
+    same = (hashlib.sha256(parcel).hexdigest(), parcel, _settings())
+    _rounds(run, partial(_one_round, run, n_jobs, _work, _packed, same))
+
+
+def _packed(bundle: Sequence[Block]) -> bytes:
+    """Arguments as bytes, of functions of the user's too."""
+    return cloudpickle.dumps(_arguments(bundle))
 
 
 @lru_cache(maxsize=1)
@@ -596,19 +578,14 @@ def _arguments(bundle: Sequence[Block]) -> list[tuple]:
 
 def _rounds(
     run: _Run,
-    n_jobs: int | None,
-    work: Callable,  # Called as `work(place, own(bundle), *same)`
-    own: Callable[[Sequence[Block]], Any],
-    same: tuple,
-    ahead: str = "2*n_jobs",  # Blocks handed out before they are asked for
+    one_round: Callable[[], _Failure | None],  # Computes what is left, keeps it, says what failed
 ) -> None:
     """Run what is left; and again, if workers died of it."""
-    dead, failure = _dead_workers(), None
     for attempt in range(1, _ROUNDS + 1):
         try:
-            failure = _one_round(run, n_jobs, work, own, same, ahead)
+            failure = one_round()
             break
-        except dead as error:
+        except (BrokenProcessPool, CancelledError) as error:  # loky's errors are kinds of the first
             told = f"a worker died ({type(error).__name__}: killed, or out of memory?)"
         if attempt == _ROUNDS:
             raise RuntimeError(
@@ -617,30 +594,32 @@ def _rounds(
             )
         again = f"{len(run.left)} of {len(run.blocks)} blocks are tried again, round {attempt + 1} of {_ROUNDS}"
         warnings.warn(f"{told}: {again}", RuntimeWarning, stacklevel=4)
+    _raise(failure)
+
+
+def _raise(failure: _Failure | None) -> None:
     if failure is not None:
         raise failure.error from (_WorkerTraceback(failure.where) if failure.where else None)
 
 
-def _dead_workers() -> tuple[type[BaseException], ...]:
-    names = {"distributed.scheduler": ["KilledWorker"], "distributed.client": ["FutureCancelledError"]}
-    dask = [getattr(sys.modules[module], name) for module in names if module in sys.modules for name in names[module]]
-    return (BrokenProcessPool, CancelledError, *dask)  # loky's errors are kinds of the first
-
-
 def _one_round(
-    run: _Run, n_jobs: int | None, work: Callable, own: Callable[[Sequence[Block]], Any], same: tuple, ahead: str
+    run: _Run, n_jobs: int | None, work: Callable, own: Callable[[Sequence[Block]], Any], same: tuple
 ) -> _Failure | None:
-    """Keep every block the moment it arrives; stop at the first that failed."""
+    """Keep every block the moment it arrives; stop at the first that failed. Calls `work(i, own(bundle), *same)`."""
     bundles = run.bundles
-    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=ahead)
+    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
     tasks = (joblib.delayed(work)(place, own(bundle), *same) for place, bundle in enumerate(bundles))
     with _ended(parallel(tasks)) as answers:
         for place, answer in answers:
             if isinstance(answer, _Failure):
                 return answer
-            for block, found in zip(bundles[place], answer, strict=True):
-                run.keep(block, found)
+            _keep(run, bundles[place], answer)
     return None
+
+
+def _keep(run: _Run, bundle: Sequence[Block], answer: Sequence[Arrays]) -> None:
+    for block, found in zip(bundle, answer, strict=True):
+        run.keep(block, found)
 
 
 @contextmanager
@@ -652,3 +631,120 @@ def _ended(answers: Iterator) -> Iterator[Iterator]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* have been cancelled", UserWarning)  # of joblib: it is meant
             answers.close()
+
+
+# A cluster of Dask
+
+
+def _itself(parcel: np.ndarray) -> np.ndarray:
+    return parcel
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """Where blocks are sent, and what each is sent with."""
+
+    client: Any
+    options: Mapping[str, Any]  # that `joblib.parallel_config` was given for each task: priority, resources
+    name: str  # of the tasks, on Dask's own page
+    digest: str
+    parcel: Any  # Dask's promise of it
+    size: int  # bytes of the parcel
+    settings: _Settings
+
+    def submit(self, bundle: Sequence[Block]) -> Any:
+        """Dask's promise of what one bundle gives."""
+        given = (0, _packed(bundle), self.digest, self.parcel, self.settings)
+        return self.client.submit(_work, *given, key=f"{self.name}-{uuid4().hex}", pure=False, **self.options)
+
+    def spread(self, n: int) -> None:
+        """Give what blocks share to as many workers, if there are: else few blocks would all go to the one that has it.
+
+        Raises: `RuntimeError` if they cannot take it.
+        """
+        import distributed
+
+        distributed.wait([self.parcel])
+        if self.parcel.status == "error":
+            error = self.parcel.exception()
+            need = "more memory" if isinstance(error, distributed.KilledWorker) else "this package, in these versions"
+            told = f"workers cannot take the {self.size:,} bytes that blocks share ({type(error).__name__}: {error})"
+            raise RuntimeError(f"{told}: they need {need}") from error
+        if n > 1 and len(self.client.ncores()) > 1:
+            self.client.replicate([self.parcel], n=n)
+
+
+def _on_cluster(run: _Run, backend: Any, function: Callable, shared: Any, name: str) -> None:
+    """Every block is a task of its own, of which Dask is told at once: a cluster may have few workers yet, and grow.
+
+    So is what blocks share. Scattered, as joblib would send it, it is gone with the worker that holds it, and the run
+    with it; what a task gives is made again.
+    """
+    import dask
+
+    joblib.effective_n_jobs()  # waits for a first worker, and says so if none comes
+    parcel = _parcel(function, shared, any_device=True)
+    digest = hashlib.sha256(parcel).hexdigest()
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+        sent = backend.client.submit(_itself, parcel, key=f"shared-{digest}", pure=True)
+    name = name.replace(" ", "-") or "blocks"
+    cluster = _Cluster(backend.client, backend.submit_kwargs, name, digest, sent, parcel.nbytes, _settings())
+    try:
+        cluster.spread(len(run.bundles))
+        _rounds(run, partial(_cluster_round, run, cluster))
+    finally:
+        sent.release()  # an error that is looked at would hold it, and workers the memory
+
+
+def _cluster_round(run: _Run, cluster: _Cluster) -> _Failure | None:
+    """Keep every block the moment it arrives; stop at the first that failed.
+
+    Dask gives a block up that has been on several workers that died. Some may only have waited there: so each is
+    tried alone.
+    """
+    failure = None
+    while run.left and failure is None:
+        suspects, failure = _collected(run, cluster, run.bundles)
+        if suspects and failure is None:
+            told = f"{len(suspects)} of {len(run.blocks)} blocks were on workers that died (killed, or out of memory?)"
+            warnings.warn(f"{told}: they are tried again, one at a time", RuntimeWarning, stacklevel=6)
+        for block in suspects:
+            guilty, failure = ({}, failure) if failure else _collected(run, cluster, [[block]])
+            for error in guilty.values():
+                raise RuntimeError(_accused(run, cluster, block, error.allowed_failures + 1)) from error
+    return failure
+
+
+def _accused(run: _Run, cluster: _Cluster, block: Block, times: int) -> str:
+    place = f" of {block.group}" if block.group else ""
+    return (
+        f"a worker died that had only block {block.key}{place} to compute, {times} times: {run.so_far}. See what kills "
+        "them (if memory: fewer threads a worker, smaller batches of data; what blocks share takes "
+        f"{cluster.size:,} bytes of each), and run the same call again"
+    )
+
+
+def _collected(
+    run: _Run, cluster: _Cluster, bundles: Sequence[list[Block]]
+) -> tuple[dict[Block, Exception], _Failure | None]:
+    """Blocks that were on workers that died, too often; and the first failure."""
+    from distributed import KilledWorker, as_completed
+
+    suspects: dict[Block, Exception] = {}
+    left = {cluster.submit(bundle): bundle for bundle in bundles}
+    try:
+        for task in as_completed(list(left)):
+            try:
+                _, answer = task.result()
+            except KilledWorker as error:
+                suspects |= dict.fromkeys(left.pop(task), error)
+                if len(suspects) >= _SUSPECTS:
+                    break
+                continue
+            if isinstance(answer, _Failure):
+                return suspects, answer
+            _keep(run, left[task], answer)
+            del left[task]
+    finally:
+        cluster.client.cancel(list(left))  # no block runs on after this, nor keeps what it gave
+    return suspects, None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specialize_nb.base.devices import to_model
+from specialize_nb.base.devices import leading, to_model
 from specialize_nb.base.numbers import same_numbers
 from specialize_nb.network.subject import Subject
 
@@ -36,13 +36,17 @@ def first_batch(
     return list(subject.network.program.arguments(to_model(x, subject.model)))
 
 
+_FEW = 15  # examples held against the whole batch; an odd number, so that no pairs stay together
+
+
 def examples_apart(
     run: Callable[[Sequence[Tensor]], Tensor],  # Inputs of a batch -> what is said of it, (n, ...)
     tensors: Sequence[Tensor],  # Inputs of one batch
+    whole: Tensor | None = None,  # What is said of the whole batch, where that is known already
 ) -> bool:
     """Is the same said of every example whichever others it comes with, and wherever it lies?
 
-    Asked of the whole batch and its two halves; a batch of one example has nothing to compare.
+    Asked of the whole batch, its first examples and its last; a batch of one example has nothing to compare.
 
     Parameters
     ----------
@@ -50,6 +54,8 @@ def examples_apart(
         Inputs of a batch -> what is said of it, (n, ...)
     tensors : Sequence[Tensor]
         Inputs of one batch
+    whole : Tensor | None, default None
+        What is said of the whole batch, where that is known already
 
     Returns
     -------
@@ -58,8 +64,8 @@ def examples_apart(
     n = len(tensors[0])
     if n < 2:
         return True
-    whole = run(tensors)
-    for rows in (slice(0, n // 2), slice(n // 2, n)):
+    whole, few = run(tensors) if whole is None else whole, min(n // 2, _FEW)
+    for rows in (slice(0, few), slice(n - few, n)):
         try:
             part = run([one[rows] for one in tensors])
         except Exception:  # the model's own code: it needs the batch as it is
@@ -88,5 +94,18 @@ def is_apart(
     bool
     """
     program = subject.network.program
-    run = lambda tensors: program.extract(program.inputs, [node])(*tensors)[0]  # noqa: E731
-    return subject.once(("apart", node), lambda: examples_apart(run, first_batch(subject)))
+
+    def run(tensors: Sequence[Tensor]) -> Tensor:
+        value = program.examples_first(node, program.extract(program.inputs, [node])(*tensors)[0])
+        return value.flatten(1) if value.ndim > 1 else value[:, None]
+
+    return subject.once(("apart", node), lambda: examples_apart(run, first_batch(subject), _known(subject, node)))
+
+
+def _known(subject: Subject, node: str) -> Tensor | None:
+    """(n, d) what is said of the first batch, if that was kept."""
+    outputs = subject.kept.get("outputs")
+    if outputs is None or outputs.values is None or subject.scores_node.node != node:
+        return None
+    _, y = subject.once("first batch", lambda: next(iter(subject.data)))
+    return torch.tensor(outputs.values[: len(y)], dtype=outputs.dtype, device=leading(subject.model).device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -205,9 +206,13 @@ def size_at(
     Any
     """
     if isinstance(value, torch.SymInt):
-        expression = value.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+        return _evaluated(value.node.expr, batch)
     return value
+
+
+@lru_cache(maxsize=4096)  # a network has few different sizes, and each is asked for thousands of times
+def _evaluated(expression: Any, batch: int) -> int:
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,11 @@ class Program:
                 )
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[self.nodes[name]] for name in outputs))
-        return fx.GraphModule(self.root, graph)
+        return fx.GraphModule(self.root, self.polished(graph))
+
+    def polished(self, graph: fx.Graph) -> fx.Graph:
+        """A part of the program as it is to run: as it was traced."""
+        return graph
 
     def needed(self, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
         """Names of all nodes that `outputs` are computed from, given `inputs`, themselves included."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import joblib
 import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -183,6 +184,31 @@ class Subject:
         if name not in self.kept:
             self.kept[name] = make()
         return self.kept[name]
+
+    def threads(
+        self,
+        n_jobs: int | None,  # As asked for
+    ) -> int | None:  # As can be had
+        """How many threads may work with the model side by side? One, if they would get in each other's way.
+
+        They would where it is read through hooks, draws at random, is on another device than the CPU, or has weights
+        that gradients cannot pass.
+
+        Parameters
+        ----------
+        n_jobs : int | None
+            As asked for
+
+        Returns
+        -------
+        int | None
+            As can be had
+        """
+        program = self.network.program
+        own = [*self.model.parameters(), *self.model.buffers()]
+        alone = not program.any_batch or program.random or any(one.is_inference() or not one.is_cpu for one in own)
+        only = None if n_jobs is None and joblib.effective_n_jobs(None) == 1 else 1
+        return only if alone else n_jobs
 
     def note(
         self,

@@ -95,6 +95,8 @@ class AttainabilityOptions:
         Of `visualize`; None: 'spectrum' for images, else 'pixel'
     batch_size : int, default 256
         Pictures made at a time
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     seed : int, default 0
         Seeds starts and halves; global generators are left alone
     """
@@ -103,6 +105,7 @@ class AttainabilityOptions:
     steps: int = 64  # Steps of Adam for a picture
     parameterization: Parameterization | None = None  # Of `visualize`; None: 'spectrum' for images, else 'pixel'
     batch_size: int = 256  # Pictures made at a time
+    memory: float | None = None  # GB that this may take at most; None: what is free
     seed: int = 0  # Seeds starts and halves; global generators are left alone
 
     def __post_init__(self):
@@ -128,7 +131,7 @@ class AttainabilityOptions:
         dict[str, Any]
         """
         usual = "spectrum" if pictured_input(subject.data.example).ndim == 4 else "pixel"
-        told = dict(steps=self.steps, batch_size=self.batch_size, seed=self.seed + start)
+        told = dict(steps=self.steps, batch_size=self.batch_size, memory=self.memory, seed=self.seed + start)
         return told | dict(parameterization=self.parameterization or usual)
 
 # %% ../../nbs/rooms/responses_attainability.ipynb #8baeac0a
@@ -348,6 +351,7 @@ def attainability(
     min_units: int = 2,  # Smaller sub-clusters are not tested: a unit alone has nothing in common with others
     n_boot: int = 200,  # Bootstrap draws of starts and controls
     batch_size: int = 256,  # Pictures made at a time
+    memory: float | None = None,  # GB that this may take at most; None: what is free
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     seed: int = 0,  # Seeds controls, pictures and bootstrap; global generators are left alone
     progress: bool = False,  # Show a progress bar?
@@ -378,6 +382,8 @@ def attainability(
         Bootstrap draws of starts and controls
     batch_size : int, default 256
         Pictures made at a time
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
     network : Network | None, default None
         From `trace(model, ...)`; traced here if None
     seed : int, default 0
@@ -401,7 +407,8 @@ def attainability(
     controls = Null(partition=partition, layers=layers, min_units=min_units, seed=seed).controls(n_controls)
     check_testable(controls)
     found = _of_layers(subject, controls, options, progress)
-    settings = dict(n_controls=n_controls, n_boot=n_boot, min_units=min_units, **vars(options))
+    made = {name: value for name, value in vars(options).items() if name != "memory"}
+    settings = dict(n_controls=n_controls, n_boot=n_boot, min_units=min_units, **made)
     return _judged(subject, controls, {name: found[name] for name in outcomes}, settings, options)
 
 # %% ../../nbs/rooms/responses_attainability.ipynb #fa049fc2

@@ -12,15 +12,17 @@ __all__ = ['Measured', 'MEASURES', 'CoherenceTally', 'CoherenceMeasure', 'Cohere
            'CoherenceWork', 'possible_outcomes', 'prepare_coherence', 'measure_coherence', 'judge_coherence']
 
 # %% ../../nbs/13_coherence.ipynb #82308afa
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
+from ..base.devices import check_memory, in_threads
 from ..base.signatures import picked
 from ..base.targets import IGNORED, TASKS, Task
 from ..base.tasks import check_labels
@@ -34,14 +36,16 @@ from ..network.outputs import Scale
 from ..network.subject import Subject
 from ..network.tokens import Answers, all_tokens, answers_at, has_tokens, next_tokens, positions_of
 from ..network.units import Network
-from specialize_nb.responses.attainability import (
-    ATTAINED,
-    AttainabilityOptions,
-    distinct_groups,
-    measure_attainability,
-)
+from .attainability import ATTAINED, AttainabilityOptions, distinct_groups, measure_attainability
 from .patches import Maps, maps_of, predictability
-from .pictures import Parameterization, Visualization, group_weights, visualize
+from specialize_nb.responses.pictures import (
+    Parameterization,
+    Visualization,
+    group_weights,
+    picture_room,
+    picture_threads,
+    visualize,
+)
 from ..stats.effects import bootstrap_weights, effect_replicates, moments, start_effects
 from ..stats.evidence import Evidence, evidence_notes
 from ..stats.sequential import Sequential, Standing, undecided
@@ -215,7 +219,8 @@ def _visual(work: "CoherenceWork", layer: str, groups: np.ndarray) -> list[Visua
     pairs, made = [(layer, np.flatnonzero(group)) for group in groups], []
     for start in range(work.options.n_starts):
         options = {name: getattr(work.options, name) for name in ("steps", "parameterization", "batch_size")}
-        made.append(visualize(work.subject, None, pairs, seed=work.options.seed + start, **options))
+        options |= dict(memory=work.room, seed=work.options.seed + start)
+        made.append(visualize(work.subject, None, pairs, **options))
     return made
 
 # %% ../../nbs/13_coherence.ipynb #4a57dfc3
@@ -346,6 +351,24 @@ class CoherenceTally:
             found[name] = one.mean(0), start_effects(one, options.n_boot, options.seed)
         return found
 
+    @staticmethod
+    def threads_of(
+        agreements: "Sequence[CoherenceTally]",  # Of any partitions of one network
+    ) -> int | None:
+        """How many layers can be worked on side by side: as many as were asked for, or as there is room for?
+
+        Parameters
+        ----------
+        agreements : Sequence[CoherenceTally]
+            Of any partitions of one network
+
+        Returns
+        -------
+        int | None
+        """
+        works = {id(one.work): one.work for one in agreements}
+        return min((one.threads for one in works.values()), key=joblib.effective_n_jobs, default=1)
+
 
 def _longer(rows: np.ndarray, n: int) -> np.ndarray:
     """Room for n controls, along the axis before the last."""
@@ -445,7 +468,7 @@ def _attained(name: str) -> Callable[["CoherenceWork", str, np.ndarray], np.ndar
 
     def measure(work: "CoherenceWork", layer: str, groups: np.ndarray) -> np.ndarray:
         names = ("n_starts", "steps", "batch_size", "seed")
-        options = AttainabilityOptions(**{one: getattr(work.options, one) for one in names})
+        options = AttainabilityOptions(memory=work.room, **{one: getattr(work.options, one) for one in names})
         key = ("attained", layer, options, groups.tobytes())
         return work.subject.once(key, lambda: measure_attainability(work.subject, layer, groups, options))[name]
 
@@ -611,6 +634,8 @@ def coherence(
     min_units: int = 1,  # Smaller sub-clusters are not tested
     n_boot: int = 200,  # Bootstrap draws
     batch_size: int = 256,  # Pictures made at a time
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
     by: Any = None,  # (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     network: Network | None = None,  # From `trace(model, ...)`; traced here if None
     seed: int = 0,  # Seeds controls, pictures and bootstrap; global generators are left alone
@@ -653,6 +678,10 @@ def coherence(
         Bootstrap draws
     batch_size : int, default 256
         Pictures made at a time
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
+    n_jobs : int | None, default None
+        Threads; None leaves it to `joblib.parallel_config`, else one
     by : Any, default None
         (n,) or (n, positions...) labels beside the target: words or whole numbers; None or -100: none
     network : Network | None, default None
@@ -708,6 +737,10 @@ class CoherenceOptions:
         Bootstrap draws
     batch_size : int, default 256
         Pictures made at a time
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
+    n_jobs : int | None, default None
+        Threads; None leaves it to `joblib.parallel_config`, else one
     by : Any
         Labels beside the target, of examples or of their positions
     seed : int, default 0
@@ -726,12 +759,15 @@ class CoherenceOptions:
     min_units: int = 1  # Smaller sub-clusters are not tested
     n_boot: int = 200  # Bootstrap draws
     batch_size: int = 256  # Pictures made at a time
+    memory: float | None = None  # GB that this may take at most; None: what is free
+    n_jobs: int | None = None  # Threads; None leaves it to `joblib.parallel_config`, else one
     by: Any = field(default=None, compare=False)  # Labels beside the target, of examples or of their positions
     seed: int = 0  # Seeds controls, pictures and bootstrap; global generators are left alone
 
     def __post_init__(self):
         if self.outcomes is not None:
             object.__setattr__(self, "outcomes", _named(self.outcomes))
+        check_memory(self.memory)
         if self.most < 1:
             raise ValueError(f"got n_controls={self.n_controls}: give at least 1, or a `Sequential` design")
         if self.n_visual < 0 or self.n_starts < 1 or self.n_bins < 2:
@@ -810,6 +846,22 @@ class CoherenceWork:
     notes: tuple[str, ...] = ()  # What was left out, a sentence each
     order: np.ndarray | None = None  # (n_images,) whose answers stand beside each label; None: its own. For a null
     beside: Beside | None = None  # Labels beside the target
+
+    @property
+    def room(self) -> float | None:
+        """GB that a batch of pictures may take: asked for once, since threads beside it take some of what is free."""
+        if self.options.memory is not None:
+            return self.options.memory
+        room = self.subject.once("room for pictures", lambda: picture_room(self.subject.model))
+        return room if 0 < room < math.inf else None
+
+    @property
+    def threads(self) -> int | None:
+        """How many layers are worked on side by side: as many as asked for, or as there is room for their pictures."""
+        if not self.names(pictures=True):
+            return self.subject.threads(self.options.n_jobs)
+        names = ("n_jobs", "batch_size", "parameterization", "memory")
+        return picture_threads(self.subject, self.layers, **{name: getattr(self.options, name) for name in names})
 
     def names(
         self,
@@ -998,16 +1050,17 @@ def measure_coherence(
         For each layer; outcome -> values (1 + n, m), effects (n_boot, m)
     """
     agreements = [CoherenceTally(work, layer) for layer in work.layers]
+    n_threads = CoherenceTally.threads_of(agreements)
     for n in work.options.looks:
-        for one in tqdm(agreements, desc=f"coherence, {n} controls", disable=not progress):
-            one.grow(n)
+        title = f"coherence, {n} controls" if progress else ""
+        in_threads(lambda one, n=n: one.grow(n), agreements, n_threads, title)
         if work.options.steers and agreements:
             going = undecided(Standing.joined([one.standing() for one in agreements]), work.options.n_controls)
             ends = np.cumsum([len(one.going) for one in agreements])
             for one, part in zip(agreements, np.split(going, ends[:-1]), strict=True):
                 one.going = part
-    shown = tqdm(agreements, desc="coherence, pictures", disable=not progress or not work.names(pictures=True))
-    return [(one, one.on_data() | one.on_pictures()) for one in shown]
+    title = "coherence, pictures" if progress and work.names(pictures=True) else ""
+    return in_threads(lambda one: (one, one.on_data() | one.on_pictures()), agreements, n_threads, title)
 
 # %% ../../nbs/13_coherence.ipynb #555779ba
 def judge_coherence(

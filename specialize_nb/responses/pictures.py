@@ -8,9 +8,10 @@ objectives of Lucent. It knows no statistics: whether a group is *coherent* is t
 
 # %% auto #0
 __all__ = ['Parameterization', 'Aim', 'group_weights', 'group_objective', 'soft_minimum', 'jitter', 'softmax_entropy',
-           'Visualization', 'visualize']
+           'Visualization', 'visualize', 'picture_room', 'picture_threads']
 
 # %% ../../nbs/12_pictures.ipynb #d24a8ce4
+import inspect
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -27,9 +29,8 @@ from lucent.optvis.param import image
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
-from ..base.devices import free_memory, leading, typed_as, typed_for
+from ..base.devices import check_room, fitting, in_threads, leading, room_for, typed_as, typed_for
 from ..base.results import Result
 from ..base.words import check_choice
 from ..clusters.partition import Partition
@@ -813,6 +814,19 @@ def _check_range(value_range: tuple[Any, Any], shape: tuple[int, ...]) -> tuple[
         raise ValueError(f"{found}: give finite ends, the lower one first")
     return low, high
 
+# %% ../../nbs/12_pictures.ipynb #30104d67
+def _shared_out(
+    studio: _Studio, parsed: Sequence[tuple[str, np.ndarray]], given: Mapping[str, Any]
+) -> tuple[list, Any]:
+    """Groups whose pictures are made together, and threads that work side by side, as memory allows."""
+    subject, memory = studio.subject, given["memory"]
+    held = _HELD * len(parsed) * math.prod(studio.shape) / 1e9
+    needs = _needs(studio, [layer for layer, _ in parsed], held, memory)
+    room = picture_room(subject.model, memory) - held
+    chunks = _chunked(parsed, needs, given["batch_size"], room, varied=given["variety"] > 0)
+    largest = max(needs[layer] * len(where) for layer, where in chunks)
+    return chunks, fitting(subject.threads(given["n_jobs"]), largest, room * (1 if memory is not None else _SEVERAL))
+
 # %% ../../nbs/12_pictures.ipynb #2cb656ea
 def visualize(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
@@ -833,6 +847,8 @@ def visualize(
     baselines: Mapping[str, np.ndarray] | None = None,  # Layer -> (n_units,), what answers are counted from; None: 0
     value_range: tuple[Any, Any] | None = None,  # Smallest and largest value, (n_channels,) or numbers; None: of `data`
     batch_size: int = 256,  # Pictures made at a time, fewer if memory is short; 1 if the model looks at its whole batch
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+    n_jobs: int | None = None,  # Threads; None leaves it to `joblib.parallel_config`, else one
     seed: int = 0,  # Seeds the start, the same for all groups, and the transforms; global generators are left alone
     progress: bool = False,  # Show a progress bar?
 ) -> Visualization:
@@ -874,6 +890,10 @@ def visualize(
         Smallest and largest value, (n_channels,) or numbers; None: of `data`
     batch_size : int, default 256
         Pictures made at a time, fewer if memory is short; 1 if the model looks at its whole batch
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
+    n_jobs : int | None, default None
+        Threads; None leaves it to `joblib.parallel_config`, else one
     seed : int, default 0
         Seeds the start, the same for all groups, and the transforms; global generators are left alone
     progress : bool, default False
@@ -894,7 +914,8 @@ def visualize(
     studio, parsed = _studio(subject, given), parse_groups(subject.network, groups)
     rows, (layers, units) = _rows(parsed, subject, scales, baselines), zip(*parsed, strict=True)
     with _differentiable(subject, layers):
-        found = _all_made(studio, parsed, rows, _chunked(parsed, batch_size, studio), progress)
+        chunks, n_threads = _shared_out(studio, parsed, given)
+        found = _all_made(studio, parsed, rows, chunks, n_threads, progress)
     notes = (*subject.notes, *_unanswered(found["moved"], found["course"], based=baselines is not None))
     fields = dict(layers=layers, units=units, low=studio.low, high=studio.high, settings=_settings(studio))
     return Visualization(notes=notes, **found, **fields)
@@ -923,12 +944,17 @@ def _all_made(
     parsed: Sequence[tuple[str, np.ndarray]],
     rows: Callable[[str, Sequence[int]], _Rows],
     chunks: Sequence[tuple[str, list[int]]],
+    n_threads: int | None,
     progress: bool,
 ) -> dict[str, np.ndarray]:
     """Pictures, responses, scores, and who moved, in the order of the groups."""
-    parts, order = [], [i for _, where in chunks for i in where]
-    for layer, where in tqdm(chunks, desc="visualize", disable=not progress):
-        parts.append(_make(studio, layer, rows(layer, where), [parsed[i][1] for i in where]))
+    order = [i for _, where in chunks for i in where]
+
+    def made(chunk: tuple[str, list[int]]) -> _Made:
+        layer, where = chunk
+        return _make(studio, layer, rows(layer, where), [parsed[i][1] for i in where])
+
+    parts = in_threads(made, chunks, n_threads, "visualize" if progress else "")
     found = (np.concatenate(part)[np.argsort(order)] for part in zip(*parts, strict=True))
     return dict(zip(("images", "course", "logits", "moved"), found, strict=True))
 
@@ -1032,32 +1058,25 @@ def _range_for(
     return range_of(subject) if preprocess is None else _check_range((0.0, 1.0), shape)
 
 # %% ../../nbs/12_pictures.ipynb #4380c1a5
-def _chunked(parsed: Sequence[tuple[str, np.ndarray]], batch_size: int, studio: _Studio) -> list[tuple[str, list[int]]]:
+def _chunked(
+    parsed: Sequence[tuple[str, np.ndarray]], needs: Mapping[str, float], batch_size: int, room: float, varied: bool
+) -> list[tuple[str, list[int]]]:
     """Layer and places of each batch. Raises: `ValueError` if pictures that are to differ would be parted."""
-    free = free_memory(leading(studio.subject.model).device)
     layers = [layer for layer, _ in parsed]
-    chunks = list(_chunks(layers, lambda layer, n: _batch(studio, layer, min(n, batch_size), free)))
+    chunks = list(_chunks(layers, lambda layer, n: _batch(min(n, batch_size), needs[layer], room)))
     batch_of = {i: b for b, (_, where) in enumerate(chunks) for i in where}
     first, largest = {}, max(len(where) for _, where in chunks)
-    for i, (layer, units) in enumerate(parsed) if studio.variety else ():
+    for i, (layer, units) in enumerate(parsed) if varied else ():
         if batch_of[first.setdefault((layer, units.tobytes()), i)] != batch_of[i]:
             told = f"groups {first[layer, units.tobytes()]} and {i} are the same, and fall into different batches"
-            room = f"batch_size={batch_size} and {free:,.3g} GB of free memory allow {largest} at a time"
-            raise ValueError(f"{told}: with `variety`, list them side by side, or more together ({room})")
+            told_room = f"batch_size={batch_size} and {room:,.3g} GB of memory allow {largest} at a time"
+            raise ValueError(f"{told}: with `variety`, list them side by side, or more together ({told_room})")
     return chunks
 
 # %% ../../nbs/12_pictures.ipynb #faca233d
-def _batch(studio: _Studio, layer: str, most: int, free: float) -> int:
-    """How many pictures are made at a time: `most`, or a power of two if `free` GB hold no more.
-
-    A power, so that a little more or less memory does not change how numbers are rounded."""
-    if most == 1:
-        return 1
-    room = _SHARE * free / (_gigabytes(studio, layer) or math.inf)
-    return most if room >= most else 1 << max(0, int(room).bit_length() - 1)
-
-
-_SHARE = 0.25  # of the free memory that pictures made at a time may take
+def _batch(most: int, each: float, room: float) -> int:
+    """How many pictures are made at a time: `most`, or as many of `each` GB as `room` GB hold."""
+    return most if most * each <= room else max(1, int(room / each))
 
 
 def _gigabytes(studio: _Studio, layer: str) -> float:
@@ -1078,5 +1097,92 @@ def _gigabytes(studio: _Studio, layer: str) -> float:
     return (_BESIDE * own + _ADAM * moved.untyped_storage().nbytes()) / 1e9
 
 
-_BESIDE = 2  # times what a pass keeps: gradients of it, and room to compute in
+_BESIDE = 1.6  # times what a pass keeps: gradients of it, and room to compute in
 _ADAM = 4  # times what is moved: itself, its gradient and two running means
+
+# %% ../../nbs/12_pictures.ipynb #7dd3a8e6
+def _needs(studio: _Studio, layers: Sequence[str], held: float, memory: float | None) -> dict[str, float]:
+    """Layer -> GB that one picture takes. Raises: `MemoryError` if there is no room beside those `held`."""
+    needs, device = {}, leading(studio.subject.model).device
+    for layer in dict.fromkeys(layers):
+        needs[layer] = _gigabytes(studio, layer)
+        what = f"a picture for layer {layer!r}, with {held:,.3g} GB for those that are finished,"
+        check_room(
+            what, needs[layer] + held, memory, device, advice="allow more, or take fewer groups or smaller inputs"
+        )
+    return needs
+
+
+_HELD = 12  # bytes for a number of a finished picture: itself, and two copies in which they are put into order
+
+# %% ../../nbs/12_pictures.ipynb #69c53cc1
+def picture_room(
+    model: nn.Module,  # On whose device pictures are made
+    memory: float | None = None,  # GB that this may take at most; None: what is free
+) -> float:  # GB
+    """How much memory may a batch of pictures take? All that was given, or less than a quarter of what is free.
+
+    That is a power of two, so that a little more or less memory does not change how numbers are rounded.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On whose device pictures are made
+    memory : float | None, default None
+        GB that this may take at most; None: what is free
+
+    Returns
+    -------
+    float
+        GB
+    """
+    room = room_for(memory, leading(model).device, share=_SHARE)
+    return room if memory is not None or not 0 < room < math.inf else 2.0 ** math.floor(math.log2(room))
+
+
+_SHARE, _SEVERAL = 0.25, 3  # of the free memory that a batch of pictures may take; that many times, several of them
+
+
+def picture_threads(
+    subject: Subject,  # Whose groups are pictured
+    layers: Sequence[str],  # Their layers
+    n_jobs: int | None,  # Threads, as asked for
+    *,
+    batch_size: int = 256,  # Pictures made at a time
+    parameterization: Parameterization = "fft",  # How a picture is described
+    memory: float | None = None,  # GB that all may take at most; None: what is free
+) -> int | None:
+    """How many threads have room to make a batch of pictures each? Each batch is as large as one thread's would be.
+
+    Parameters
+    ----------
+    subject : Subject
+        Whose groups are pictured
+    layers : Sequence[str]
+        Their layers
+    n_jobs : int | None
+        Threads, as asked for
+    batch_size : int, default 256
+        Pictures made at a time
+    parameterization : Parameterization, default 'fft'
+        How a picture is described
+    memory : float | None, default None
+        GB that all may take at most; None: what is free
+
+    Returns
+    -------
+    int | None
+    """
+    n_threads = subject.threads(n_jobs)
+    if joblib.effective_n_jobs(n_threads) == 1:
+        return n_threads
+    usual = {name: one.default for name, one in inspect.signature(visualize).parameters.items()}
+    room, needs = picture_room(subject.model, memory), []
+    with _differentiable(subject, layers):
+        studio = _studio(subject, usual | dict(parameterization=parameterization))
+        for layer in dict.fromkeys(layers):
+            try:
+                needs.append(min(room, batch_size * _gigabytes(studio, layer)))
+            except Exception:  # of whatever kind: it is told when the pictures are to be made
+                continue
+    return fitting(n_threads, max(needs, default=0.0), room * (1 if memory is not None else _SEVERAL))

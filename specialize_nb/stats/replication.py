@@ -10,6 +10,7 @@ estimates the share of sub-clusters. `combine_subclusters` asks the same of sub-
 __all__ = ['partial_conjunction', 'Combined', 'combine', 'CombinedSubclusters', 'combine_subclusters']
 
 # %% ../../nbs/rooms/stats_replication.ipynb #3c1bddf0
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ..base.results import Result, read_only
 from .effects import percentile_interval
 from .evidence import Evidence, chosen_outcome
 from .many import benjamini_hochberg
+from .sequential import crossing_probability
 from .tests import passes_level
 
 # %% ../../nbs/rooms/stats_replication.ipynb #1bccbea4
@@ -236,13 +238,26 @@ def _rows(evidence: Evidence, outcome: str) -> pd.DataFrame:
     return frame[frame["outcome"] == outcome].reset_index(drop=True)
 
 
-def _told(name: str, p: np.ndarray, n_controls: int, alpha: float) -> list[str]:
-    """What a network cannot say."""
+def _told(name: str, frame: pd.DataFrame, looks: tuple[int, ...], k: int, alpha: float) -> list[str]:
+    """What one of k networks cannot say; looks are those of tests that could stop early, none of a fixed number."""
+    p, n_controls = frame["p_fwer"].to_numpy(), int(frame["n_controls"].max()) if len(frame) else 0
     if np.isnan(p).all():
         return [f"Network {name!r} has nothing that could be judged: it supports no finding."]
     if not passes_level(1 / (1 + n_controls), alpha):
         return [f"Network {name!r} has {n_controls} controls, too few for any sub-cluster to stand out."]
-    return []
+    some = passes_level(frame["q_value"].to_numpy(), alpha).any() or passes_level(p, alpha).any()
+    at = np.array(looks or (n_controls,))  # Holm's least p-value at each look, or that of whole partitions
+    least = len(p) * crossing_probability(1 / (1 + at), looks) if looks else 1 / (1 + at)
+    if not some or passes_level(now := float(least[np.searchsorted(at, n_controls)]), alpha / k):
+        return []
+    enough = [t for t, one in zip(looks, least, strict=False) if passes_level(one, alpha / k)]
+    n = math.ceil(len(p) * k / alpha)
+    early = f", or Sequential({f'settled={enough[0]}' if enough else f'most={n}, settled={n}'})" if looks else ""
+    return [
+        f"Network {name!r} has at most {n_controls} controls of a sub-cluster, with which no family-wise p-value "
+        f"is below {now:.2g}; beside {k - 1} other networks it takes {alpha / k:.2g} to count for sure. Give a fixed "
+        f"number of controls, such as n_controls={max(199, math.ceil(k / alpha))}{early}."
+    ]
 
 # %% ../../nbs/rooms/stats_replication.ipynb #11468740
 def combine(
@@ -271,14 +286,16 @@ def combine(
     outcome = _outcome_of(results, outcome)
     frames = {name: _rows(evidence, outcome) for name, evidence in results.items()}
     p = [frame["p_fwer"].to_numpy() for frame in frames.values()]
-    most = [int(frame["n_controls"].max()) if len(frame) else 0 for frame in frames.values()]
+    looks = [one.looks if outcome in one.n_drawn else () for one in results.values()]
     combined = Combined(
         networks=tuple(str(name) for name in results),
         outcome=outcome,
         n_subclusters=np.array([np.isfinite(one).sum() for one in p]),
         found=np.array([passes_level(one, 0.05).sum() for one in p]),
         p_values=np.array([np.nanmin(one) if np.isfinite(one).any() else np.nan for one in p]),
-        notes=tuple(note for name, *one in zip(frames, p, most, strict=True) for note in _told(name, *one, 0.05)),
+        notes=tuple(
+            note for pair, own in zip(frames.items(), looks, strict=True) for note in _told(*pair, own, len(p), 0.05)
+        ),
     )
     if (combined.n_subclusters > 0).sum() < 2:
         warnings.warn(f"{combined.headline}: train more networks", RuntimeWarning, stacklevel=2)

@@ -24,7 +24,7 @@ from house import House
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS, FOLDED = "Checks", "jp-MarkdownHeadingCollapsed"
-MAX_LINES = 40  # of an export cell, blank ones and parameters not counted
+MAX_LINES = 40  # of an export cell, blank ones not counted
 MAX_NAMES = 12  # public names of a module
 MAX_WORDS = 15  # of the sentence under the title
 MAX_OUTPUT = 1_000_000  # bytes stored in a notebook
@@ -128,18 +128,10 @@ def checks(notebook: Notebook) -> Iterator[str]:
         yield f"the heading {CHECKS!r} is not folded: its metadata must have {FOLDED!r}: true"
 
 
-def parameters(function: ast.FunctionDef) -> list[ast.arg]:
-    """Those that have a line of their own."""
-    own = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    return [arg for arg in own if arg.lineno > function.lineno]
-
-
 def export_cells(notebook: Notebook) -> Iterator[str]:
     """Export cells are short, imports have cells of their own, nothing exports from inside."""
     for cell, source, tree in notebook.code():
-        taken = {arg.lineno for node in tree.body if isinstance(node, ast.FunctionDef) for arg in parameters(node)}
-        numbered = enumerate(source.splitlines(), 1)
-        lines = [line for i, line in numbered if line.strip() and not line.startswith("#|") and i not in taken]
+        lines = [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
         holds_class = any(isinstance(node, ast.ClassDef) for node in tree.body)  # as long as its one job
         if is_export(source) and len(lines) > MAX_LINES and not holds_class:
             yield f"{where(cell)} exports {len(lines)} lines; {MAX_LINES} at most: a helper is missing"

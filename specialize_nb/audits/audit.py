@@ -959,8 +959,7 @@ def audit(
     -------
     Audit
 
-    Raises: `ValueError` for a model in training mode, data or outputs that do not fit, NaN weights, and bad options.
-    Source: Hod et al. (2021), "Quantifying Local Specialization in Deep Neural Networks", with other statistics.
+    Raises: `ValueError` for training mode, NaN weights, bad options. Source: Hod et al. (2021), repaired.
     """
     return _audited(dict(locals()))
 

@@ -192,6 +192,13 @@ def _variance(
     np.fill_diagonal(variance, 0)
     return variance
 
+# %% ../../nbs/rooms/graphs_similarity.ipynb #0d3ee245
+def _room_beside(chosen: Sequence[Layer], errors: bool, memory: float | None, device: torch.device) -> float:
+    """GB left beside what is summed. Raises: `MemoryError` if that alone does not fit."""
+    held, advice = _held(chosen, errors), "name fewer `layers`, or allow more"
+    check_room(f"what is summed for {len(chosen)} layers", held, memory, device, advice=advice)
+    return room_for(memory, device) - held
+
 # %% ../../nbs/rooms/graphs_similarity.ipynb #e4da6de1
 def measure_similarity(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
@@ -246,10 +253,8 @@ def measure_similarity(
     chosen, like = _checked(subject.network, positions, layers), reference_tensor(subject.model)
     places = {layer.name: choose_places(subject.network, layer, positions, seed) for layer in chosen}
     device = torch.device("cpu") if like.device.type == "mps" else like.device
-    held, word = _held(chosen, errors), max(4, like.element_size())
-    advice = "name fewer `layers`, or allow more"
-    check_room(f"what is summed for {len(chosen)} layers", held, memory, device, advice=advice)
-    room, usual = room_for(memory, device) - held, _GRADIENTS.get(like.device.type, 1)
+    word, usual = max(4, like.element_size()), _GRADIENTS.get(like.device.type, 1)
+    room = _room_beside(chosen, errors, memory, device)
     task = Measurement(
         subject=subject,
         layers=chosen,

@@ -342,6 +342,13 @@ def _written(outcome: str | Callable) -> str:
         code = getattr(outcome, "__code__", None)
         return f"{outcome!r}" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
 
+# %% ../../nbs/rooms/lesions_damage.ipynb #a777a962
+def _store(folder: str | Path, subject: Subject, options: dict[str, Any], written: dict[str, Any]) -> Store:
+    """The blocks in a folder that are of this very run."""
+    versions = {"blocks": _FORMAT, "torch": torch.__version__}
+    said = {"task": subject.task, "output": subject.output, "scores": kind_of(subject)}
+    return Store(folder, _identity(subject, options | versions | said | written))
+
 # %% ../../nbs/rooms/lesions_damage.ipynb #0d3b300b
 def damage_run(
     model: nn.Module | Subject,  # In eval mode; returned as it was found
@@ -422,10 +429,7 @@ def damage_run(
     work = _in_room(_reading(work, subject), memory, n_jobs)
     kept = None
     if store is not None:
-        versions = {"blocks": _FORMAT, "torch": torch.__version__}
-        said = {"task": subject.task, "output": subject.output, "scores": kind_of(subject)}
-        written = {"n_boot": n_boot} | _all_written(subject, outcomes, beside)
-        kept = Store(store, _identity(subject, options | versions | said | written))
+        kept = _store(store, subject, options, {"n_boot": n_boot} | _all_written(subject, outcomes, beside))
     told = (*engine.notes, *(one.note for one in (*found, *filter(None, [beside])) if one.note))
     fields = dict(names=names, notes=tuple(dict.fromkeys(told)), beside=beside)
     return DamageRun(work=work, store=kept, n_jobs=n_jobs, **fields)

@@ -817,7 +817,7 @@ def _check_range(value_range: tuple[Any, Any], shape: tuple[int, ...]) -> tuple[
 # %% ../../nbs/12_pictures.ipynb #30104d67
 def _shared_out(
     studio: _Studio, parsed: Sequence[tuple[str, np.ndarray]], given: Mapping[str, Any]
-) -> tuple[list, Any]:
+) -> tuple[list[tuple[str, list[int]]], int | None]:
     """Groups whose pictures are made together, and threads that work side by side, as memory allows."""
     subject, memory = studio.subject, given["memory"]
     held = _HELD * len(parsed) * math.prod(studio.shape) / 1e9
@@ -907,8 +907,7 @@ def visualize(
     layer that no gradient reaches from the input.
     Source: Olah, Mordvintsev & Schubert (2017), "Feature Visualization"; Hod et al. (2021) for groups of units.
     """
-    given = dict(locals())
-    _check_numbers(given)
+    _check_numbers(given := dict(locals()))
     subject = Subject.of(model, data, network=network)
     check_backward(subject, "a picture")
     studio, parsed = _studio(subject, given), parse_groups(subject.network, groups)
